@@ -1,0 +1,74 @@
+"""From a decoded image to the square that the network is trained on, and to the size at which it predicts.
+
+Labels are resampled by nearest neighbour. Pixels that padding adds are invalid: label 255 and `valid` False.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+IGNORE = 255  # the label of a pixel of which nothing is known
+
+
+class Raster(NamedTuple):
+    """Image (H, W, C), label (H, W) uint8 or None, valid (H, W) bool: whatever moves together."""
+
+    image: np.ndarray
+    label: np.ndarray | None
+    valid: np.ndarray
+
+
+def scale_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resample an image (H, W, C) to (height, width, C): area averaging down, cubic up."""
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = height * width < image.shape[0] * image.shape[1]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+
+
+def fitted_size(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width after scaling the longer side to `size`, aspect kept, at least one pixel."""
+    scale = size / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def letterbox(raster: Raster, size: int, rng: np.random.Generator) -> Raster:
+    """Scale the longer side to `size` and pad to a square; with equal chance centred or at the bottom right."""
+    height, width = fitted_size(*raster.valid.shape, size)
+    image = scale_to(raster.image, height, width)
+    label, valid = (
+        None if layer is None else _nearest(layer, height, width)
+        for layer in (raster.label, raster.valid.astype(np.uint8))
+    )
+    rows, columns = size - height, size - width
+    top, left = (rows // 2, columns // 2) if rng.random() < 0.5 else (rows, columns)
+    assert valid is not None
+    return _pad(Raster(image, label, valid.astype(bool)), top, left, size)
+
+
+def crop(raster: Raster, size: int, rng: np.random.Generator) -> Raster:
+    """Cut a random `size` x `size` window; an image smaller than that is padded at the bottom right."""
+    height, width = raster.valid.shape
+    top, left = int(rng.integers(max(1, height - size + 1))), int(rng.integers(max(1, width - size + 1)))
+    window = slice(top, top + size), slice(left, left + size)
+    cut = Raster(raster.image[window], None if raster.label is None else raster.label[window], raster.valid[window])
+    return _pad(cut, 0, 0, size)
+
+
+def _nearest(layer: np.ndarray, height: int, width: int) -> np.ndarray:
+    return cv2.resize(layer, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+def _pad(raster: Raster, top: int, left: int, size: int) -> Raster:
+    height, width = raster.valid.shape
+    if (height, width) == (size, size):
+        return raster
+    edges = ((top, size - height - top), (left, size - width - left))
+    return Raster(
+        np.pad(raster.image, (*edges, (0, 0))),
+        None if raster.label is None else np.pad(raster.label, edges, constant_values=IGNORE),
+        np.pad(raster.valid, edges, constant_values=False),
+    )

@@ -1,0 +1,33 @@
+"""Adversarial alignment: a discriminator tells two domains apart, the segmenter hides the difference."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+SOURCE = 0
+TARGET = 1
+
+
+def discriminator_loss(logits: Tensor, domain: int) -> Tensor:
+    """Binary cross-entropy of a discriminator's output against one domain label for every position.
+
+    The same function serves both players. The segmenter passes the discriminator's view of a *target* map with
+    `SOURCE`, which rewards target maps that look like source maps. The discriminator passes detached maps with their
+    true domain; its caller halves the two terms, so that they average.
+
+    Args:
+        logits: discriminator scores before the sigmoid, any shape, usually (B, 1, h, w).
+        domain: `SOURCE` (0) or `TARGET` (1).
+
+    Returns:
+        A scalar >= 0, the mean over all positions.
+
+    Raises:
+        ValueError: if `domain` is neither.
+
+    Reference:
+        The adversarial terms of ADVENT, which ASDA uses between domains and then between easy and hard images.
+    """
+    if domain not in (SOURCE, TARGET):
+        raise ValueError(f"domain must be SOURCE ({SOURCE}) or TARGET ({TARGET}), got {domain!r}")
+    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, domain))

@@ -1,0 +1,54 @@
+"""Agreement between the two heads of one network."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def consistency(
+    logits_aux: Tensor,
+    logits_main: Tensor,
+    form: Literal["logits", "prob", "kl"] = "logits",
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Mean disagreement of the two heads over the valid pixels, with gradient to both.
+
+    Forms:
+        `logits`: squared difference of the scores, averaged over classes. It also punishes a shift that is common to
+            all classes of a pixel, which no prediction depends on.
+        `prob`: squared difference of the softmax, averaged over classes.
+        `kl`: half the sum of the two Kullback-Leibler divergences, in nats.
+
+    Args:
+        logits_aux: scores of the auxiliary head, (B, K, H, W).
+        logits_main: scores of the main head, same shape.
+        form: see above.
+        valid: True where a pixel counts, (B, H, W) bool; None for all.
+
+    Returns:
+        A scalar >= 0; exactly 0, and still connected to the graph, when no pixel is valid.
+
+    Raises:
+        ValueError: if the shapes differ or the form is unknown.
+
+    Reference:
+        `logits` is the feature consistency loss of ASDA; the other two are alternatives of this project.
+    """
+    if logits_aux.shape != logits_main.shape:
+        raise ValueError(f"heads differ in shape: aux {tuple(logits_aux.shape)}, main {tuple(logits_main.shape)}")
+    if valid is None:
+        valid = torch.ones_like(logits_main[:, 0], dtype=torch.bool)
+    # Cleared before the formula and not after it: an overflow at an ignored pixel would turn its zero into NaN.
+    aux = logits_aux.masked_fill(~valid[:, None], 0.0)
+    main = logits_main.masked_fill(~valid[:, None], 0.0)
+    if form == "logits":
+        gap = (aux - main).square().mean(1)  # (B, H, W), 0 where not valid
+    elif form == "prob":
+        gap = (aux.softmax(1) - main.softmax(1)).square().mean(1)
+    elif form == "kl":
+        log_aux, log_main = aux.log_softmax(1), main.log_softmax(1)
+        gap = 0.5 * ((log_aux.exp() - log_main.exp()) * (log_aux - log_main)).sum(1)
+    else:
+        raise ValueError(f"unknown consistency form {form!r}; choose logits, prob or kl")
+    return gap.sum() / valid.sum().clamp(min=1)

@@ -1,0 +1,72 @@
+"""Entropy of a class distribution: the map that discriminators see, the ranking score and the MinEnt loss."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def weighted_self_information(prob: Tensor) -> Tensor:
+    """Share of each class in the normalised entropy, `-p * log2(p + 1e-20) / log2(K)`.
+
+    Args:
+        prob: class probabilities in [0, 1], (B, K, ...).
+
+    Returns:
+        A tensor shaped as `prob`, >= 0 and at most 0.531 for K = 2. The small constant keeps value and gradient
+        finite at p = 0; a dtype that cannot hold it (float16) gets its own smallest normal number instead.
+
+    Raises:
+        ValueError: if there are fewer than two classes.
+
+    Reference:
+        The input of the discriminators in ADVENT and ASDA.
+    """
+    classes = prob.shape[1]
+    if classes < 2:
+        raise ValueError(f"entropy needs at least 2 classes on dimension 1, got a tensor of shape {tuple(prob.shape)}")
+    floor = max(1e-20, torch.finfo(prob.dtype).tiny)
+    return -prob * torch.log2(prob + floor) / math.log2(classes)
+
+
+def normalised_entropy(prob: Tensor) -> Tensor:
+    """Shannon entropy over the classes, divided by its maximum.
+
+    Args:
+        prob: class probabilities in [0, 1] that sum to 1 over dimension 1, (B, K, ...).
+
+    Returns:
+        A tensor (B, ...) in [0, 1]: 0 for a one-hot, 1 for a uniform distribution.
+
+    Raises:
+        ValueError: if there are fewer than two classes.
+
+    Reference:
+        The uncertainty by which IntraDA and ASDA rank target images; the base of the logarithm cancels.
+    """
+    return weighted_self_information(prob).sum(1).clamp(0.0, 1.0)
+
+
+def entropy_loss(prob: Tensor) -> Tensor:
+    """Mean normalised entropy of all pixels, minimised on unlabelled images.
+
+    Args:
+        prob: class probabilities in [0, 1], (B, K, ...).
+
+    Returns:
+        A scalar in [0, 1] up to rounding.
+
+    Raises:
+        ValueError: if there are fewer than two classes.
+
+    Reference:
+        The direct entropy minimisation (MinEnt) of ADVENT.
+    """
+    return weighted_self_information(prob).sum(1).mean()
+
+
+@torch.no_grad()
+def mean_entropy(logits: Tensor, valid: Tensor) -> Tensor:
+    """Mean normalised entropy of logits (B, K, H, W) over the valid pixels (B, H, W); 0 when there are none."""
+    entropy = normalised_entropy(logits.softmax(1)) * valid
+    return entropy.sum() / valid.sum().clamp(min=1)

@@ -1,0 +1,77 @@
+"""Anchor self-guidance: pseudo-labels from the frozen anchor network and the EMA network."""
+
+import torch
+from torch import Tensor
+
+from losses.segmentation import IGNORE
+
+FUSION_RULES = ("union", "anchor", "ema", "agree", "mean")
+
+
+def fuse(
+    anchor_prob: Tensor,
+    ema_prob: Tensor,
+    rule: str,
+    floor: float = 0.0,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Merge two predictions into one label map.
+
+    Each rule gives a pixel a label and a confidence; a pixel whose confidence is below `floor` (or NaN) becomes 255.
+
+    Rules:
+        `union`: cloud (1) if either network says cloud, else background (0). One vote makes a cloud, so its
+            confidence is the larger of the two cloud probabilities; background takes both, so its confidence is the
+            smaller of the two background probabilities. A floor therefore removes background sooner than cloud.
+        `anchor`: the anchor's argmax with its probability.
+        `ema`: the EMA network's argmax with its probability.
+        `agree`: the common argmax with the smaller of the two probabilities; 255 where the networks disagree.
+        `mean`: argmax of the averaged probabilities with the averaged probability.
+
+    A tie between classes goes to the lower class index.
+
+    Args:
+        anchor_prob: probabilities of the anchor, in [0, 1], (B, K, H, W).
+        ema_prob: probabilities of the EMA network, same shape.
+        rule: one of `FUSION_RULES`.
+        floor: lowest confidence that is kept, in [0, 1]; 0 keeps all.
+        valid: False where a pixel must not be labelled (padding, no data), (B, H, W) bool; None for all valid.
+
+    Returns:
+        Class indices, 255 where undecided, (B, H, W) int64.
+
+    Raises:
+        ValueError: if the shapes differ, the rule is unknown, the floor is outside [0, 1], or `union` meets other than
+            two classes.
+
+    Reference:
+        `union` is the anchor self-guidance of ASDA, `ema` the same without an anchor; the confidence floor is PTDA's.
+    """
+    if anchor_prob.shape != ema_prob.shape:
+        raise ValueError(f"networks differ in shape: anchor {tuple(anchor_prob.shape)}, ema {tuple(ema_prob.shape)}")
+    if not 0.0 <= floor <= 1.0:
+        raise ValueError(f"confidence floor must lie in [0, 1], got {floor}")
+    anchor_best, anchor_label = anchor_prob.max(1)  # (B, H, W)
+    ema_best, ema_label = ema_prob.max(1)
+    if rule == "union":
+        if anchor_prob.shape[1] != 2:
+            raise ValueError(f"rule 'union' is defined for 2 classes, got {anchor_prob.shape[1]}; use 'mean'")
+        label = anchor_label | ema_label
+        cloud = torch.maximum(anchor_prob[:, 1], ema_prob[:, 1])
+        background = torch.minimum(anchor_prob[:, 0], ema_prob[:, 0])
+        confidence = torch.where(label == 1, cloud, background)
+    elif rule == "anchor":
+        label, confidence = anchor_label, anchor_best
+    elif rule == "ema":
+        label, confidence = ema_label, ema_best
+    elif rule == "agree":
+        label = anchor_label.masked_fill(anchor_label != ema_label, IGNORE)
+        confidence = torch.minimum(anchor_best, ema_best)
+    elif rule == "mean":
+        confidence, label = ((anchor_prob + ema_prob) / 2).max(1)
+    else:
+        raise ValueError(f"unknown fusion rule {rule!r}; choose one of {', '.join(FUSION_RULES)}")
+    decided = confidence >= floor
+    if valid is not None:
+        decided = decided & valid
+    return label.masked_fill(~decided, IGNORE)

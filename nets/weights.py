@@ -1,0 +1,136 @@
+"""Weights on disk: files of this project, and checkpoints of the DeepLab-v2 family."""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from nets.pretrained import load_exactly, read_checkpoint
+from nets.segmenter import Segmenter
+from utils.errors import ConfigError, WeightsError
+
+HEADS = {"layer5": "head_aux", "layer6": "head_main"}
+
+
+def import_deeplab_v2(source: str | Path | Mapping[str, Any], segmenter: Segmenter) -> None:
+    """Load a checkpoint of ADVENT, ASDA or a relative into a segmenter of layout deeplab_v2.
+
+    `source` is a file or what it holds: a bare state dict (ADVENT, AdaptSegNet, IntraDA), or a dictionary with one
+    below "featuremodel" (ASDA; the discriminators beside it are left), each with or without a "module." prefix.
+    `layer5` is the auxiliary head, `layer6` the main one. Every key has to find its place.
+
+    Normalisation is no part of these files: ASDA was trained on RGB in [0, 1] (mean 0, std 1), ADVENT on BGR in
+    [0, 255] less a mean, so the caller sets `mean` and `std`, and the order of bands, to match.
+
+    Raises:
+        WeightsError: the file cannot be read safely, or does not fit; nothing is loaded then.
+        ConfigError: the segmenter has another layout.
+    """
+    architecture = json.loads(segmenter.architecture)
+    if architecture["layout"] != "deeplab_v2":
+        raise ConfigError("a DeepLab-v2 checkpoint needs net.layout: deeplab_v2, got net.layout: timm")
+    content = source if isinstance(source, Mapping) else read_checkpoint(source)
+    state = content.get("featuremodel", content)
+    if not isinstance(state, Mapping):
+        raise WeightsError(f"{_name(source)}: 'featuremodel' holds a {type(state).__name__}, expected a state dict")
+    normalisation = {"mean": segmenter.mean, "std": segmenter.std}
+    load_exactly(
+        segmenter,
+        {_our_name(key.removeprefix("module.")): value for key, value in state.items()} | normalisation,
+        source=_name(source),
+        expected=f"DeepLab-v2 with {architecture['backbone']} and {segmenter.classes} classes",
+    )
+
+
+def save_weights(path: str | Path, module: nn.Module, metadata: Mapping[str, str]) -> None:
+    """Write a module's state dict and `metadata` as safetensors; the file is whole or not there.
+
+    Equal weights and metadata give equal bytes.
+    """
+    path = Path(path)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    content = _sorted_header(save(tensors, metadata=dict(metadata)))
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors (on the CPU) and the metadata of a safetensors file.
+
+    Raises:
+        WeightsError: the file is missing or is no safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: cannot be read as safetensors ({error})") from error
+
+
+def save_segmenter(path: str | Path, segmenter: Segmenter, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a segmenter with what is needed to build it again; `metadata` is kept beside it, as strings."""
+    save_weights(path, segmenter, {**(metadata or {}), "architecture": segmenter.architecture})
+
+
+def is_segmenter_file(path: str | Path) -> bool:
+    """Whether `path` was written by `save_segmenter`."""
+    try:
+        return "architecture" in load_weights(path)[1]
+    except WeightsError:
+        return False
+
+
+def load_segmenter(path: str | Path) -> Segmenter:
+    """Build the segmenter that a file of `save_segmenter` describes, in eval mode, and fill it with the file's weights.
+
+    The state of torch's random generator is left as it was.
+
+    Raises:
+        WeightsError: the file describes no segmenter, or its tensors are not the described segmenter's.
+    """
+    state, metadata = load_weights(path)
+    if "architecture" not in metadata:
+        raise WeightsError(
+            f"{path}: has no 'architecture' in its metadata, so it is no segmenter of this project; "
+            "give a backbone's weights as net.weights, a DeepLab-v2 checkpoint as net.checkpoint"
+        )
+    try:
+        with torch.random.fork_rng(devices=[]):
+            segmenter = Segmenter(**json.loads(metadata["architecture"]))
+    except (TypeError, ValueError, ConfigError) as error:
+        raise WeightsError(f"{path}: cannot build its architecture {metadata['architecture']}: {error}") from error
+    load_exactly(segmenter, state, source=str(path), expected=f"its architecture {metadata['architecture']}")
+    return segmenter.eval()
+
+
+def _our_name(key: str) -> str:
+    head = re.fullmatch(r"(layer[56])\.conv2d_list\.(\d+\.\w+)", key)
+    return f"{HEADS[head[1]]}.branches.{head[2]}" if head else f"backbone.{key}"
+
+
+def _name(source: str | Path | Mapping[str, Any]) -> str:
+    return "the given state dict" if isinstance(source, Mapping) else str(source)
+
+
+def _sorted_header(content: bytes) -> bytes:
+    """Put the JSON header of a safetensors file in order: the library writes metadata in the order of a random hash."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the tensors stay aligned
+    return len(header).to_bytes(8, "little") + header + content[end:]

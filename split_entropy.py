@@ -1,0 +1,113 @@
+"""Stage 2: the teacher ranks the unlabelled target images by entropy and splits them into easy and hard.
+
+    python split_entropy.py --config configs/demo.yaml
+
+Writes OUT/split/: entropy.csv, easy.txt, hard.txt, pseudo_labels/. Memory does not grow with the number of images.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    from utils.cli import configure
+
+    CONFIG = configure(__doc__)  # before torch is imported: --help and faults of the configuration answer at once
+
+import csv
+import io
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from datasets.files import Item, read_image
+from losses import normalised_entropy
+from nets.segmenter import Segmenter
+from utils.cli import run
+from utils.config import Config, SplitConfig
+from utils.engine import device_of
+from utils.errors import DataError
+from utils.plots import write_png
+from utils.predict import probabilities
+from utils.run import make_generated, open_stage, trained, training_items, write_text
+
+
+class Ranked(NamedTuple):
+    """One image's place: ascending by score, ties by name."""
+
+    score: float
+    name: str
+    image: Path
+    cloud_fraction: float
+
+
+def score_image(segmenter: Segmenter, item: Item, config: Config, pseudo_labels: Path) -> Ranked:
+    """Predict one image, write its pseudo-label and return its score.
+
+    The score is the mean (or sum) over the image's pixels of the main head's normalised entropy, minus, if asked for,
+    `iou_weight` times the agreement (IoU of the cloud masks) of the two heads; no label is involved.
+    """
+    image = read_image(item.image)
+    prob = probabilities(segmenter, image, config.data)
+    entropy, mask = normalised_entropy(prob["main"][None])[0], prob["main"].argmax(0)
+    score = float(entropy.double().mean() if config.split.score == "mean" else entropy.double().sum())
+    if config.split.iou_weight:
+        aux = prob["aux"].argmax(0)
+        score -= config.split.iou_weight * float((mask & aux).sum() / (mask | aux).sum().clamp(min=1))
+    if not math.isfinite(score):
+        raise DataError(f"{item.image}: its entropy score is {score}, expected a finite number; is the teacher sound?")
+    write_png(pseudo_labels / f"{item.name}.png", mask.mul(255).byte().cpu().numpy())
+    return Ranked(score, item.name, item.image, float(mask.double().mean()))
+
+
+def easy_count(images: int, split: SplitConfig) -> int:
+    """Size of the easy split: `int(ratio * n)`, released rule plus one.
+
+    Raises:
+        DataError: one of the two splits would be empty.
+    """
+    count = int(split.ratio * images) + int(split.plus_one)
+    if not 0 < count < images:
+        raise DataError(
+            f"split.ratio {split.ratio} of {images} target image(s) gives {count} easy and {images - count} hard; "
+            "both need at least one: change split.ratio or give more target images"
+        )
+    return count
+
+
+@torch.inference_mode()
+def split_entropy(config: Config) -> None:
+    """Run stage 2 to its end."""
+    if not config.intra.enabled:
+        print("split: this method has no stage 3, so no split is made")
+        return
+    make_generated(config)
+    segmenter = trained(config, config.teacher.name, config.teacher.name).to(device_of(config))
+    folder = open_stage(config, "split", "split")
+    table = folder / "entropy.csv"
+    if table.exists():
+        print(f"{table}: finished before, left as it is")
+        return
+    items = training_items(config.target, "target", labels=False)
+    easy = easy_count(len(items), config.split)
+    bar = tqdm(items, desc="split", unit="image", dynamic_ncols=True)
+    ranked = sorted(score_image(segmenter, item, config, folder / "pseudo_labels") for item in bar)
+
+    rows = io.StringIO()
+    writer = csv.writer(rows, lineterminator="\n")
+    writer.writerow(["name", "score", "rank", "split", "cloud_fraction"])
+    for rank, place in enumerate(ranked):
+        writer.writerow(
+            [place.name, f"{place.score:.9f}", rank, "easy" if rank < easy else "hard", f"{place.cloud_fraction:.6f}"]
+        )
+    for name, part in (("easy", ranked[:easy]), ("hard", ranked[easy:])):
+        paths = (place.image.relative_to(config.target.root).as_posix() for place in part)
+        write_text(folder / f"{name}.txt", "".join(f"{path}\n" for path in sorted(paths)))
+        share = sum(place.cloud_fraction for place in part) / len(part)
+        print(f"{name}: {len(part)} images, score {part[0].score:.4f} to {part[-1].score:.4f}, predicted cloud {share:.1%}")
+    write_text(table, rows.getvalue())  # last: its presence says that the stage is finished
+
+
+if __name__ == "__main__":
+    run(split_entropy, CONFIG)

@@ -1,0 +1,236 @@
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from nets import Segmenter, import_deeplab_v2, load_segmenter, load_weights, save_weights
+from nets.weights import is_segmenter_file, save_segmenter
+from utils.errors import ConfigError, WeightsError
+
+# ---- an independent DeepLab-v2, named as in the reference checkpoints
+
+
+class Block(nn.Module):
+    def __init__(self, channels: int, width: int, stride: int, dilation: int, shortcut: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 1, stride, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, dilation, dilation, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * width)
+        if shortcut:
+            conv = nn.Conv2d(channels, 4 * width, 1, stride, bias=False)
+            self.downsample = nn.Sequential(conv, nn.BatchNorm2d(4 * width))
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn1(self.conv1(x)).relu()
+        y = self.bn2(self.conv2(y)).relu()
+        return (self.bn3(self.conv3(y)) + (self.downsample(x) if self.shortcut else x)).relu()
+
+
+class Pyramid(nn.Module):
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.conv2d_list = nn.ModuleList(nn.Conv2d(channels, classes, 3, 1, d, d) for d in (6, 12, 18, 24))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([conv(x) for conv in self.conv2d_list]).sum(0)
+
+
+class Reference(nn.Module):
+    def __init__(self, depths: tuple[int, ...] = (3, 4, 6, 3), classes: int = 2) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        channels = 64
+        for index, (depth, stride, dilation) in enumerate(zip(depths, (1, 2, 1, 1), (1, 1, 2, 4), strict=True)):
+            width = 64 * 2**index
+            blocks = [Block(channels, width, stride, dilation, True)]
+            blocks += [Block(4 * width, width, 1, dilation, False) for _ in range(depth - 1)]
+            self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
+            channels = 4 * width
+        self.layer5 = Pyramid(1024, classes)
+        self.layer6 = Pyramid(2048, classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.bn1(self.conv1(x)).relu()
+        x = nn.functional.max_pool2d(x, 3, 2, 1, ceil_mode=True)
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.layer5(x), self.layer6(self.layer4(x))
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    torch.manual_seed(3)
+    network = Reference().eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values in (module.weight, module.bias, module.running_mean, module.running_var):
+                nn.init.uniform_(values, 0.3, 1.0)
+    return network
+
+
+def ours(**kwargs: Any) -> Segmenter:
+    return Segmenter("resnet50", layout="deeplab_v2", mean=0, std=1, **kwargs).eval()
+
+
+LAYOUTS = {
+    "advent": lambda state: state,
+    "parallel": lambda state: {f"module.{key}": value for key, value in state.items()},
+    "asda": lambda state: {"featuremodel": state, "domainmodel_aux": {}, "domainmodel_main": {}},
+    "asda_parallel": lambda state: {"featuremodel": {f"module.{key}": value for key, value in state.items()}},
+    "old": lambda state: {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")},
+}
+
+
+@torch.inference_mode()
+def test_imported_checkpoints_give_the_reference_outputs(reference: Reference, tmp_path: Path) -> None:
+    image = torch.rand(1, 3, 64, 64)
+    aux, main = reference(image)
+    segmenter = ours()
+    for name, layout in LAYOUTS.items():
+        torch.save(layout(reference.state_dict()), tmp_path / f"{name}.pth")
+        for parameter in segmenter.parameters():
+            nn.init.zeros_(parameter)
+        import_deeplab_v2(tmp_path / f"{name}.pth", segmenter)
+        prediction = segmenter(image)
+        assert prediction.main.shape == (1, 2, 9, 9)
+        torch.testing.assert_close(prediction.aux, aux, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(prediction.main, main, atol=1e-5, rtol=1e-5)
+
+
+def on_meta(make: Any, *args: Any, **kwargs: Any) -> Any:
+    with torch.device("meta"):
+        return make(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("layer2.1.bn2.weight"), r"1 missing: backbone\.layer2\.1\.bn2\.weight"),
+        (lambda state: state.update({"layer7.weight": torch.empty(1)}), r"1 left over: backbone\.layer7\.weight"),
+        (lambda state: state.update({"conv1.weight": 3}), r"mis-shaped: backbone\.conv1\.weight int instead of"),
+    ],
+)
+def test_every_key_is_accounted_for(change: Any, message: str) -> None:
+    state = on_meta(Reference).state_dict()
+    change(state)
+    segmenter = on_meta(ours)
+    with pytest.raises(WeightsError, match=rf"given state dict: .* resnet50 and 2 classes\. .*{message}"):
+        import_deeplab_v2(state, segmenter)
+
+
+def test_other_classes_depths_and_formats_are_refused(tmp_path: Path) -> None:
+    segmenter = on_meta(ours)
+    with pytest.raises(WeightsError, match=r"16 mis-shaped: head_aux\.branches\.0\.weight \(19, 1024, 3, 3\) instead"):
+        import_deeplab_v2(on_meta(Reference, classes=19).state_dict(), segmenter)
+    with pytest.raises(WeightsError, match=r"left over: backbone\.layer3\.6"):
+        import_deeplab_v2(on_meta(Reference, (3, 4, 23, 3)).state_dict(), segmenter)
+    with pytest.raises(WeightsError, match="'featuremodel' holds a int"):
+        import_deeplab_v2({"featuremodel": 3}, segmenter)
+    with pytest.raises(ConfigError, match="net.layout: deeplab_v2"):
+        import_deeplab_v2({}, on_meta(Segmenter, "resnet50"))
+    torch.save(nn.Linear(1, 1), tmp_path / "code.pth")
+    with pytest.raises(WeightsError, match=r"code\.pth"):
+        import_deeplab_v2(tmp_path / "code.pth", segmenter)
+
+
+def test_resnet101_checkpoints_fit() -> None:
+    state = on_meta(Reference, (3, 4, 23, 3), classes=19).state_dict()
+    segmenter = on_meta(Segmenter, "resnet101", classes=19, layout="deeplab_v2")
+    import_deeplab_v2(state, segmenter)
+
+
+# ---- files of this project
+
+
+def small(**kwargs: Any) -> Segmenter:
+    return Segmenter("mobilenetv3_small_050", **kwargs)
+
+
+def test_segmenter_survives_the_disk(tmp_path: Path) -> None:
+    path = tmp_path / "teacher.safetensors"
+    network = small(classes=3, in_channels=2, output_stride=16, freeze_bn=True, mean=[0.1, 0.2], std=[0.3, 0.4])
+    network(torch.rand(2, 2, 64, 64))  # move the running statistics
+    save_segmenter(path, network, {"stage": "teacher"})
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    loaded = load_segmenter(path)
+    assert torch.equal(torch.rand(1), expected), "loading must not move the random generator"
+    assert not loaded.training
+    assert loaded.architecture == network.architecture
+    assert load_weights(path)[1]["stage"] == "teacher"
+    assert is_segmenter_file(path)
+    image = torch.rand(1, 2, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(loaded(image).main, network.eval()(image).main)
+
+
+def test_equal_weights_and_metadata_give_equal_bytes(tmp_path: Path) -> None:
+    program = (
+        "import torch, sys; from nets import save_weights\n"
+        "torch.manual_seed(1); save_weights(sys.argv[1], torch.nn.Linear(3, 5), {c: c for c in sys.argv[2]})"
+    )
+    digests = set()
+    for index, keys in enumerate(["abcdefgh", "hgfedcba"]):
+        path = tmp_path / f"{index}.safetensors"
+        subprocess.run([sys.executable, "-c", program, str(path), keys], check=True, cwd=Path(__file__).parents[2])
+        digests.add(hashlib.sha256(path.read_bytes()).hexdigest())
+        with safe_open(path, framework="pt") as file:
+            assert file.metadata() == {c: c for c in keys}
+            assert file.get_tensor("weight").shape == (5, 3)
+    assert len(digests) == 1
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "w.safetensors"
+    save_weights(path, nn.Linear(1, 1), {})
+    before = path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        save_weights(path, nn.Linear(2, 2), {})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_foreign_files_are_refused(tmp_path: Path) -> None:
+    save_weights(tmp_path / "foreign.safetensors", nn.Linear(1, 1), {"by": "someone"})
+    assert not is_segmenter_file(tmp_path / "foreign.safetensors")
+    assert not is_segmenter_file(tmp_path / "none.pth")
+    with pytest.raises(WeightsError, match=r"foreign.safetensors: has no 'architecture'"):
+        load_segmenter(tmp_path / "foreign.safetensors")
+    with pytest.raises(WeightsError, match=r"none.safetensors: cannot be read"):
+        load_segmenter(tmp_path / "none.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"0" * 20)
+    with pytest.raises(WeightsError, match=r"broken.safetensors: cannot be read"):
+        load_weights(tmp_path / "broken.safetensors")
+
+
+@pytest.mark.parametrize("architecture", ["{", '{"depth": 3}', '{"backbone": "renset50"}', "[1]"])
+def test_unusable_architectures(tmp_path: Path, architecture: str) -> None:
+    save_weights(tmp_path / "w.safetensors", nn.Linear(1, 1), {"architecture": architecture})
+    with pytest.raises(WeightsError, match=r"w.safetensors: cannot build its architecture"):
+        load_segmenter(tmp_path / "w.safetensors")
+
+
+def test_architecture_of_other_tensors(tmp_path: Path) -> None:
+    other = json.dumps(json.loads(small().architecture) | {"classes": 5})
+    save_weights(tmp_path / "w.safetensors", small(), {"architecture": other})
+    with pytest.raises(
+        WeightsError, match=r"w.safetensors: does not fit .*16 mis-shaped: head_aux\.branches\.0\.weight"
+    ):
+        load_segmenter(tmp_path / "w.safetensors")

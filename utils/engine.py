@@ -1,0 +1,192 @@
+"""The one training loop of both stages."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.config import Config
+from utils.errors import TrainingError
+from utils.log import Logger
+from utils.schedule import Clock, asda_released, poly
+
+Batch = dict[str, dict[str, Any]]  # stream -> image, valid, name and, in a labelled stream, label
+
+
+class Losses(NamedTuple):
+    """What a step returns: `terms[name] = (weight, raw loss)`, whose weighted sum is minimised, and what to log beside."""
+
+    terms: dict[str, tuple[float, Tensor]]
+    stats: dict[str, Tensor]
+
+
+class Stage(Protocol):
+    """A training stage: its parts, and one step that reads like the formula."""
+
+    networks: dict[str, nn.Module]  # everything that belongs into a checkpoint
+    optimizers: dict[str, torch.optim.Optimizer]  # "segmenter" and, with an adversary, "discriminators"
+
+    def step(self, batch: Batch, clock: Clock) -> Losses:
+        """The losses of one batch; the engine differentiates, checks and updates."""
+        ...
+
+    def after_update(self, clock: Clock) -> None:
+        """What follows an update, such as the EMA."""
+        ...
+
+    def picture(self, batch: Batch) -> np.ndarray:
+        """A grid of predictions (H, W, 3) uint8."""
+        ...
+
+
+class Stream(Protocol):
+    """An endless stream of samples, cut into batches."""
+
+    def batches(self, batch: int, start: int, stop: int, workers: int) -> Iterator[Any]: ...
+
+
+def stage_length(steps: int, epochs: float | None, images: int, batch: int) -> tuple[int, int]:
+    """Optimiser steps of a stage and of one epoch, an epoch being one pass over `images`."""
+    epoch_steps = math.ceil(images / batch)
+    return (steps if epochs is None else max(1, round(epochs * epoch_steps))), epoch_steps
+
+
+def fit(
+    stage: Stage,
+    streams: Mapping[str, Stream],
+    folder: Path,
+    config: Config,
+    *,
+    batch: int,
+    steps: int,
+    epoch_steps: int,
+    warmup_epochs: int,
+    update_every: int = 1,
+) -> None:
+    """Train a stage to its last step, from its checkpoint if there is one.
+
+    The result is a pure function of configuration and data: a run that was killed and started again ends with the
+    same bytes, because samples, learning rates and random numbers follow from the seed and the step alone.
+
+    Args:
+        folder: receives checkpoint.pt, metrics.jsonl, timing.jsonl and tensorboard/.
+        batch: samples per step and stream.
+        warmup_epochs: of the released schedule.
+        update_every: steps between two updates; only the last one's gradient counts (1 but for the released defect).
+
+    Raises:
+        TrainingError: a loss or gradient is not finite; nothing was updated in that step.
+    """
+    device = device_of(config)
+    checkpoint = folder / "checkpoint.pt"
+    start = load_checkpoint(checkpoint, stage.networks, stage.optimizers) if checkpoint.exists() else 0
+    sources = {name: stream.batches(batch, start, steps, config.data.workers) for name, stream in streams.items()}
+    with Logger(folder, start) as log, tqdm(
+        total=steps, initial=start, desc=folder.name, unit="step", dynamic_ncols=True
+    ) as bar:
+        since, data_time, last_logged = time.perf_counter(), 0.0, start
+        for step in range(start, steps):
+            clock = Clock(step, steps, epoch_steps, _step_seed(config.seed, step))
+            asked = time.perf_counter()
+            batches = {name: _to_device(next(source), device) for name, source in sources.items()}
+            data_time += time.perf_counter() - asked
+
+            torch.manual_seed(clock.seed)
+            lr = set_rates(stage.optimizers, clock, config, warmup_epochs)
+            for optimizer in stage.optimizers.values():
+                optimizer.zero_grad(set_to_none=True)
+            losses = stage.step(batches, clock)
+            torch.stack([weight * value for weight, value in losses.terms.values()]).sum().backward()
+            norms = {name: gradient_norm(optimizer) for name, optimizer in stage.optimizers.items()}
+            _require_finite(losses, norms, batches, step)
+            if (step + 1) % update_every == 0:
+                for optimizer in stage.optimizers.values():
+                    optimizer.step()
+                stage.after_update(clock)
+
+            done = step + 1
+            bar.update()
+            if done % config.log.every == 0 or done == steps:
+                elapsed, count = time.perf_counter() - since, done - last_logged
+                metrics = _row(losses, norms, lr)
+                timing = {
+                    "data_time": data_time / count,
+                    "step_time": elapsed / count,
+                    "images_per_s": count * batch * len(streams) / elapsed,
+                }
+                log.scalars(done, metrics, timing)
+                bar.set_postfix(loss=f"{metrics['loss']:.3f}", lr=f"{lr:.1e}", data=f"{timing['data_time']:.2f}s")
+                since, data_time, last_logged = time.perf_counter(), 0.0, done
+            if done % config.log.pictures == 0 or done == steps:
+                log.picture(done, "predictions", stage.picture(batches))
+            if done % config.log.checkpoint == 0 or done == steps:
+                save_checkpoint(checkpoint, done, stage.networks, stage.optimizers)
+
+
+def device_of(config: Config) -> torch.device:
+    """The device that `config.device` names; "auto" is CUDA where there is one."""
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(config.device)
+
+
+def set_rates(optimizers: Mapping[str, torch.optim.Optimizer], clock: Clock, config: Config, warmup_epochs: int) -> float:
+    """Set every group's learning rate for this step and return that of the segmenter's first group."""
+    for name, optimizer in optimizers.items():
+        for group in optimizer.param_groups:
+            if config.optim.schedule == "poly":
+                group["lr"] = poly(group["base_lr"], clock.step, clock.steps, config.optim.power)
+            elif name == "segmenter":
+                group["lr"] = asda_released(clock.epoch, warmup_epochs)
+    return float(optimizers["segmenter"].param_groups[0]["lr"])
+
+
+def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
+    """Euclidean norm of all gradients that an optimiser is about to apply."""
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    return torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
+
+
+def _row(losses: Losses, norms: Mapping[str, Tensor], lr: float) -> dict[str, float]:
+    raw = {name: value.item() for name, (_, value) in losses.terms.items()}
+    weighted = {name: weight * raw[name] for name, (weight, _) in losses.terms.items()}
+    groups = {
+        "raw": raw,
+        "weighted": weighted,
+        "stats": {name: value.item() for name, value in losses.stats.items()},
+        "grad_norm": {name: norm.item() for name, norm in norms.items()},
+    }
+    row = {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
+    return {"lr": lr, "loss": sum(weighted.values()), **row}
+
+
+def _require_finite(losses: Losses, norms: Mapping[str, Tensor], batches: Batch, step: int) -> None:
+    values = {name: value for name, (_, value) in losses.terms.items()}
+    values |= {f"gradient norm of {name}": norm for name, norm in norms.items()}
+    if bool(torch.isfinite(torch.stack([value.detach() for value in values.values()])).all()):
+        return
+    faults = ", ".join(f"{name} = {float(value)}" for name, value in values.items() if not torch.isfinite(value))
+    files = "; ".join(f"{stream}: {', '.join(part['name'])}" for stream, part in batches.items())
+    raise TrainingError(
+        f"step {step}: {faults}, expected finite numbers. Nothing was updated. The batch: {files}. "
+        "Look at these files, or lower optim.lr; the same command continues from the last checkpoint"
+    )
+
+
+def _to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    return {
+        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in batch.items()
+    }
+
+
+def _step_seed(seed: int, step: int) -> int:
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint32)[0])

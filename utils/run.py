@@ -1,0 +1,150 @@
+"""A run's directory and the parts that several stages build the same way."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Literal
+
+import torch
+import yaml
+
+from datasets.files import Item, check_items, list_domain
+from datasets.generated import make_pair
+from datasets.samples import EndlessSamples
+from nets.segmenter import Segmenter
+from nets.weights import import_deeplab_v2, is_segmenter_file, load_segmenter, load_weights
+from utils.config import AugmentConfig, Config, DomainConfig, flatten, to_yaml
+from utils.errors import ConfigError, DataError
+
+# What a stage's result does not depend on: it may differ when a run is continued.
+FREE_KEYS = ("out", "device", "data.workers", "log.", "eval.", "source.eval", "target.eval")
+LATER_KEYS = {"teacher": ("split.", "intra."), "split": ("intra.",), "intra": ()}
+
+
+def open_stage(config: Config, kind: Literal["teacher", "split", "intra"], name: str) -> Path:
+    """Make the directory of a stage, or continue it.
+
+    Raises:
+        ConfigError: the directory was begun with other settings; names each of them.
+    """
+    folder = Path(config.out) / name
+    record = folder / "config.yaml"
+    bound = {k: v for k, v in flatten(config).items() if not k.startswith((*FREE_KEYS, *LATER_KEYS[kind]))}
+    if record.exists():
+        before = _flatten_yaml(yaml.safe_load(record.read_text("utf-8")))
+        changed = [f"{key} was {before.get(key)!r}, is {value!r}" for key, value in bound.items() if before.get(key) != value]
+        if changed:
+            raise ConfigError(
+                f"{folder}: begun with other settings: {'; '.join(changed)}. Give the same settings, or another --out"
+            )
+        return folder
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder}: exists without config.yaml, so it is not a run of this project; give another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(record, f"# {versions()}\n{to_yaml(config)}")
+    return folder
+
+
+def _flatten_yaml(values: dict[str, object], prefix: str = "") -> dict[str, object]:
+    leaves: dict[str, object] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and key != "label_map":
+            leaves |= _flatten_yaml(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+def versions() -> str:
+    """Versions and, in a git checkout, the commit, in one line."""
+    root = Path(__file__).resolve().parents[1]
+    try:
+        git = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=10
+        )
+        commit = git.stdout.strip() if git.returncode == 0 else "unknown"
+    except (OSError, subprocess.TimeoutExpired):
+        commit = "unknown"
+    return f"python {platform.python_version()}, torch {torch.__version__}, commit {commit}"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def make_generated(config: Config) -> None:
+    """Draw the generated pair, where the configuration asks for one."""
+    if (wanted := config.generated) is not None:
+        make_pair(
+            Path(wanted.root),
+            seed=wanted.seed,
+            train=wanted.train,
+            evaluation=wanted.evaluation,
+            size=wanted.size,
+            strength=wanted.strength,
+        )
+
+
+def training_items(domain: DomainConfig, what: str, *, labels: bool) -> list[Item]:
+    """The checked training images of a domain; without `labels` no label is even looked for."""
+    items = list_domain(domain.root, domain.train, labels=labels)
+    check_items(items, domain.label_map, f"{what} ({domain.root})")
+    return items
+
+
+def training_stream(
+    config: Config, items: list[Item], stream: str, augment: AugmentConfig, label_map: dict[int, int]
+) -> EndlessSamples:
+    """The endless stream of a training stage over `items`."""
+    return EndlessSamples(
+        items,
+        stream,
+        seed=config.seed,
+        size=config.data.size,
+        geometry=config.data.geometry,
+        amounts=augment,
+        label_map=label_map,
+    )
+
+
+def build_segmenter(config: Config) -> Segmenter:
+    """The segmentation network at the start of training: the same for the same seed."""
+    net = config.net
+    torch.manual_seed(config.seed)
+    segmenter = Segmenter(
+        net.backbone,
+        output_stride=net.output_stride,
+        layout=net.layout,
+        pretrained=net.weights,
+        freeze_bn=net.freeze_bn,
+        mean=net.mean,
+        std=net.std,
+        init=net.init,
+    )
+    if net.checkpoint is not None:
+        if is_segmenter_file(Path(net.checkpoint)):
+            segmenter.load_state_dict(load_weights(Path(net.checkpoint))[0])
+        else:
+            import_deeplab_v2(Path(net.checkpoint), segmenter)
+    return segmenter
+
+
+def trained(config: Config, stage: str, weights: str) -> Segmenter:
+    """The finished network of an earlier stage.
+
+    Raises:
+        DataError: the stage has not been run to its end.
+    """
+    path = Path(config.out) / stage / f"{weights}.safetensors"
+    if not path.exists():
+        raise DataError(f"{path}: does not exist; run the stage that makes it first (see bash.sh), with the same --out")
+    return load_segmenter(path)
