@@ -83,11 +83,11 @@ SENSORS: dict[str, Sensor] = {
         ),
     ),
     "sensor_b": Sensor(
-        name="sensor_b", pixel=4.0, blur=1.1, haze=0.12, haze_colour=(0.55, 0.68, 0.86),
+        name="sensor_b", pixel=4.0, blur=1.0, haze=0.10, haze_colour=(0.55, 0.68, 0.86),
         response=(0.86, 0.10, 0.02, 0.05, 0.92, 0.05, 0.0, 0.12, 0.95),
-        gain=0.70, gain_spread=0.20, black_level=0.02, gamma=1.15, noise=0.020, veil=1.0,
+        gain=0.70, gain_spread=0.20, black_level=0.02, gamma=1.15, noise=0.016, veil=0.9,
         land_cover=(
-            ("fields", 0.12), ("town", 0.07), ("forest", 0.13), ("snow", 0.05),
+            ("fields", 0.12), ("town", 0.07), ("forest", 0.14), ("snow", 0.04),
             ("mountains", 0.18), ("coast", 0.23), ("desert", 0.22),
         ),
     ),

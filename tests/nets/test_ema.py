@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,18 +9,18 @@ from torch import nn
 from nets import EMA
 
 
-def network() -> nn.Module:
+def network() -> Any:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
 
 
-def filled(value: float) -> nn.Module:
+def filled(value: float) -> Any:
     module = nn.Linear(1, 1)
     nn.init.constant_(module.weight, value)
     return module
 
 
 def test_known_answer_25_updates() -> None:
-    ema = EMA(filled(1.0).double(), decay=0.995, ramp=False)
+    ema: Any = EMA(filled(1.0).double(), decay=0.995, ramp=False)
     for step in range(25):
         ema.update(filled(0.0).double(), step)
     assert ema.model.weight.item() == pytest.approx(0.995**25, abs=1e-12)
@@ -30,20 +32,20 @@ def test_equal_networks_are_a_fixed_point_to_the_bit(step: int, decay: float, ra
     torch.manual_seed(seed)
     trainee = network()
     trainee(torch.randn(4, 3, 8, 8))
-    ema = EMA(trainee, decay, ramp)
+    ema: Any = EMA(trainee, decay, ramp)
     ema.update(trainee, step)
     for name, value in trainee.state_dict().items():
         assert torch.equal(ema.model.state_dict()[name], value), name
 
 
 def test_ramp() -> None:
-    ema = EMA(network(), decay=0.995)
+    ema: Any = EMA(network(), decay=0.995)
     assert [ema.decay_at(step) for step in (0, 1, 3, 198, 199, 10_000)] == [0.0, 0.5, 0.75, 1 - 1 / 199, 0.995, 0.995]
     assert EMA(network(), decay=0.995, ramp=False).decay_at(0) == 0.995
 
 
 def test_first_ramped_update_copies_and_early_ones_average() -> None:
-    ema = EMA(filled(5.0))
+    ema: Any = EMA(filled(5.0))
     for step, value in enumerate([1.0, 2.0, 6.0]):
         ema.update(filled(value), step)
     assert ema.model.weight.item() == pytest.approx(3.0)
@@ -51,7 +53,7 @@ def test_first_ramped_update_copies_and_early_ones_average() -> None:
 
 def test_statistics_are_averaged_and_counters_copied() -> None:
     trainee = network()
-    ema = EMA(trainee, decay=0.5, ramp=False)
+    ema: Any = EMA(trainee, decay=0.5, ramp=False)
     trainee(torch.randn(4, 3, 8, 8) + 3)
     ema.update(trainee, 0)
     torch.testing.assert_close(ema.model[1].running_mean, trainee[1].running_mean / 2)
@@ -60,7 +62,7 @@ def test_statistics_are_averaged_and_counters_copied() -> None:
 
 def test_copy_is_frozen_separate_and_stays_in_eval_mode() -> None:
     trainee = network()
-    ema = EMA(trainee)
+    ema: Any = EMA(trainee)
     nn.ModuleList([ema]).train()
     assert not any(module.training for module in ema.modules())
     assert not any(parameter.requires_grad for parameter in ema.parameters())

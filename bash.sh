@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Stages 1, 2, 3 and the evaluation of one configuration:  bash bash.sh [CONFIG] [--key value ...]
+# CONFIG is configs/demo.yaml by default; every further argument goes to all stages, e.g. --seed 1 --out runs/demo_seed1.
+# Safe to repeat: what is finished is left, what is unfinished is continued.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+source ./setup_env.sh
+
+config=configs/demo.yaml
+if [ $# -gt 0 ] && [[ $1 != --* ]]; then
+    config=$1
+    shift
+fi
+
+echo "== source-only baseline"
+python train_teacher.py --config "$config" "$@" --config configs/methods/source_only.yaml
+echo "== stage 1: teacher"
+python train_teacher.py --config "$config" "$@"
+echo "== stage 2: entropy split"
+python split_entropy.py --config "$config" "$@"
+echo "== stage 3: student"
+python train_intra.py --config "$config" "$@"
+echo "== evaluation"
+python eval.py --config "$config" "$@"
