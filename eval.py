@@ -14,11 +14,10 @@ if __name__ == "__main__":
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
-from datasets.files import Item, check_items, has_labels, list_domain, read_item
+from datasets.files import Item, check_items, has_labels, list_domain, read_image, read_item
 from nets.segmenter import Segmenter
 from utils.cli import run
 from utils.config import Config, DomainConfig
@@ -30,7 +29,11 @@ from utils.predict import decide, probabilities
 from utils.run import make_generated, trained
 from utils.tables import DomainScores, write_tables
 
-MODELS = (("source_only", "source_only", "source_only"), ("teacher", "teacher", "teacher"), ("student", "intra", "student"))
+MODELS = (
+    ("source_only", "source_only", "source_only"),
+    ("teacher", "teacher", "teacher"),
+    ("student", "intra", "student"),
+)
 
 
 def evaluation_items(domain: DomainConfig, role: str) -> tuple[list[Item], str] | None:
@@ -94,7 +97,7 @@ def overview(items: list[Item], domain: DomainConfig, masks: Path, models: list[
         columns["label"] = [colour_mask(label) for _, label in pairs if label is not None]
     for name in models:
         paths = (masks / name / f"{item.name}.png" for item in chosen)
-        columns[name.replace("_", "-")] = [cv2.imread(str(path))[..., ::-1] for path in paths]
+        columns[name.replace("_", "-")] = [read_image(path) for path in paths]
     mask_overview(masks.parent / f"{masks.name}.png", [item.name for item in chosen], columns, caption)
 
 

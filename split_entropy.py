@@ -105,7 +105,8 @@ def split_entropy(config: Config) -> None:
         paths = (place.image.relative_to(config.target.root).as_posix() for place in part)
         write_text(folder / f"{name}.txt", "".join(f"{path}\n" for path in sorted(paths)))
         share = sum(place.cloud_fraction for place in part) / len(part)
-        print(f"{name}: {len(part)} images, score {part[0].score:.4f} to {part[-1].score:.4f}, predicted cloud {share:.1%}")
+        low, high = part[0].score, part[-1].score
+        print(f"{name}: {len(part)} images, score {low:.4f} to {high:.4f}, predicted cloud {share:.1%}")
     write_text(table, rows.getvalue())  # last: its presence says that the stage is finished
 
 

@@ -16,14 +16,13 @@ if __name__ == "__main__":
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datasets.files import Item
 from losses import (
     IGNORE,
     ContrastMemory,
@@ -74,6 +73,7 @@ class IntraStage:
             start.load_state_dict(anchor.state_dict())
         self.trainee = Student(start).to(device)
         self.ema = EMA(self.trainee, decay=w.ema_decay, ramp=w.ema_ramp)
+        self.follower = cast(Student, self.ema.model)
         self.memory = ContrastMemory(start.classes, FEATURES, momentum=w.contrast_momentum).to(device)
         width = config.net.discriminator_width
         self.discriminators = nn.ModuleDict({h: Discriminator(start.classes, width) for h in HEADS}).to(device)
@@ -98,7 +98,7 @@ class IntraStage:
         logits = upsampled(prediction, size)
 
         with torch.no_grad():
-            ema = self.ema.model.segmenter(easy["image"])
+            ema = self.follower.segmenter(easy["image"])
             label = self.pseudo_label(easy, upsampled(ema, size))
 
         seg = {head: cross_entropy(logits[head], label[head]) for head in HEADS}
@@ -153,7 +153,7 @@ class IntraStage:
         low_label = F.interpolate(label[:, None].float(), ema.main.shape[-2:], mode="nearest")[:, 0].long()
         return high_entropy_contrast(
             self.trainee.projection(prediction.features),
-            self.ema.model.projection(ema.features),
+            self.follower.projection(ema.features),
             normalised_entropy(ema.main.softmax(1)),
             low_label,
             self.memory,
@@ -166,7 +166,7 @@ class IntraStage:
         self.ema.update(self.trainee, clock.step)
 
     def picture(self, batch: Batch) -> np.ndarray:
-        return prediction_grid(self.ema.model.segmenter, batch)
+        return prediction_grid(self.follower.segmenter, batch)
 
 
 def train_intra(config: Config) -> None:
@@ -208,7 +208,7 @@ def train_intra(config: Config) -> None:
         warmup_epochs=0,
         update_every=epoch_steps if w.step_every == "epoch" else 1,
     )
-    save_segmenter(weights, (stage.ema.model if w.export == "ema" else stage.trainee).segmenter)
+    save_segmenter(weights, (stage.follower if w.export == "ema" else stage.trainee).segmenter)
     print(f"{weights}: written")
 
 

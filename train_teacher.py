@@ -24,9 +24,9 @@ from nets.weights import save_segmenter
 from utils.cli import run
 from utils.config import Config
 from utils.engine import Batch, Losses, device_of, fit, stage_length
+from utils.optim import discriminator_optimizer, segmenter_optimizer
 from utils.plots import prediction_grid
 from utils.run import build_segmenter, make_generated, open_stage, training_items, training_stream
-from utils.optim import discriminator_optimizer, segmenter_optimizer
 from utils.schedule import Clock
 
 
@@ -42,7 +42,9 @@ class TeacherStage:
         self.adversarial = self.w.adversarial != "none"
         if self.adversarial:
             width = config.net.discriminator_width
-            self.discriminators = nn.ModuleDict({h: Discriminator(self.segmenter.classes, width) for h in HEADS}).to(device)
+            self.discriminators = nn.ModuleDict({h: Discriminator(self.segmenter.classes, width) for h in HEADS}).to(
+                device
+            )
             self.networks["discriminators"] = self.discriminators
             self.optimizers["discriminators"] = discriminator_optimizer(self.discriminators, config.optim)
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torchvision.transforms.v2 import functional as TF  # noqa: N812
+from torchvision.transforms.v2 import functional as TF
 
 from datasets.geometry import Raster
 

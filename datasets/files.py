@@ -69,7 +69,9 @@ def _from_list(root: Path, rows: Path, labels: bool) -> tuple[list[Item], list[s
     try:
         lines = path.read_text("utf-8").splitlines()
     except OSError as error:
-        raise DataError(f"{root / rows}: cannot read the list ({error.strerror}); expected rows 'image [label]'") from None
+        raise DataError(
+            f"{root / rows}: cannot read the list ({error.strerror}); expected rows 'image [label]'"
+        ) from None
     except UnicodeDecodeError:
         raise DataError(f"{path}: is not a text file; expected rows 'image [label]' in UTF-8") from None
     items, faults = [], []
@@ -79,7 +81,9 @@ def _from_list(root: Path, rows: Path, labels: bool) -> tuple[list[Item], list[s
             continue
         place = f"{path}, line {number}"
         if len(columns) > 2:
-            faults.append(f"{place}: found {len(columns)} columns, expected 'image' or 'image label' without spaces in names")
+            faults.append(
+                f"{place}: found {len(columns)} columns, expected 'image' or 'image label' without spaces in names"
+            )
             continue
         image = root / columns[0]
         label = root / columns[1] if labels and len(columns) == 2 else None
@@ -101,7 +105,9 @@ def _from_folder(root: Path, labels: bool) -> tuple[list[Item], list[str]]:
     masks = _by_name(root / "labels")
     faults = _duplicates(images) + _duplicates(masks)
     faults += [f"{images[name][0]}: has no label in {root / 'labels'}" for name in images.keys() - masks.keys()]
-    faults += [f"{masks[name][0]}: is a label without its image in {root / 'images'}" for name in masks.keys() - images.keys()]
+    faults += [
+        f"{masks[name][0]}: is a label without its image in {root / 'images'}" for name in masks.keys() - images.keys()
+    ]
     return [Item(name, images[name][0], masks[name][0]) for name in images.keys() & masks.keys()], faults
 
 
@@ -116,7 +122,9 @@ def _by_name(folder: Path) -> dict[str, list[Path]]:
 
 
 def _duplicates(files: Mapping[str, list[Path]]) -> list[str]:
-    return [f"{', '.join(map(str, paths))}: share one name; keep one of them" for paths in files.values() if len(paths) > 1]
+    return [
+        f"{', '.join(map(str, paths))}: share one name; keep one of them" for paths in files.values() if len(paths) > 1
+    ]
 
 
 def read_image(path: Path) -> np.ndarray:

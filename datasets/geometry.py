@@ -37,7 +37,7 @@ def fitted_size(height: int, width: int, size: int) -> tuple[int, int]:
 
 def letterbox(raster: Raster, size: int, rng: np.random.Generator) -> Raster:
     """Scale the longer side to `size` and pad to a square; with equal chance centred or at the bottom right."""
-    height, width = fitted_size(*raster.valid.shape, size)
+    height, width = fitted_size(raster.valid.shape[0], raster.valid.shape[1], size)
     image = scale_to(raster.image, height, width)
     label, valid = (
         None if layer is None else _nearest(layer, height, width)

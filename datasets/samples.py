@@ -83,7 +83,9 @@ class EndlessSamples(Dataset[Sample]):
     def batches(self, batch: int, start: int, stop: int, workers: int = 0) -> Iterator[Sample]:
         """Batches `start` to `stop` of the stream, each stacked along a new first axis."""
         positions = range(start * batch, stop * batch)
-        return iter(DataLoader(self, batch_size=batch, sampler=positions, num_workers=workers, persistent_workers=False))
+        return iter(
+            DataLoader(self, batch_size=batch, sampler=positions, num_workers=workers, persistent_workers=False)
+        )
 
 
 @lru_cache(maxsize=4)
@@ -102,5 +104,5 @@ def network_input(image: np.ndarray, size: int, geometry: Literal["letterbox", "
     Follows the training geometry without padding: the longer side scaled to `size`, or native resolution.
     """
     if geometry == "letterbox":
-        image = scale_to(image, *fitted_size(*image.shape[:2], size))
+        image = scale_to(image, *fitted_size(image.shape[0], image.shape[1], size))
     return to_tensor(image)[None]

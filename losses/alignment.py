@@ -13,7 +13,7 @@ from losses.entropy import weighted_self_information
 
 
 def entropy_map(logits: Tensor, valid: Tensor) -> Tensor:
-    """What a discriminator sees: weighted self-information (B, K, H, W) of logits, 0 where `valid` (B, H, W) is False."""
+    """What a discriminator sees: weighted self-information (B, K, H, W) of logits, 0 outside `valid` (B, H, W)."""
     return weighted_self_information(logits.softmax(1)) * valid[:, None]
 
 

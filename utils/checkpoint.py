@@ -44,9 +44,13 @@ def load_checkpoint(
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises whatever the unpickler meets
-        raise WeightsError(f"{path}: cannot be read as a checkpoint ({error}); remove it to start the stage anew") from error
+        raise WeightsError(
+            f"{path}: cannot be read as a checkpoint ({error}); remove it to start the stage anew"
+        ) from error
     if state.get("schema") != SCHEMA:
-        raise WeightsError(f"{path}: found checkpoint schema {state.get('schema')!r}, expected {SCHEMA}; use another out")
+        raise WeightsError(
+            f"{path}: found checkpoint schema {state.get('schema')!r}, expected {SCHEMA}; use another out"
+        )
     for kind, ours in (("networks", networks), ("optimizers", optimizers)):
         if state[kind].keys() != ours.keys():
             raise WeightsError(f"{path}: found {kind} {sorted(state[kind])}, expected {sorted(ours)}; use another out")

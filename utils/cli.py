@@ -10,7 +10,7 @@ from utils.errors import AsdaError
 
 
 def configure(description: str | None) -> Config:
-    """Read the command line. Scripts call this before they import torch, so `--help` and typing errors answer at once."""
+    """Read the command line; scripts do so before they import torch, so `--help` and typing errors answer at once."""
     try:
         return load_config(description=description)
     except AsdaError as error:

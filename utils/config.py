@@ -129,8 +129,8 @@ class OptimConfig:
     discriminator_betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
     """Adam betas of the discriminators"""
     schedule: Literal["poly", "asda_released"] = "poly"
-    """poly: every rate times (1 - step/steps)^power; asda_released: the released piecewise cosine per epoch, one rate for
-    every segmenter group, discriminators constant"""
+    """poly: every rate times (1 - step/steps)^power; asda_released: the released piecewise cosine per epoch, one rate
+    for every segmenter group, discriminators constant"""
     power: float = 0.9
     """exponent of the poly schedule"""
 

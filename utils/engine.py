@@ -23,7 +23,7 @@ Batch = dict[str, dict[str, Any]]  # stream -> image, valid, name and, in a labe
 
 
 class Losses(NamedTuple):
-    """What a step returns: `terms[name] = (weight, raw loss)`, whose weighted sum is minimised, and what to log beside."""
+    """What a step returns: `terms[name] = (weight, raw loss)`, whose weighted sum is minimised, and more to log."""
 
     terms: dict[str, tuple[float, Tensor]]
     stats: dict[str, Tensor]
@@ -90,9 +90,10 @@ def fit(
     checkpoint = folder / "checkpoint.pt"
     start = load_checkpoint(checkpoint, stage.networks, stage.optimizers) if checkpoint.exists() else 0
     sources = {name: stream.batches(batch, start, steps, config.data.workers) for name, stream in streams.items()}
-    with Logger(folder, start) as log, tqdm(
-        total=steps, initial=start, desc=folder.name, unit="step", dynamic_ncols=True
-    ) as bar:
+    with (
+        Logger(folder, start) as log,
+        tqdm(total=steps, initial=start, desc=folder.name, unit="step", dynamic_ncols=True) as bar,
+    ):
         since, data_time, last_logged = time.perf_counter(), 0.0, start
         for step in range(start, steps):
             clock = Clock(step, steps, epoch_steps, _step_seed(config.seed, step))
@@ -139,7 +140,9 @@ def device_of(config: Config) -> torch.device:
     return torch.device(config.device)
 
 
-def set_rates(optimizers: Mapping[str, torch.optim.Optimizer], clock: Clock, config: Config, warmup_epochs: int) -> float:
+def set_rates(
+    optimizers: Mapping[str, torch.optim.Optimizer], clock: Clock, config: Config, warmup_epochs: int
+) -> float:
     """Set every group's learning rate for this step and return that of the segmenter's first group."""
     for name, optimizer in optimizers.items():
         for group in optimizer.param_groups:

@@ -35,14 +35,18 @@ def open_stage(config: Config, kind: Literal["teacher", "split", "intra"], name:
     bound = {k: v for k, v in flatten(config).items() if not k.startswith((*FREE_KEYS, *LATER_KEYS[kind]))}
     if record.exists():
         before = _flatten_yaml(yaml.safe_load(record.read_text("utf-8")))
-        changed = [f"{key} was {before.get(key)!r}, is {value!r}" for key, value in bound.items() if before.get(key) != value]
+        changed = [
+            f"{key} was {before.get(key)!r}, is {value!r}" for key, value in bound.items() if before.get(key) != value
+        ]
         if changed:
             raise ConfigError(
                 f"{folder}: begun with other settings: {'; '.join(changed)}. Give the same settings, or another --out"
             )
         return folder
     if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder}: exists without config.yaml, so it is not a run of this project; give another --out")
+        raise ConfigError(
+            f"{folder}: exists without config.yaml, so it is not a run of this project; give another --out"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     write_text(record, f"# {versions()}\n{to_yaml(config)}")
     return folder

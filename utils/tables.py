@@ -36,7 +36,12 @@ def write_tables(folder: Path, results: list[DomainScores], config: Config) -> s
     text, rows = [], []
     for result in results:
         head = f"**{result.role}** {result.root}: {result.images} images, {result.protocol}"
-        entry: dict[str, Any] = {"root": result.root, "images": result.images, "protocol": result.protocol, "models": {}}
+        entry: dict[str, Any] = {
+            "root": result.root,
+            "images": result.images,
+            "protocol": result.protocol,
+            "models": {},
+        }
         report["domains"][result.role] = entry
         if not result.labelled:
             text.append(f"{head}. No labels, so there are masks and no scores.\n")
