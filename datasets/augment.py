@@ -42,7 +42,7 @@ def jitter(image: torch.Tensor, amounts: Amounts, rng: np.random.Generator) -> t
     draws = rng.uniform(-1, 1, size=4)  # drawn before any decision: later draws do not depend on it
     if rng.random() >= amounts.jitter:
         return image
-    image = TF.adjust_brightness(image, 1 + amounts.brightness * draws[0])
+    image = (image * (1 + amounts.brightness * draws[0])).clamp(0, 1)  # torchvision's takes one or three bands alone
     if image.shape[0] == 3:
         image = TF.adjust_contrast(image, 1 + amounts.contrast * draws[1])
         image = TF.adjust_saturation(image, 1 + amounts.saturation * draws[2])

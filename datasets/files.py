@@ -57,23 +57,23 @@ def has_labels(root: str | Path, rows: str | Path | None = None) -> bool:
     """Whether a domain offers labels for evaluation: a list with a second column, or a folder `labels/`."""
     if rows is None:
         return (Path(root) / "labels").is_dir()
-    return any(len(row.split()) > 1 for row in _list_file(Path(root), Path(rows)).read_text("utf-8").splitlines())
+    return any(len(row.split()) > 1 for row in _read_list(Path(root), Path(rows))[1])
 
 
-def _list_file(root: Path, rows: Path) -> Path:
-    return root / rows if (root / rows).is_file() else rows
-
-
-def _from_list(root: Path, rows: Path, labels: bool) -> tuple[list[Item], list[str]]:
-    path = _list_file(root, rows)
+def _read_list(root: Path, rows: Path) -> tuple[Path, list[str]]:
+    path = root / rows if (root / rows).is_file() else rows
     try:
-        lines = path.read_text("utf-8").splitlines()
+        return path, path.read_text("utf-8").splitlines()
     except OSError as error:
         raise DataError(
             f"{root / rows}: cannot read the list ({error.strerror}); expected rows 'image [label]'"
         ) from None
     except UnicodeDecodeError:
         raise DataError(f"{path}: is not a text file; expected rows 'image [label]' in UTF-8") from None
+
+
+def _from_list(root: Path, rows: Path, labels: bool) -> tuple[list[Item], list[str]]:
+    path, lines = _read_list(root, rows)
     items, faults = [], []
     for number, line in enumerate(lines, start=1):
         columns = line.split()
@@ -84,6 +84,9 @@ def _from_list(root: Path, rows: Path, labels: bool) -> tuple[list[Item], list[s
             faults.append(
                 f"{place}: found {len(columns)} columns, expected 'image' or 'image label' without spaces in names"
             )
+            continue
+        if Path(columns[0]).is_absolute() or ".." in Path(columns[0]).parts:  # the name would lead out of the run
+            faults.append(f"{place}: found the image {columns[0]}, expected a path below and relative to {root}")
             continue
         image = root / columns[0]
         label = root / columns[1] if labels and len(columns) == 2 else None

@@ -26,7 +26,8 @@ def scale_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
     if image.shape[:2] == (height, width):
         return image
     shrinks = height * width < image.shape[0] * image.shape[1]
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    scaled = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    return scaled.reshape(height, width, -1)  # OpenCV drops the axis of a single band
 
 
 def fitted_size(height: int, width: int, size: int) -> tuple[int, int]:

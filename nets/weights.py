@@ -36,7 +36,10 @@ def import_deeplab_v2(source: str | Path | Mapping[str, Any], segmenter: Segment
     """
     architecture = json.loads(segmenter.architecture)
     if architecture["layout"] != "deeplab_v2":
-        raise ConfigError("a DeepLab-v2 checkpoint needs net.layout: deeplab_v2, got net.layout: timm")
+        raise ConfigError(
+            f"{_name(source)}: is no file of this project, and a DeepLab-v2 checkpoint needs net.layout: deeplab_v2, "
+            "got net.layout: timm"
+        )
     content = source if isinstance(source, Mapping) else read_checkpoint(source)
     state = content.get("featuremodel", content)
     if not isinstance(state, Mapping):

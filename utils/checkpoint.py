@@ -42,15 +42,14 @@ def load_checkpoint(
         WeightsError: the file cannot be read, is of another schema, or holds another architecture.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises whatever the unpickler meets
         raise WeightsError(
             f"{path}: cannot be read as a checkpoint ({error}); remove it to start the stage anew"
         ) from error
-    if state.get("schema") != SCHEMA:
-        raise WeightsError(
-            f"{path}: found checkpoint schema {state.get('schema')!r}, expected {SCHEMA}; use another out"
-        )
+    schema = state.get("schema") if isinstance(state, dict) else None
+    if schema != SCHEMA:
+        raise WeightsError(f"{path}: found checkpoint schema {schema!r}, expected {SCHEMA}; use another out")
     for kind, ours in (("networks", networks), ("optimizers", optimizers)):
         if state[kind].keys() != ours.keys():
             raise WeightsError(f"{path}: found {kind} {sorted(state[kind])}, expected {sorted(ours)}; use another out")

@@ -294,7 +294,7 @@ def load_config(arguments: Sequence[str] | None = None, description: str | None 
     from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(description=description, exit_on_error=False)
+    parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file; may be given several times, later wins")
     parser.add_class_arguments(Config, None)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -347,23 +347,26 @@ def _check_file(path: Path, parser: Any) -> None:
         raise ConfigError(f"{path}: is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: found {type(values).__name__}, expected a mapping of keys to values")
-    for key, known in _unknown_keys(values, Config):
-        raise ConfigError(f"{path}: unknown key {key!r}{_nearest(key, known)}")
+    for fault in _key_faults(values, Config):
+        raise ConfigError(f"{path}: {fault}")
     try:
         parser.parse_path(str(path))
     except Exception as error:  # jsonargparse raises several types here
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
 
 
-def _unknown_keys(values: dict[str, Any], schema: type, prefix: str = "") -> Iterator[tuple[str, list[str]]]:
+def _key_faults(values: dict[str, Any], schema: type, prefix: str = "") -> Iterator[str]:
     hints = get_type_hints(schema)
     for key, value in values.items():
         if key not in hints:
-            yield prefix + str(key), [prefix + name for name in hints]
+            yield f"unknown key {prefix + str(key)!r}{_nearest(prefix + str(key), [prefix + name for name in hints])}"
             continue
-        branches = [t for t in getattr(hints[key], "__args__", (hints[key],)) if dataclasses.is_dataclass(t)]
+        options = getattr(hints[key], "__args__", (hints[key],))
+        branches = [t for t in options if dataclasses.is_dataclass(t)]
         if branches and isinstance(value, dict):
-            yield from _unknown_keys(value, branches[0], f"{prefix}{key}.")  # type: ignore[arg-type]
+            yield from _key_faults(value, branches[0], f"{prefix}{key}.")  # type: ignore[arg-type]
+        elif branches and not (value is None and type(None) in options):
+            yield f"key {prefix + key!r}: found {type(value).__name__}, expected a mapping of keys to values"
 
 
 def _nearest(key: str, known: list[str]) -> str:
@@ -389,15 +392,17 @@ def _check_values(config: Config) -> None:
 
     for key, value in flatten(config).items():
         name = key.rsplit(".", 1)[-1]
-        if name in ("hflip", "vflip", "jitter", "floor", "ema_decay", "contrast_momentum", "momentum"):
+        if name in ("hflip", "vflip", "jitter", "floor", "contrast_momentum", "momentum"):
             need(0 <= value <= 1, key, "a number in [0, 1]")
-        if name in ("steps", "batch", "size", "train", "every", "checkpoint") and isinstance(value, int):
+        if name in ("steps", "batch", "size", "train", "every", "checkpoint", "pictures") and isinstance(value, int):
             need(value >= 1, key, "1 or more")
         if name in ("lr", "discriminator_lr", "epochs") and value is not None:
             need(value > 0, key, "a number above 0")
         if name == "label_map":
             need(bool(value) and set(value.values()) <= {0, 1, 255}, key, "classes 0 (clear), 1 (cloud), 255 (ignore)")
+            need(all(0 <= pixel <= 255 for pixel in value or ()), key, "label values in 0..255")
     need(0 < config.split.ratio < 1, "split.ratio", "a number between 0 and 1; at 0 or 1 one split would be empty")
+    need(0 <= config.intra.ema_decay < 1, "intra.ema_decay", "a number in [0, 1)")
     need(config.seed >= 0, "seed", "0 or more")
     need(config.data.size >= 32, "data.size", "32 or more: the discriminators halve the map five times")
     need(config.data.workers >= 0, "data.workers", "0 or more")

@@ -173,9 +173,9 @@ def _row(losses: Losses, norms: Mapping[str, Tensor], lr: float) -> dict[str, fl
 
 
 def _require_finite(losses: Losses, norms: Mapping[str, Tensor], batches: Batch, step: int) -> None:
-    values = {name: value for name, (_, value) in losses.terms.items()}
+    values = {name: value.detach() for name, (_, value) in losses.terms.items()}
     values |= {f"gradient norm of {name}": norm for name, norm in norms.items()}
-    if bool(torch.isfinite(torch.stack([value.detach() for value in values.values()])).all()):
+    if bool(torch.isfinite(torch.stack(list(values.values()))).all()):
         return
     faults = ", ".join(f"{name} = {float(value)}" for name, value in values.items() if not torch.isfinite(value))
     files = "; ".join(f"{stream}: {', '.join(part['name'])}" for stream, part in batches.items())

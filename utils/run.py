@@ -14,10 +14,11 @@ import yaml
 from datasets.files import Item, check_items, list_domain
 from datasets.generated import make_pair
 from datasets.samples import EndlessSamples
+from nets.pretrained import load_exactly
 from nets.segmenter import Segmenter
 from nets.weights import import_deeplab_v2, is_segmenter_file, load_segmenter, load_weights
 from utils.config import AugmentConfig, Config, DomainConfig, flatten, to_yaml
-from utils.errors import ConfigError, DataError
+from utils.errors import ConfigError, DataError, WeightsError
 
 # What a stage's result does not depend on: it may differ when a run is continued.
 FREE_KEYS = ("out", "device", "data.workers", "log.", "eval.", "source.eval", "target.eval")
@@ -135,8 +136,12 @@ def build_segmenter(config: Config) -> Segmenter:
         init=net.init,
     )
     if net.checkpoint is not None:
+        if not Path(net.checkpoint).is_file():
+            raise WeightsError(f"{net.checkpoint}: no such weights file; mend net.checkpoint, or set it to null")
         if is_segmenter_file(Path(net.checkpoint)):
-            segmenter.load_state_dict(load_weights(Path(net.checkpoint))[0])
+            state, metadata = load_weights(net.checkpoint)
+            ours = f"the configured {segmenter.architecture}; the file holds {metadata['architecture']}"
+            load_exactly(segmenter, state, source=net.checkpoint, expected=ours)
         else:
             import_deeplab_v2(Path(net.checkpoint), segmenter)
     return segmenter

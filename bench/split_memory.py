@@ -1,0 +1,100 @@
+"""Peak memory of stage 2 grows by less than 20 MiB from 200 to 2,000 images.
+
+    python bench/split_memory.py
+
+Draws two small unlabelled domains and a random teacher in a temporary folder, runs split_entropy.py on each domain in a
+process of its own and compares the peaks of their resident memory. Ends with status 1 when the limit is passed.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+COUNTS = (200, 2000)
+LIMIT = 20.0  # MiB
+SIDE = 64  # pixels
+UNIT = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes there, in KiB on Linux; to MiB
+BACKBONE = "mobilenetv3_small_050"
+
+# In a process of its own: a child's peak starts at what its parent held when it was started, so this one stays small.
+TEACHER = """
+import sys
+import torch
+from nets.segmenter import Segmenter
+from nets.weights import save_segmenter
+torch.manual_seed(0)
+save_segmenter(sys.argv[1], Segmenter(sys.argv[2]))
+"""
+
+# Read before the interpreter shuts down, which takes another 100 MiB and would hide as much.
+MEASURE = """
+import resource, runpy, sys
+sys.argv = sys.argv[1:]
+sys.path.insert(0, ".")
+runpy.run_path(sys.argv[0], run_name="__main__")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def draw_domain(root: Path, count: int) -> None:
+    """Write `count` images of a random colour with noise, each different, to `root/images`."""
+    (root / "images").mkdir(parents=True)
+    rng = np.random.default_rng(count)
+    for number in range(count):
+        pixels = rng.normal(rng.uniform(40, 215, 3), 20, (SIDE, SIDE, 3)).clip(0, 255).astype(np.uint8)
+        assert cv2.imwrite(str(root / "images" / f"{number:05d}.png"), pixels)
+
+
+def run(code: str, *arguments: str) -> str:
+    """Run Python code with `arguments` in the repository and return the last line that it printed."""
+    child = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=REPOSITORY, text=True, capture_output=True, check=False
+    )
+    if child.returncode:
+        sys.exit(f"{child.stdout}{child.stderr}\n{arguments} ended with status {child.returncode}")
+    return (child.stdout.splitlines() or [""])[-1]
+
+
+def peak_of_split(folder: Path, count: int) -> float:
+    """Peak resident memory in MiB of stage 2 over `count` images."""
+    target, out = folder / "target", folder / "run"
+    draw_domain(target, count)
+    (out / "teacher").mkdir(parents=True)
+    run(TEACHER, str(out / "teacher" / "teacher.safetensors"), BACKBONE)
+    options = {
+        "out": out,
+        "source.root": target,  # stage 2 never opens the source
+        "target.root": target,
+        "net.backbone": BACKBONE,
+        "data.size": SIDE,
+        "data.geometry": "crop",
+        "device": "cpu",
+    }
+    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    began = time.perf_counter()
+    peak = int(run(MEASURE, "split_entropy.py", *words)) / UNIT
+    seconds = time.perf_counter() - began
+    rows = len((out / "split" / "entropy.csv").read_text("utf-8").splitlines()) - 1
+    assert rows == count, f"entropy.csv has {rows} rows, expected {count}"
+    print(f"{count:5d} images: peak {peak:7.1f} MiB, {seconds:5.1f} s")
+    return peak
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        few, many = (peak_of_split(Path(temporary) / str(count), count) for count in COUNTS)
+    growth = many - few
+    print(f"growth {growth:.1f} MiB (limit {LIMIT:.0f}), ratio {many / few:.3f}")
+    sys.exit(int(growth >= LIMIT))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,295 @@
+"""The three stages and the evaluation as a user runs them, on tiny domains."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import eval as evaluation
+import split_entropy
+import train_intra
+import train_teacher
+from datasets.files import Item
+from nets.weights import load_segmenter, load_weights
+from utils.config import Config, SplitConfig, load_config
+from utils.errors import ConfigError, DataError
+
+ROOT = Path(__file__).resolve().parents[1]
+Arguments = Callable[..., list[str]]
+METHODS = ROOT / "configs" / "methods"
+SCRIPTS = ("train_teacher.py", "split_entropy.py", "train_intra.py", "eval.py")
+
+
+def run_all(arguments: list[str]) -> Config:
+    config = load_config(arguments)
+    train_teacher.train_teacher(config)
+    split_entropy.split_entropy(config)
+    train_intra.train_intra(config)
+    return config
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The results of a run that must be reproducible: weights, checkpoints, split and metrics."""
+    kinds = (".safetensors", ".pt", ".csv", ".txt", ".png", ".jsonl")
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in kinds and path.name != "timing.jsonl"
+    }
+
+
+def test_whole_run(tmp_path: Path, tiny_arguments: Arguments, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = tiny_arguments(tmp_path)
+    config = run_all(arguments)
+    train_teacher.train_teacher(load_config([*arguments, "--config", str(METHODS / "source_only.yaml")]))
+    evaluation.evaluate(config)
+    out = Path(config.out)
+
+    teacher, student = load_segmenter(out / "teacher/teacher.safetensors"), load_segmenter(out / "intra/student.safetensors")
+    assert any(not torch.equal(a, b) for a, b in zip(teacher.parameters(), student.parameters(), strict=True))
+    assert all(bool(torch.isfinite(p).all()) for p in student.parameters())
+
+    rows = list(csv.DictReader((out / "split/entropy.csv").open()))
+    scores = [float(row["score"]) for row in rows]
+    assert scores == sorted(scores) and all(0 <= score <= 1 for score in scores)
+    assert [row["split"] for row in rows] == ["easy"] * 4 + ["hard"] * 2  # int(0.67 * 6)
+    listed = {part: (out / f"split/{part}.txt").read_text().split() for part in ("easy", "hard")}
+    for part, names in listed.items():
+        assert names == sorted(f"images/{row['name']}.png" for row in rows if row["split"] == part)
+    for row in rows:
+        pseudo = cv2.imread(str(out / f"split/pseudo_labels/{row['name']}.png"), cv2.IMREAD_UNCHANGED)
+        assert pseudo.shape == (40, 48) and set(np.unique(pseudo)) <= {0, 255}
+        assert float(row["cloud_fraction"]) == pytest.approx((pseudo == 255).mean(), abs=1e-6)
+
+    metrics = json.loads((out / "eval/metrics.json").read_text())["domains"]["target"]
+    assert set(metrics["models"]) == {"source_only", "teacher", "student", "all_clear", "all_cloud"}
+    assert metrics["protocol"].startswith("transductive")
+    label_pixels = [cv2.imread(str(p), 0) > 0 for p in (Path(config.target.root) / "labels").glob("*.png")]
+    for values in metrics["models"].values():
+        matrix = np.array(values["confusion"])
+        assert matrix.sum() == 6 * 40 * 48
+        assert matrix[1].sum() == sum(pixels.sum() for pixels in label_pixels)
+    assert "mIoU" in capsys.readouterr().out
+    assert (out / "eval/masks/target.png").stat().st_size > 10_000
+    mask = cv2.imread(str(next((out / "eval/masks/target/student").glob("*.png"))))[..., ::-1]
+    assert {tuple(pixel) for pixel in mask.reshape(-1, 3).tolist()} <= {(176, 235, 180), (255, 255, 255)}
+
+
+def test_every_term_is_logged_raw_and_weighted(tmp_path: Path, tiny_arguments: Arguments) -> None:
+    config = run_all(tiny_arguments(tmp_path))
+    w = config.intra
+    weights = {"seg_main": 2, "seg_aux": 2, "consistency": 0.1, "contrast": 0.1, "adv_main": 1e-3, "adv_aux": 2e-4}
+    for line in (Path(config.out) / "intra/metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        for name, weight in (weights | {"dis_main": 1, "dis_aux": 1}).items():
+            assert row[f"weighted/{name}"] == pytest.approx(weight * row[f"raw/{name}"])
+        assert row["loss"] == pytest.approx(sum(value for key, value in row.items() if key.startswith("weighted/")))
+        assert row["stats/accepted"] == 1  # union without a floor labels every valid pixel
+        assert 0 <= row["stats/entropy_hard"] <= 1 and row["grad_norm/segmenter"] > 0
+    assert row["step"] == w.steps
+    timing = json.loads((Path(config.out) / "intra/timing.jsonl").read_text().splitlines()[0])
+    assert timing["images_per_s"] > 0 and timing["data_time"] <= timing["step_time"]
+
+
+def test_again_leaves_what_is_finished_and_other_settings_are_refused(tmp_path: Path, tiny_arguments: Arguments) -> None:
+    arguments = tiny_arguments(tmp_path)
+    out = Path(run_all(arguments).out)
+    before = files_of(out)
+    run_all(arguments)
+    assert files_of(out) == before
+    with pytest.raises(ConfigError, match=r"optim.lr was .* --out"):
+        run_all([*arguments, "--optim.lr", "0.123"])
+    assert files_of(out) == before
+
+
+def test_target_labels_never_reach_training(tmp_path: Path, tiny_arguments: Arguments) -> None:
+    """Real, random and absent target labels give the same bytes."""
+    arguments = tiny_arguments(tmp_path)
+    labels = tmp_path / "target" / "labels"
+    results = []
+    for kind in ("real", "random", "absent"):
+        if kind == "random":
+            for path in labels.iterdir():
+                path.write_bytes(os.urandom(64))
+        if kind == "absent":
+            shutil.rmtree(labels)
+        out = tmp_path / kind
+        run_all([*arguments, "--out", str(out)])
+        results.append(files_of(out))
+    assert {"teacher/teacher.safetensors", "split/entropy.csv", "intra/student.safetensors"} <= results[0].keys()
+    assert results[0] == results[1] == results[2]
+
+
+def test_without_target_labels_there_are_masks_and_no_scores(tmp_path: Path, tiny_arguments: Arguments) -> None:
+    arguments = tiny_arguments(tmp_path)
+    shutil.rmtree(tmp_path / "target" / "labels")
+    config = run_all(arguments)
+    evaluation.evaluate(config)
+    assert json.loads((Path(config.out) / "eval/metrics.json").read_text())["domains"]["target"]["models"] == {}
+    assert len(list((Path(config.out) / "eval/masks/target/student").glob("*.png"))) == 6
+
+
+def test_anchor_is_bit_identical_and_its_file_untouched(tmp_path: Path, tiny_arguments: Arguments) -> None:
+    arguments = tiny_arguments(tmp_path)
+    config = load_config(arguments)
+    train_teacher.train_teacher(config)
+    path = Path(config.out) / "teacher/teacher.safetensors"
+    before = path.read_bytes()
+    anchor = load_segmenter(path)
+    stage = train_intra.IntraStage(config, anchor)
+    image, valid = torch.rand(2, 3, 32, 32), torch.ones(2, 32, 32, dtype=torch.bool)
+    batch = {name: {"image": image, "valid": valid, "name": ["a", "b"]} for name in ("easy", "hard")}
+    losses = stage.step(batch, train_intra.Clock(0, 10, 5, seed=0))
+    torch.stack([weight * value for weight, value in losses.terms.values()]).sum().backward()
+    for optimizer in stage.optimizers.values():
+        optimizer.step()
+    stage.after_update(train_intra.Clock(0, 10, 5, seed=0))
+    saved = load_weights(path)[0]
+    assert path.read_bytes() == before
+    assert all(parameter.grad is None for parameter in stage.anchor.parameters())
+    assert all(torch.equal(value, saved[name]) for name, value in stage.anchor.state_dict().items())
+    trained = stage.trainee.segmenter.state_dict()
+    assert any(not torch.equal(value, saved[name]) for name, value in trained.items())
+
+
+def test_preview_leaves_the_stage_as_it_was(tmp_path: Path, tiny_arguments: Arguments) -> None:
+    config = load_config(tiny_arguments(tmp_path))
+    stage = train_teacher.TeacherStage(config)
+    stage.segmenter.train()
+    before = {name: value.clone() for name, value in stage.segmenter.state_dict().items()}
+    image = torch.rand(2, 3, 32, 32)
+    picture = stage.picture({"source": {"image": image, "label": torch.ones(2, 32, 32, dtype=torch.int64)}})
+    assert picture.dtype == np.uint8 and picture.shape == (4 * 36 - 4, 2 * 36 - 4, 3)
+    np.testing.assert_array_equal(picture[:32, :32], (image[0].permute(1, 2, 0) * 255).byte().numpy())
+    assert stage.segmenter.training
+    assert all(torch.equal(value, before[name]) for name, value in stage.segmenter.state_dict().items())
+
+
+@pytest.mark.parametrize("script", SCRIPTS[:3])
+def test_killed_and_started_again_ends_with_the_same_bytes(
+    script: str, tmp_path: Path, tiny_arguments: Arguments, make_domain: Callable[..., Path]
+) -> None:
+    """SIGKILL in the middle of a stage, then the same command: every file equals the uninterrupted run's."""
+    make_domain(tmp_path / "target", count=60)
+    arguments = [*tiny_arguments(tmp_path), "--teacher.steps", "30", "--intra.steps", "30"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    stage = {"train_teacher.py": "teacher", "split_entropy.py": "split", "train_intra.py": "intra"}[script]
+    for earlier in SCRIPTS[: SCRIPTS.index(script)]:
+        assert start(earlier, arguments, whole).wait() == 0
+    if whole.exists():
+        shutil.copytree(whole, killed)
+    assert start(script, arguments, whole).wait() == 0
+
+    process = start(script, arguments, killed)
+    progress = "pseudo_labels/*" if stage == "split" else "checkpoint.pt"
+    while process.poll() is None and len(list((killed / stage).glob(progress))) < (5 if stage == "split" else 1):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the stage ended before it could be killed"
+    finished = {"teacher": "teacher.safetensors", "split": "entropy.csv", "intra": "student.safetensors"}[stage]
+    assert not (killed / stage / finished).exists()
+
+    assert start(script, arguments, killed).wait() == 0
+    assert files_of(killed / stage) == files_of(whole / stage)
+
+
+def start(script: str, arguments: list[str], out: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(ROOT / script), *arguments, "--out", str(out)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("method", ["intrada", "asda_released"])
+def test_methods_run(method: str, tmp_path: Path, tiny_arguments: Arguments) -> None:
+    extra = ["--config", str(METHODS / f"{method}.yaml")]
+    if method == "asda_released":  # the preset's own network, on small images and for one epoch
+        extra += "--net.backbone resnet50 --teacher.epochs 0.5 --intra.epochs 2 --data.size 64".split()
+        extra += "--teacher.batch 2 --intra.batch 1 --split.ratio 0.5".split()
+    config = run_all(tiny_arguments(tmp_path, *extra))
+    out = Path(config.out)
+    rows = [json.loads(line) for line in (out / "intra/metrics.jsonl").read_text().splitlines()]
+    if method == "intrada":
+        assert not any("contrast" in key or "consistency" in key for key in rows[0])
+        return
+    assert [row["split"] for row in csv.DictReader((out / "split/entropy.csv").open())].count("easy") == 4  # int(3) + 1
+    assert rows[0]["lr"] == pytest.approx(2.5e-4) and len(rows) == 4  # two epochs of two hard images
+    state = torch.load(out / "intra/checkpoint.pt", weights_only=True)
+    teacher = load_weights(out / "teacher/teacher.safetensors")[0]
+    name = "backbone.conv1.weight"
+    ema, start_value = state["networks"]["ema"][f"model.segmenter.{name}"], teacher[name]
+    trainee = state["networks"]["trainee"][f"segmenter.{name}"]
+    # Two updates, one per epoch: 0.995^2 of the EMA is still the teacher, so it has moved far less than the trainee.
+    assert 0 < (ema - start_value).norm() < 0.02 * (trainee - start_value).norm()
+
+
+def test_advent_has_no_stage_3(tmp_path: Path, tiny_arguments: Arguments, capsys: pytest.CaptureFixture[str]) -> None:
+    config = run_all(tiny_arguments(tmp_path, "--config", str(METHODS / "advent.yaml")))
+    assert "no stage 3" in capsys.readouterr().out
+    assert sorted(path.name for path in Path(config.out).iterdir()) == ["teacher"]
+
+
+def test_later_stages_name_what_is_missing(tmp_path: Path, tiny_arguments: Arguments) -> None:
+    config = load_config(tiny_arguments(tmp_path))
+    with pytest.raises(DataError, match=r"teacher.safetensors: does not exist"):
+        split_entropy.split_entropy(config)
+    with pytest.raises(DataError, match="holds no trained model"):
+        evaluation.evaluate(config)
+    train_teacher.train_teacher(config)
+    with pytest.raises(DataError, match=r"entropy.csv: does not exist; run split_entropy.py"):
+        train_intra.train_intra(config)
+
+
+def test_bad_files_stop_a_stage_before_training_with_one_sentence(tmp_path: Path, tiny_arguments: Arguments) -> None:
+    arguments = tiny_arguments(tmp_path)
+    labels = tmp_path / "source" / "labels"
+    first, second, *_ = sorted(labels.iterdir())
+    cv2.imwrite(str(first), np.full((40, 48), 7, np.uint8))
+    cv2.imwrite(str(second), np.zeros((10, 10), np.uint8))
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train_teacher.py"), *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "2 fault(s)" in done.stderr and str(first) in done.stderr and str(second) in done.stderr
+    assert "label value(s) 7" in done.stderr and "label_map" in done.stderr and "found 10x10" in done.stderr
+    assert not list((tmp_path / "run").rglob("*.jsonl"))
+
+
+@pytest.mark.parametrize(("plus_one", "easy", "hard"), [(True, 1467, 628), (False, 1466, 629)])
+def test_known_answer_18(plus_one: bool, easy: int, hard: int) -> None:
+    split = SplitConfig(ratio=0.7, plus_one=plus_one)
+    assert split_entropy.easy_count(2095, split) == easy and 2095 - easy == hard
+
+
+@pytest.mark.parametrize(("images", "ratio"), [(1, 0.67), (2, 0.2), (1, 0.999)])
+def test_a_split_that_would_be_empty_is_refused(images: int, ratio: float) -> None:
+    with pytest.raises(DataError, match="both need at least one"):
+        split_entropy.easy_count(images, SplitConfig(ratio=ratio))
+
+
+def test_score_is_the_mean_entropy_and_ranks_do_not_depend_on_order(
+    tmp_path: Path, tiny_arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(tiny_arguments(tmp_path))
+    images = sorted((tmp_path / "target" / "images").iterdir())
+    prob = {head: torch.tensor([0.9, 0.1])[:, None, None].expand(2, 40, 48) for head in ("main", "aux")}
+    monkeypatch.setattr(split_entropy, "probabilities", lambda *_: prob)
+    items = [Item(path.stem, path, None) for path in images]
+    ranked = sorted(split_entropy.score_image(None, item, config, tmp_path / "p") for item in reversed(items))  # type: ignore[arg-type]
+    entropy = -(0.9 * np.log2(0.9) + 0.1 * np.log2(0.1))
+    assert [place.score for place in ranked] == pytest.approx([entropy] * 6, abs=1e-6)
+    assert [place.name for place in ranked] == sorted(path.stem for path in images)  # ties by name
+    prob["main"] = torch.full((2, 40, 48), torch.nan)
+    with pytest.raises(DataError, match=items[0].image.name):
+        split_entropy.score_image(None, items[0], config, tmp_path / "p")  # type: ignore[arg-type]

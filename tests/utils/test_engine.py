@@ -1,0 +1,237 @@
+"""The training loop, with a stage of two small layers whose every step can be followed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from utils.config import Config, LogConfig, OptimConfig
+from utils.engine import Batch, Losses, fit, set_rates, stage_length
+from utils.errors import TrainingError
+from utils.schedule import Clock, asda_released, poly
+
+CONFIG = Config(device="cpu", seed=3, log=LogConfig(every=1, pictures=3, checkpoint=2))
+
+
+class StoppedError(Exception):
+    """Stands for a kill."""
+
+
+class FakeStream:
+    """Batch i is a pure function of i."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def batches(self, batch: int, start: int, stop: int, workers: int) -> Iterator[Any]:
+        for i in range(start, stop):
+            image = torch.randn(batch, 4, generator=torch.Generator().manual_seed(i))
+            yield {"image": image, "name": [f"{self.name}_{i * batch + k}" for k in range(batch)]}
+
+
+class FakeStage:
+    """Regression with noise from torch's global generator, and a discriminator beside it."""
+
+    def __init__(self, stop_at: int | None = None, momentum: float = 0.9) -> None:
+        torch.manual_seed(0)
+        self.net, self.follower, self.dis = nn.Linear(4, 1), nn.Linear(4, 1), nn.Linear(4, 1)
+        self.networks: dict[str, nn.Module] = {"net": self.net, "follower": self.follower, "dis": self.dis}
+        groups = [{"params": [self.net.weight], "lr": 0.1}, {"params": [self.net.bias], "lr": 0.4}]
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "segmenter": torch.optim.SGD(groups, momentum=momentum),
+            "discriminators": torch.optim.Adam(self.dis.parameters(), lr=0.01),
+        }
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["base_lr"] = group["lr"]
+        self.stop_at = stop_at
+        self.seen: list[torch.Tensor] = []  # the weight at the start of each step
+        self.gradients: list[torch.Tensor] = []
+        self.updates: list[int] = []
+        self.pictures = 0
+
+    def step(self, batch: Batch, clock: Clock) -> Losses:
+        if clock.step == self.stop_at:
+            raise StoppedError
+        self.seen.append(self.net.weight.detach().clone())
+        a, b = batch["a"]["image"], batch["b"]["image"]
+        fit_loss = (self.net(a) - a.sum(1, keepdim=True) + 0.1 * torch.randn(len(a), 1)).square().mean()
+        self.gradients.append(torch.autograd.grad(2 * fit_loss, self.net.weight, retain_graph=True)[0])
+        return Losses({"fit": (2.0, fit_loss), "dis": (0.5, self.dis(b).square().mean())}, {"mean": a.mean()})
+
+    def after_update(self, clock: Clock) -> None:
+        self.updates.append(clock.step)
+        with torch.no_grad():
+            self.follower.weight.lerp_(self.net.weight, 0.1)
+
+    def picture(self, batch: Batch) -> np.ndarray:
+        self.pictures += 1
+        return np.zeros((4, 4, 3), np.uint8)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {f"{n}.{k}": v.clone() for n, part in self.networks.items() for k, v in part.state_dict().items()}
+
+
+def train(stage: Any, folder: Path, config: Config = CONFIG, steps: int = 8, **options: Any) -> list[dict[str, Any]]:
+    """Run the engine and return the rows of metrics.jsonl."""
+    folder.mkdir(exist_ok=True)
+    streams = {name: FakeStream(name) for name in ("a", "b")}
+    arguments = {"batch": 2, "steps": steps, "epoch_steps": 3, "warmup_epochs": 15, **options}
+    fit(stage, streams, folder, config, **arguments)
+    return rows(folder)
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("stops", [[1], [4], [5], [3, 6, 7]])
+def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, stops: list[int]) -> None:
+    whole = FakeStage()
+    train(whole, tmp_path / "whole")
+    for stop in stops:
+        with pytest.raises(StoppedError):
+            train(FakeStage(stop_at=stop), tmp_path / "parts")
+    last = FakeStage()
+    train(last, tmp_path / "parts")
+    assert len(last.seen) == 8 - stops[-1] // 2 * 2  # from the last checkpoint, not from the start
+    assert equal(whole.state(), last.state())
+    whole_rows, parts_rows = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "parts"))
+    assert whole_rows == parts_rows and whole_rows.count(b"\n") == 8
+
+
+def test_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
+    first, again = FakeStage(), FakeStage()
+    train(first, tmp_path / "run")
+    before = (tmp_path / "run/metrics.jsonl").read_bytes()
+    train(again, tmp_path / "run")
+    assert equal(first.state(), again.state()) and again.seen == []
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
+
+
+def test_another_seed_gives_another_run(tmp_path: Path) -> None:
+    first, second = FakeStage(), FakeStage()
+    train(first, tmp_path / "a")
+    train(second, tmp_path / "b", replace(CONFIG, seed=4))
+    assert not equal(first.state(), second.state())
+
+
+class NotFinite(FakeStage):
+    """At step 5 one term, or only its gradient, is not finite."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def step(self, batch: Batch, clock: Clock) -> Losses:
+        losses = super().step(batch, clock)
+        if clock.step < 5:
+            return losses
+        self.before = self.state()
+        weight, value = losses.terms["fit"]
+        bad = {"nan": value * float("nan"), "inf": value / 0, "gradient": (value * 0).sqrt()}[self.kind]
+        return Losses(losses.terms | {"fit": (weight, bad)}, losses.stats)
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"), [("nan", "fit = nan"), ("inf", "fit = inf"), ("gradient", "gradient norm of segmenter = nan")]
+)
+def test_not_finite_stops_before_the_update(tmp_path: Path, kind: str, found: str) -> None:
+    stage = NotFinite(kind)
+    with pytest.raises(TrainingError) as caught:
+        train(stage, tmp_path / "run")
+    message = str(caught.value)
+    assert message.startswith("step 5: ") and found in message and "expected finite" in message
+    assert ("fit = " in message) == (kind != "gradient") and "dis = " not in message
+    assert "a: a_10, a_11; b: b_10, b_11" in message and "optim.lr" in message
+    assert equal(stage.state(), stage.before)
+    assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 3, 4, 5]
+    sound = FakeStage()
+    train(sound, tmp_path / "run")  # goes on from step 4
+    assert len(sound.seen) == 4
+
+
+def test_update_every_uses_the_last_batch_alone(tmp_path: Path) -> None:
+    stage = FakeStage(momentum=0)
+    train(stage, tmp_path / "run", steps=7, update_every=3)
+    assert stage.updates == [2, 5]
+    w = stage.seen
+    assert torch.equal(w[0], w[2]) and not torch.equal(w[2], w[3])
+    assert torch.equal(w[3], w[5]) and not torch.equal(w[5], w[6])
+    torch.testing.assert_close(w[3], w[2] - poly(0.1, 2, 7) * stage.gradients[2])
+    torch.testing.assert_close(w[6], w[5] - poly(0.1, 5, 7) * stage.gradients[5])
+    assert torch.equal(stage.net.weight, w[6])  # the seventh step alone makes no update
+
+
+def test_every_step_updates_by_default(tmp_path: Path) -> None:
+    stage = FakeStage(momentum=0)
+    train(stage, tmp_path / "run", steps=4)
+    assert stage.updates == [0, 1, 2, 3]
+    for step in range(3):
+        expected = stage.seen[step] - poly(0.1, step, 4) * stage.gradients[step]
+        torch.testing.assert_close(stage.seen[step + 1], expected)
+
+
+def _rates(stage: FakeStage) -> list[float]:
+    return [group["lr"] for optimizer in stage.optimizers.values() for group in optimizer.param_groups]
+
+
+def test_poly_rate_of_every_group() -> None:
+    stage = FakeStage()
+    for step in (0, 30, 99):  # not compounding
+        rate = set_rates(stage.optimizers, Clock(step, 100, 10, 0), CONFIG, 15)
+        factor = (1 - step / 100) ** 0.9
+        assert _rates(stage) == pytest.approx([0.1 * factor, 0.4 * factor, 0.01 * factor])
+        assert rate == _rates(stage)[0]
+
+
+def test_released_rate_is_one_for_the_segmenter_and_leaves_the_discriminators() -> None:
+    stage, config = FakeStage(), replace(CONFIG, optim=OptimConfig(schedule="asda_released"))
+    for warmup, step in ((15, 59), (15, 200), (0, 200)):
+        rate = asda_released(step // 10, warmup)
+        assert set_rates(stage.optimizers, Clock(step, 500, 10, 0), config, warmup) == rate
+        assert _rates(stage) == [rate, rate, 0.01]
+
+
+def test_rows_hold_raw_and_weighted_terms_rates_and_norms(tmp_path: Path) -> None:
+    stage = FakeStage()
+    written = train(stage, tmp_path / "run", steps=4)
+    assert [row["step"] for row in written] == [1, 2, 3, 4]
+    for step, row in enumerate(written):
+        assert row["lr"] == poly(0.1, step, 4)
+        assert row["weighted/fit"] == 2 * row["raw/fit"] and row["weighted/dis"] == 0.5 * row["raw/dis"]
+        assert row["loss"] == pytest.approx(row["weighted/fit"] + row["weighted/dis"])
+        assert row["grad_norm/segmenter"] >= float(stage.gradients[step].norm())  # the bias comes on top
+        assert row["stats/mean"] == pytest.approx(
+            float(torch.randn(2, 4, generator=torch.Generator().manual_seed(step)).mean()), abs=1e-6
+        )
+    timing = [json.loads(line) for line in (tmp_path / "run/timing.jsonl").read_text().splitlines()]
+    assert len(timing) == 4 and all(row["images_per_s"] > 0 and row["data_time"] >= 0 for row in timing)
+
+
+def test_intervals_of_rows_and_pictures_include_the_end(tmp_path: Path) -> None:
+    stage = FakeStage()
+    config = replace(CONFIG, log=LogConfig(every=3, pictures=4, checkpoint=100))
+    assert [row["step"] for row in train(stage, tmp_path / "run", config, steps=7)] == [3, 6, 7]
+    assert stage.pictures == 2  # after 4 and 7
+    assert (tmp_path / "run/checkpoint.pt").exists()
+
+
+def test_stage_length() -> None:
+    assert stage_length(100, None, images=10, batch=4) == (100, 3)
+    assert stage_length(100, 2, images=10, batch=4) == (6, 3)
+    assert stage_length(100, 2.5, images=16, batch=4) == (10, 4)
+    assert stage_length(100, 0.01, images=10, batch=4) == (1, 3)
+    assert stage_length(100, None, images=3, batch=8) == (100, 1)

@@ -1,0 +1,77 @@
+"""Mean and standard deviation of the scores of several runs, as a Markdown table.
+
+python -m utils.summary runs/demo_seed0 runs/demo_seed1 runs/demo_seed2
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.errors import AsdaError, DataError
+
+COLUMNS = {
+    "IoU clear": ("iou", "clear"),
+    "IoU cloud": ("iou", "cloud"),
+    "precision cloud": ("precision", "cloud"),
+    "recall cloud": ("recall", "cloud"),
+    "pixel accuracy": ("pixel_accuracy",),
+    "mIoU": ("miou",),
+}
+
+
+def summary(runs: Sequence[Path]) -> str:
+    """One table per evaluated domain: models by row, mean ± standard deviation over the runs in percent.
+
+    The standard deviation is that of a sample (n - 1); with one run it is left out. The last column lists each run's
+    mIoU in the order given.
+
+    Raises:
+        DataError: a run has no metrics.json, or the runs do not hold the same domains and models.
+    """
+    reports = [_read(run / "eval" / "metrics.json") for run in runs]
+    shapes = {json.dumps({role: [*part["models"]] for role, part in report.items()}) for report in reports}
+    if len(shapes) > 1:
+        raise DataError(f"the runs hold different domains or models: {'; '.join(sorted(shapes))}")
+    parts = []
+    for role, first in reports[0].items():
+        lines = [["model", *COLUMNS, "mIoU of each run"], ["---", *["--:"] * (len(COLUMNS) + 1)]]
+        for model in first["models"]:
+            values = [report[role]["models"][model] for report in reports]
+            cells = [_cell([_follow(value, path) for value in values]) for path in COLUMNS.values()]
+            lines.append([model, *cells, ", ".join(f"{100 * value['miou']:.1f}" for value in values)])
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        parts.append(f"{role} ({first['root']}), {first['images']} images, {first['protocol']}:\n\n{table}\n")
+    return "\n".join(parts)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text("utf-8"))["domains"]
+    except OSError:
+        raise DataError(f"{path}: does not exist; run eval.py with this run's --out first") from None
+
+
+def _follow(values: Any, path: tuple[str, ...]) -> float | None:
+    for key in path:
+        values = values[key]
+    return values
+
+
+def _cell(values: list[float | None]) -> str:
+    numbers = [100 * value for value in values if value is not None]
+    if len(numbers) < len(values):
+        return "-"
+    spread = f" ± {statistics.stdev(numbers):.1f}" if len(numbers) > 1 else ""
+    return f"{statistics.mean(numbers):.1f}{spread}"
+
+
+if __name__ == "__main__":
+    try:
+        print(summary([Path(argument) for argument in sys.argv[1:]] or [Path("runs/demo")]))
+    except AsdaError as error:
+        sys.exit(f"error: {error}")
