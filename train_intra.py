@@ -49,7 +49,7 @@ from utils.plots import prediction_grid
 from utils.run import build_segmenter, make_generated, open_stage, trained, training_items, training_stream
 from utils.schedule import Clock
 
-FEATURES = 128  # of the projection, METHOD 5.2 hec item 1
+FEATURES = 128  # of the projection, docs/method.md, section 5.3
 
 
 class Student(nn.Module):
@@ -90,12 +90,12 @@ class IntraStage:
         }
 
     def step(self, batch: Batch, clock: Clock) -> Losses:
-        """One easy and one hard batch -> the weighted terms of METHOD section 5."""
+        """One easy and one hard batch -> the weighted terms of docs/method.md, section 5."""
         self.trainee.train()
         w, easy, hard = self.w, batch["easy"], batch["hard"]
         size = easy["image"].shape[-2:]
-        prediction = self.trainee.segmenter(easy["image"])
-        logits = upsampled(prediction, size)
+        prediction, hard_prediction = self.forward(easy["image"], hard["image"])
+        logits, hard_logits = upsampled(prediction, size), upsampled(hard_prediction, size)
 
         with torch.no_grad():
             ema = self.follower.segmenter(easy["image"])
@@ -119,7 +119,6 @@ class IntraStage:
             terms["contrast"] = (w.contrast_weight, hec)
             stats |= {f"contrast_{name}": value for name, value in hec_stats.items()}
 
-        hard_logits = upsampled(self.trainee.segmenter(hard["image"]), size)
         maps_easy = {head: entropy_map(logits[head], easy["valid"]) for head in HEADS}
         maps_hard = {head: entropy_map(hard_logits[head], hard["valid"]) for head in HEADS}
         adv, dis = alignment(self.discriminators, maps_easy, maps_hard)
@@ -129,6 +128,18 @@ class IntraStage:
         for name, samples, scores in (("easy", easy, logits), ("hard", hard, hard_logits)):
             stats[f"entropy_{name}"] = mean_entropy(scores["main"], samples["valid"])
         return Losses(terms, stats)
+
+    def forward(self, easy: Tensor, hard: Tensor) -> tuple[Prediction, Prediction]:
+        """The trainee's predictions for both splits.
+
+        Jointly, both share the statistics of batch normalisation, which are then those that the exported network uses;
+        apart, the trainee learns under statistics of easy images alone.
+        """
+        if not self.w.joint_forward:
+            return self.trainee.segmenter(easy), self.trainee.segmenter(hard)
+        both = self.trainee.segmenter(torch.cat([easy, hard]))
+        easy_part, hard_part = zip(*(part.split([len(easy), len(hard)]) for part in both), strict=True)
+        return Prediction(*easy_part), Prediction(*hard_part)
 
     def pseudo_label(self, easy: dict[str, Any], ema_logits: dict[str, Tensor]) -> dict[str, Tensor]:
         """Labels (B, H, W) of each head for the easy batch; 255 where undecided or padded.

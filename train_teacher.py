@@ -49,7 +49,7 @@ class TeacherStage:
             self.optimizers["discriminators"] = discriminator_optimizer(self.discriminators, config.optim)
 
     def step(self, batch: Batch, clock: Clock) -> Losses:
-        """One source and one target batch -> the weighted terms of METHOD section 3."""
+        """One source and one target batch -> the weighted terms of docs/method.md, section 3."""
         self.segmenter.train()
         w, source = self.w, batch["source"]
         logits_s = upsampled(self.segmenter(source["image"]), source["image"].shape[-2:])

@@ -58,7 +58,10 @@ def test_whole_run(tmp_path: Path, tiny_arguments: Arguments, capsys: pytest.Cap
     evaluation.evaluate(config)
     out = Path(config.out)
 
-    teacher, student = load_segmenter(out / "teacher/teacher.safetensors"), load_segmenter(out / "intra/student.safetensors")
+    teacher, student = (
+        load_segmenter(out / "teacher/teacher.safetensors"),
+        load_segmenter(out / "intra/student.safetensors"),
+    )
     assert any(not torch.equal(a, b) for a, b in zip(teacher.parameters(), student.parameters(), strict=True))
     assert all(bool(torch.isfinite(p).all()) for p in student.parameters())
 
@@ -104,7 +107,9 @@ def test_every_term_is_logged_raw_and_weighted(tmp_path: Path, tiny_arguments: A
     assert timing["images_per_s"] > 0 and timing["data_time"] <= timing["step_time"]
 
 
-def test_again_leaves_what_is_finished_and_other_settings_are_refused(tmp_path: Path, tiny_arguments: Arguments) -> None:
+def test_again_leaves_what_is_finished_and_other_settings_are_refused(
+    tmp_path: Path, tiny_arguments: Arguments
+) -> None:
     arguments = tiny_arguments(tmp_path)
     out = Path(run_all(arguments).out)
     before = files_of(out)
@@ -258,7 +263,11 @@ def test_bad_files_stop_a_stage_before_training_with_one_sentence(tmp_path: Path
     cv2.imwrite(str(first), np.full((40, 48), 7, np.uint8))
     cv2.imwrite(str(second), np.zeros((10, 10), np.uint8))
     done = subprocess.run(
-        [sys.executable, str(ROOT / "train_teacher.py"), *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, str(ROOT / "train_teacher.py"), *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "2 fault(s)" in done.stderr and str(first) in done.stderr and str(second) in done.stderr

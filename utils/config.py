@@ -193,6 +193,9 @@ class IntraConfig:
     """learning rate of the segmentation network in this stage, as a multiple of optim.lr"""
     init: Literal["teacher", "fresh"] = "teacher"
     """start of the trainee: the teacher's weights, or the same start as stage 1 (IntraDA)"""
+    joint_forward: bool = True
+    """easy and hard images pass the trainee together and share batch-norm statistics; false: one after the other, as
+    released"""
     pseudo_label: Literal["online", "stored"] = "online"
     """online: anchor and EMA label each batch anew; stored: the masks that stage 2 wrote (IntraDA)"""
     fuse: Literal["union", "anchor", "ema", "agree", "mean"] = "union"
