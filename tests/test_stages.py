@@ -220,8 +220,8 @@ def start(script: str, arguments: list[str], out: Path) -> subprocess.Popen[byte
 def test_methods_run(method: str, tmp_path: Path, tiny_arguments: Arguments) -> None:
     extra = ["--config", str(METHODS / f"{method}.yaml")]
     if method == "asda_released":  # the preset's own network, on small images and for one epoch
-        extra += "--net.backbone resnet50 --teacher.epochs 0.5 --intra.epochs 2 --data.size 64".split()
-        extra += "--teacher.batch 2 --intra.batch 1 --split.ratio 0.5".split()
+        extra += ["--net.backbone", "resnet50", "--teacher.epochs", "0.5", "--intra.epochs", "2", "--data.size", "64"]
+        extra += ["--teacher.batch", "2", "--intra.batch", "1", "--split.ratio", "0.5"]
     config = run_all(tiny_arguments(tmp_path, *extra))
     out = Path(config.out)
     rows = [json.loads(line) for line in (out / "intra/metrics.jsonl").read_text().splitlines()]
