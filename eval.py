@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from datasets.files import Item, check_items, has_labels, list_domain, read_image, read_item
+from datasets.files import Item, check_items, list_domain, read_image, read_item
 from nets.segmenter import Segmenter
 from utils.cli import run
 from utils.config import Config, DomainConfig
@@ -42,7 +42,7 @@ def evaluation_items(domain: DomainConfig, role: str) -> tuple[list[Item], str] 
     if domain.eval is None and role == "source":
         return None
     protocol = "held-back images" if domain.eval is not None else "transductive: the images adapted to, labels hidden"
-    items = list_domain(domain.root, rows, labels=has_labels(domain.root, rows))
+    items = list_domain(domain.root, rows, labels=True, partial=role == "target")
     check_items(items, domain.label_map, f"{role} evaluation ({domain.root})")
     return items, protocol
 
@@ -81,7 +81,8 @@ def evaluate(config: Config) -> None:
         items, protocol = found
         masks = folder / "masks" / role
         matrices = {name: predict_all(model, items, config, masks, name) for name, model in models.items()}
-        results.append(DomainScores(role, domain.root, protocol, len(items), items[0].label is not None, matrices))
+        labelled = sum(item.label is not None for item in items)
+        results.append(DomainScores(role, domain.root, protocol, len(items), labelled, matrices))
         overview(items, domain, masks, list(models), config.eval.pictures, f"{role}: {protocol}")
     print()
     print(write_tables(folder, results, config))
@@ -93,8 +94,10 @@ def overview(items: list[Item], domain: DomainConfig, masks: Path, models: list[
     chosen = [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)]
     pairs = [read_item(item, domain.label_map) for item in chosen]
     columns = {"image": [image for image, _ in pairs]}
-    if chosen[0].label is not None:
-        columns["label"] = [colour_mask(label) for _, label in pairs if label is not None]
+    if any(item.label is not None for item in items):
+        unknown = [np.full(image.shape[:2], 255, np.uint8) for image, _ in pairs]
+        labels = [blank if label is None else label for blank, (_, label) in zip(unknown, pairs, strict=True)]
+        columns["label"] = [colour_mask(label) for label in labels]
     for name in models:
         paths = (masks / name / f"{item.name}.png" for item in chosen)
         columns[name.replace("_", "-")] = [read_image(path) for path in paths]

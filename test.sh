@@ -10,4 +10,5 @@ ruff format --check .
 echo "== mypy"
 mypy .
 echo "== pytest"
-python -m pytest -m "not slow" "$@"
+# One thread a process: two threads each on two cores would wait for one another at every operation.
+OMP_NUM_THREADS=1 python -m pytest -n auto --dist worksteal -m "not slow" "$@"

@@ -21,7 +21,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from losses import (
     IGNORE,
@@ -43,7 +42,7 @@ from nets.weights import save_segmenter
 from utils.cli import run
 from utils.config import Config
 from utils.engine import Batch, Losses, device_of, fit, stage_length
-from utils.errors import DataError
+from utils.errors import DataError, WeightsError
 from utils.optim import discriminator_optimizer, segmenter_optimizer
 from utils.plots import prediction_grid
 from utils.run import build_segmenter, make_generated, open_stage, trained, training_items, training_stream
@@ -68,7 +67,14 @@ class IntraStage:
         self.w = w = config.intra
         device = device_of(config)
         self.anchor = anchor.to(device).eval().requires_grad_(False)
-        start = build_segmenter(config)  # also seeds what follows
+        # The same seed as in stage 1; ImageNet weights would only be overwritten, so they need not be at hand.
+        bare = replace(config, net=replace(config.net, weights=None, checkpoint=None))
+        start = build_segmenter(bare if w.init == "teacher" else config)
+        if start.architecture != anchor.architecture:
+            raise WeightsError(
+                f"the teacher is {anchor.architecture}, the configuration asks for {start.architecture}; "
+                "give stage 3 the net settings of stage 1"
+            )
         if w.init == "teacher":
             start.load_state_dict(anchor.state_dict())
         self.trainee = Student(start).to(device)
@@ -161,12 +167,16 @@ class IntraStage:
         self, prediction: Prediction, ema: Prediction, label: Tensor, clock: Clock
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """High-entropy contrast at the network's own resolution, entropy and reliable features from the EMA."""
-        low_label = F.interpolate(label[:, None].float(), ema.main.shape[-2:], mode="nearest")[:, 0].long()
+        # A logit of a corner-aligned grid stands exactly on these rows and columns of the image.
+        rows, columns = (
+            torch.linspace(0, full - 1, low, device=label.device).round().long()
+            for full, low in zip(label.shape[-2:], ema.main.shape[-2:], strict=True)
+        )
         return high_entropy_contrast(
             self.trainee.projection(prediction.features),
             self.follower.projection(ema.features),
             normalised_entropy(ema.main.softmax(1)),
-            low_label,
+            label[:, rows[:, None], columns],
             self.memory,
             clock.progress,
             generator=torch.Generator().manual_seed(clock.seed),

@@ -43,11 +43,10 @@ def jitter(image: torch.Tensor, amounts: Amounts, rng: np.random.Generator) -> t
     if rng.random() >= amounts.jitter:
         return image
     image = (image * (1 + amounts.brightness * draws[0])).clamp(0, 1)  # torchvision's takes one or three bands alone
+    grey = TF.rgb_to_grayscale(image) if image.shape[0] == 3 else image
+    mean = float(grey.numpy().mean(dtype=np.float64))  # torch's mean depends on its number of threads
+    image = (mean + (image - mean) * (1 + amounts.contrast * draws[1])).clamp(0, 1)
     if image.shape[0] == 3:
-        image = TF.adjust_contrast(image, 1 + amounts.contrast * draws[1])
         image = TF.adjust_saturation(image, 1 + amounts.saturation * draws[2])
         image = TF.adjust_hue(image, amounts.hue * draws[3])
-    else:
-        mean = image.mean()
-        image = (mean + (image - mean) * (1 + amounts.contrast * draws[1])).clamp(0, 1)
     return image

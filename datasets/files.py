@@ -24,7 +24,7 @@ class Item(NamedTuple):
     label: Path | None
 
 
-def list_domain(root: str | Path, rows: str | Path | None = None, *, labels: bool) -> list[Item]:
+def list_domain(root: str | Path, rows: str | Path | None = None, *, labels: bool, partial: bool = False) -> list[Item]:
     """List the images of a domain, sorted by name.
 
     Args:
@@ -33,6 +33,7 @@ def list_domain(root: str | Path, rows: str | Path | None = None, *, labels: boo
             column (image) or two (image label), whose entries are relative to `root`. None: every image of `images/`.
         labels: whether labels are wanted. With False they are not even looked for: training without target labels
             is the same whether they exist or not.
+        partial: with `labels`, an image may lack its label; `Item.label` is None then.
 
     Raises:
         DataError: a missing folder or list, an empty domain, a row of more columns, two images of one name, a label
@@ -41,7 +42,9 @@ def list_domain(root: str | Path, rows: str | Path | None = None, *, labels: boo
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; set the domain's root to the folder that holds images/")
-    items, faults = _from_list(root, Path(rows), labels) if rows is not None else _from_folder(root, labels)
+    items, faults = (
+        _from_folder(root, labels, partial) if rows is None else _from_list(root, Path(rows), labels, partial)
+    )
     names: dict[str, Path] = {}
     for item in items:
         if item.name in names:
@@ -51,13 +54,6 @@ def list_domain(root: str | Path, rows: str | Path | None = None, *, labels: boo
     if not items:
         raise DataError(f"{rows or root / 'images'}: lists no image; expected {', '.join(SUFFIXES)} files")
     return sorted(items)
-
-
-def has_labels(root: str | Path, rows: str | Path | None = None) -> bool:
-    """Whether a domain offers labels for evaluation: a list with a second column, or a folder `labels/`."""
-    if rows is None:
-        return (Path(root) / "labels").is_dir()
-    return any(len(row.split()) > 1 for row in _read_list(Path(root), Path(rows))[1])
 
 
 def _read_list(root: Path, rows: Path) -> tuple[Path, list[str]]:
@@ -72,7 +68,7 @@ def _read_list(root: Path, rows: Path) -> tuple[Path, list[str]]:
         raise DataError(f"{path}: is not a text file; expected rows 'image [label]' in UTF-8") from None
 
 
-def _from_list(root: Path, rows: Path, labels: bool) -> tuple[list[Item], list[str]]:
+def _from_list(root: Path, rows: Path, labels: bool, partial: bool) -> tuple[list[Item], list[str]]:
     path, lines = _read_list(root, rows)
     items, faults = [], []
     for number, line in enumerate(lines, start=1):
@@ -92,26 +88,32 @@ def _from_list(root: Path, rows: Path, labels: bool) -> tuple[list[Item], list[s
         label = root / columns[1] if labels and len(columns) == 2 else None
         if not image.is_file():
             faults.append(f"{place}: the image {image} does not exist")
-        if labels and label is None:
-            faults.append(f"{place}: has no label column, expected 'image label'")
         if label is not None and not label.is_file():
-            faults.append(f"{place}: the label {label} does not exist")
+            if not partial:
+                faults.append(f"{place}: the label {label} does not exist")
+            label = None
+        elif labels and label is None and not partial:
+            faults.append(f"{place}: has no label column, expected 'image label'")
         name = Path(columns[0]).with_suffix("").as_posix().removeprefix("./").removeprefix("images/")
         items.append(Item(name, image, label))
     return items, faults
 
 
-def _from_folder(root: Path, labels: bool) -> tuple[list[Item], list[str]]:
+def _from_folder(root: Path, labels: bool, partial: bool) -> tuple[list[Item], list[str]]:
     images = _by_name(root / "images")
-    if not labels:
-        return [Item(name, paths[0], None) for name, paths in images.items()], _duplicates(images)
-    masks = _by_name(root / "labels")
-    faults = _duplicates(images) + _duplicates(masks)
-    faults += [f"{images[name][0]}: has no label in {root / 'labels'}" for name in images.keys() - masks.keys()]
-    faults += [
-        f"{masks[name][0]}: is a label without its image in {root / 'images'}" for name in masks.keys() - images.keys()
-    ]
-    return [Item(name, images[name][0], masks[name][0]) for name in images.keys() & masks.keys()], faults
+    spaced = [paths[0] for name, paths in images.items() if name.split() != [name]]
+    faults = [f"{path}: has white space in its name, which list files cannot hold; rename it" for path in spaced]
+    faults += _duplicates(images)
+    masks: dict[str, list[Path]] = {}
+    if labels and not (partial and not (root / "labels").is_dir()):
+        masks = _by_name(root / "labels")
+        faults += _duplicates(masks)
+        missing = [] if partial else sorted(images.keys() - masks.keys())
+        faults += [f"{images[name][0]}: has no label in {root / 'labels'}" for name in missing]
+        extra = sorted(masks.keys() - images.keys())
+        faults += [f"{masks[name][0]}: is a label without its image in {root / 'images'}" for name in extra]
+    items = [Item(name, paths[0], masks[name][0] if name in masks else None) for name, paths in images.items()]
+    return items, faults
 
 
 def _by_name(folder: Path) -> dict[str, list[Path]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ def save_checkpoint(
     path: Path, step: int, networks: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
 ) -> None:
     """Write a checkpoint to a temporary file of the same folder, flush it to the disk, then rename it."""
-    state = {
-        "schema": SCHEMA,
-        "step": step,
-        "networks": {name: network.state_dict() for name, network in networks.items()},
-        "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
-    }
+    state = _plain(
+        {
+            "schema": SCHEMA,
+            "step": step,
+            "networks": {name: network.state_dict() for name, network in networks.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+        }
+    )
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         torch.save(state, file)
@@ -59,3 +62,13 @@ def load_checkpoint(
             except (RuntimeError, ValueError, KeyError) as error:
                 raise WeightsError(f"{path}: {kind[:-1]} {name!r} is of another architecture: {error}") from None
     return int(state["step"])
+
+
+def _plain(value: Any) -> Any:
+    """The same content in fresh containers and interned strings: pickle writes objects that are shared differently, as
+    after loading, into different bytes, and equal states should give equal files."""
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return sys.intern(value) if isinstance(value, str) else value

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -139,7 +140,7 @@ class OptimConfig:
 class TeacherConfig:
     """Stage 1: source with labels + target without."""
 
-    name: str = "teacher"
+    name: Literal["teacher", "source_only"] = "teacher"
     """folder and weights file of this stage below out"""
     steps: int = 20000
     """optimiser steps"""
@@ -170,7 +171,7 @@ class SplitConfig:
     ratio: float = 0.67
     """share of the target images that becomes the easy split"""
     score: Literal["mean", "sum"] = "mean"
-    """mean or sum of the normalised entropy over the valid pixels"""
+    """mean or sum of the normalised entropy over the image's pixels"""
     plus_one: bool = False
     """easy split of int(ratio * n) + 1 images, as released, instead of int(ratio * n)"""
     iou_weight: float = 0.0
@@ -240,7 +241,7 @@ class LogConfig:
     """steps between two rows of metrics.jsonl and TensorBoard"""
     pictures: int = 100
     """steps between two grids of predictions in TensorBoard"""
-    checkpoint: int = 50
+    checkpoint: int = 500
     """steps between two checkpoints"""
 
 
@@ -385,6 +386,14 @@ def _explain(message: str, arguments: Sequence[str]) -> str:
     return " ".join(message.split())
 
 
+_SHARES = ("hflip", "vflip", "jitter", "brightness", "contrast", "saturation", "floor", "contrast_momentum", "momentum")
+_COUNTS = ("steps", "batch", "size", "train", "evaluation", "every", "checkpoint", "pictures", "discriminator_width")
+_WEIGHTS = (
+    *("seed", "workers", "strength", "jaccard", "iou_weight", "weight_decay", "power"),
+    *("consistency_weight", "contrast_weight", "head_factor", "lr_factor"),
+)
+
+
 def _check_values(config: Config) -> None:
     """Reject what the types allow and the method does not."""
     faults: list[str] = []
@@ -395,22 +404,33 @@ def _check_values(config: Config) -> None:
 
     for key, value in flatten(config).items():
         name = key.rsplit(".", 1)[-1]
-        if name in ("hflip", "vflip", "jitter", "floor", "contrast_momentum", "momentum"):
+        if isinstance(value, float) and not math.isfinite(value):
+            need(False, key, "a finite number")
+            continue
+        if name in _SHARES and not isinstance(value, str):  # intra.contrast is a choice
             need(0 <= value <= 1, key, "a number in [0, 1]")
-        if name in ("steps", "batch", "size", "train", "every", "checkpoint", "pictures") and isinstance(value, int):
+        if name in _COUNTS and isinstance(value, int):
             need(value >= 1, key, "1 or more")
+        if name in _WEIGHTS or name.startswith(("seg_", "adv_")):
+            need(value >= 0, key, "0 or more")
+        if name == "hue":
+            need(0 <= value <= 0.5, key, "a number of turns in [0, 0.5]")
         if name in ("lr", "discriminator_lr", "epochs") and value is not None:
             need(value > 0, key, "a number above 0")
         if name == "label_map":
             need(bool(value) and set(value.values()) <= {0, 1, 255}, key, "classes 0 (clear), 1 (cloud), 255 (ignore)")
             need(all(0 <= pixel <= 255 for pixel in value or ()), key, "label values in 0..255")
     need(0 < config.split.ratio < 1, "split.ratio", "a number between 0 and 1; at 0 or 1 one split would be empty")
+    need(
+        config.intra.step_every == "iteration" or not config.intra.ema_ramp,
+        "intra.ema_ramp",
+        "false when stepping per epoch",
+    )
     need(0 <= config.intra.ema_decay < 1, "intra.ema_decay", "a number in [0, 1)")
-    need(config.seed >= 0, "seed", "0 or more")
     need(config.data.size >= 32, "data.size", "32 or more: the discriminators halve the map five times")
-    need(config.data.workers >= 0, "data.workers", "0 or more")
     need((config.net.mean is None) == (config.net.std is None), "net.mean", "both net.mean and net.std, or neither")
-    need(len(config.optim.discriminator_betas) == 2, "optim.discriminator_betas", "two numbers")
+    betas = config.optim.discriminator_betas
+    need(len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "optim.discriminator_betas", "two numbers in [0, 1)")
     need(config.net.output_stride in (None, 8, 16, 32), "net.output_stride", "8, 16, 32 or null")
     need(bool(config.source.root), "source.root", "the folder of the labelled domain")
     need(bool(config.target.root), "target.root", "the folder of the unlabelled domain")

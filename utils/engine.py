@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.config import Config
-from utils.errors import TrainingError
+from utils.errors import ConfigError, TrainingError
 from utils.log import Logger
 from utils.schedule import Clock, asda_released, poly
 
@@ -75,7 +75,8 @@ def fit(
     """Train a stage to its last step, from its checkpoint if there is one.
 
     The result is a pure function of configuration and data: a run that was killed and started again ends with the
-    same bytes, because samples, learning rates and random numbers follow from the seed and the step alone.
+    same bytes, because samples, learning rates and random numbers follow from the seed and the step alone. On CUDA
+    this holds up to operations that have no deterministic kernel, such as the gradient of bilinear resizing.
 
     Args:
         folder: receives checkpoint.pt, metrics.jsonl, timing.jsonl and tensorboard/.
@@ -87,6 +88,7 @@ def fit(
         TrainingError: a loss or gradient is not finite; nothing was updated in that step.
     """
     device = device_of(config)
+    torch.backends.cudnn.deterministic = True
     checkpoint = folder / "checkpoint.pt"
     start = load_checkpoint(checkpoint, stage.networks, stage.optimizers) if checkpoint.exists() else 0
     sources = {name: stream.batches(batch, start, steps, config.data.workers) for name, stream in streams.items()}
@@ -134,10 +136,22 @@ def fit(
 
 
 def device_of(config: Config) -> torch.device:
-    """The device that `config.device` names; "auto" is CUDA where there is one."""
+    """The device that `config.device` names; "auto" is CUDA where there is one.
+
+    Raises:
+        ConfigError: no such device here.
+    """
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(config.device)
+    try:
+        device = torch.device(config.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device is {config.device!r}, which cannot be used here ({reason}); give auto or cpu"
+        ) from None
+    return device
 
 
 def set_rates(
@@ -156,7 +170,7 @@ def set_rates(
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
     """Euclidean norm of all gradients that an optimiser is about to apply."""
     parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
-    return torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def _row(losses: Losses, norms: Mapping[str, Tensor], lr: float) -> dict[str, float]:

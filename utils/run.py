@@ -21,7 +21,7 @@ from utils.config import AugmentConfig, Config, DomainConfig, flatten, to_yaml
 from utils.errors import ConfigError, DataError, WeightsError
 
 # What a stage's result does not depend on: it may differ when a run is continued.
-FREE_KEYS = ("out", "device", "data.workers", "log.", "eval.", "source.eval", "target.eval")
+FREE_KEYS = ("out", "device", "data.workers", "log.", "eval.", "source.eval", "target.eval", "target.label_map")
 LATER_KEYS = {"teacher": ("split.", "intra."), "split": ("intra.",), "intra": ()}
 
 
@@ -44,7 +44,7 @@ def open_stage(config: Config, kind: Literal["teacher", "split", "intra"], name:
                 f"{folder}: begun with other settings: {'; '.join(changed)}. Give the same settings, or another --out"
             )
         return folder
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(path.suffix != ".tmp" for path in folder.iterdir()):
         raise ConfigError(
             f"{folder}: exists without config.yaml, so it is not a run of this project; give another --out"
         )

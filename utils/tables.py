@@ -25,7 +25,7 @@ class DomainScores(NamedTuple):
     root: str
     protocol: str
     images: int
-    labelled: bool
+    labelled: int
     matrices: dict[str, np.ndarray]
 
 
@@ -46,6 +46,8 @@ def write_tables(folder: Path, results: list[DomainScores], config: Config) -> s
         if not result.labelled:
             text.append(f"{head}. No labels, so there are masks and no scores.\n")
             continue
+        if result.labelled < result.images:
+            head += f", {result.labelled} of them with labels"
         baselines = trivial(next(iter(result.matrices.values())))
         entry["models"] = {name: scores(matrix) for name, matrix in (result.matrices | baselines).items()}
         true = next(iter(result.matrices.values())).sum(1)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets.files import Item, check_items, has_labels, list_domain, read_image, read_item, read_label
+from datasets.files import Item, check_items, list_domain, read_image, read_item, read_label
 from utils.errors import DataError
 
 Make = Callable[..., Path]
@@ -91,14 +91,23 @@ def test_unwanted_labels_are_never_opened(tmp_path: Path, make_domain: Make, row
     assert read_item(after[0], MAP)[1] is None
 
 
-def test_has_labels(tmp_path: Path, make_domain: Make) -> None:
-    with_labels, without = make_domain(tmp_path / "a"), make_domain(tmp_path / "b", labels=False)
-    assert has_labels(with_labels) and not has_labels(without)
-    (with_labels / "one.txt").write_text("images/scene_00.png\n")
-    (with_labels / "two.txt").write_text("images/scene_00.png labels/scene_00.png\n")
-    assert not has_labels(with_labels, "one.txt")
-    assert has_labels(with_labels, "two.txt")
-    assert "no.txt" in fault_of(lambda: has_labels(with_labels, "no.txt"))
+def test_partial_labels(tmp_path: Path, make_domain: Make) -> None:
+    root = make_domain(tmp_path / "a")
+    (root / "labels" / "scene_01.png").unlink()
+    found = list_domain(root, labels=True, partial=True)
+    assert [item.name for item in found if item.label is None] == ["scene_01"] and len(found) == 6
+    assert "scene_01.png: has no label" in fault_of(lambda: list_domain(root, labels=True))
+    (root / "rows.txt").write_text("images/scene_00.png labels/scene_00.png\nimages/scene_01.png labels/scene_01.png\n")
+    assert [item.label is None for item in list_domain(root, "rows.txt", labels=True, partial=True)] == [False, True]
+    assert "line 2" in fault_of(lambda: list_domain(root, "rows.txt", labels=True))
+    bare = make_domain(tmp_path / "b", labels=False)
+    assert all(item.label is None for item in list_domain(bare, labels=True, partial=True))
+
+
+def test_white_space_in_a_name_is_refused_before_stage_1(tmp_path: Path, make_domain: Make) -> None:
+    root = make_domain(tmp_path / "a", labels=False)
+    (root / "images/scene_00.png").rename(root / "images/scene 00.png")
+    assert "scene 00.png: has white space" in fault_of(lambda: list_domain(root, labels=False))
 
 
 # faults of a listing

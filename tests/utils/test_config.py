@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -320,3 +321,21 @@ def test_a_fault_ends_a_script_with_one_sentence_before_torch() -> None:
     done = _python(SCRIPT, "train_intra.py", "--teacher.stepz", "3")
     assert "STATUS \"error: command line: unknown option '--teacher.stepz'; did you mean" in done.stdout
     assert done.stdout.endswith("HEAVY []\n") and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--net.discriminator_width=0",
+        "--optim.discriminator_betas=[0.9,1.0]",
+        "--intra.augment.hue=0.6",
+        "--intra.augment.brightness=1.5",
+        "--teacher.adv_main=-1",
+        "--teacher.name=",
+        "--teacher.name=a/b",
+    ],
+)
+def test_values_that_only_fail_later_are_refused_at_once(option: str) -> None:
+    key = option.split("=")[0].removeprefix("--")
+    with pytest.raises(ConfigError, match=re.escape(key)):
+        load_config(["--source.root", "a", "--target.root", "b", option])

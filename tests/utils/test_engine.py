@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from utils.config import Config, LogConfig, OptimConfig
-from utils.engine import Batch, Losses, fit, set_rates, stage_length
-from utils.errors import TrainingError
+from utils.engine import Batch, Losses, device_of, fit, set_rates, stage_length
+from utils.errors import ConfigError, TrainingError
 from utils.schedule import Clock, asda_released, poly
 
 CONFIG = Config(device="cpu", seed=3, log=LogConfig(every=1, pictures=3, checkpoint=2))
@@ -235,3 +235,9 @@ def test_stage_length() -> None:
     assert stage_length(100, 2.5, images=16, batch=4) == (10, 4)
     assert stage_length(100, 0.01, images=10, batch=4) == (1, 3)
     assert stage_length(100, None, images=3, batch=8) == (100, 1)
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta:99:1", "cpux"])
+def test_an_unknown_device_is_named(device: str) -> None:
+    with pytest.raises(ConfigError, match=f"device is '{device}'.*give auto or cpu"):
+        device_of(replace(Config(), device=device))
