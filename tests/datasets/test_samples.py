@@ -154,6 +154,21 @@ def test_jitter_changes_the_image_alone(stream: Callable[..., EndlessSamples]) -
 
 
 @pytest.mark.parametrize("bands", [1, 3, 4])
+def test_jitter_does_not_depend_on_the_number_of_threads(bands: int) -> None:
+    """A loader process has one thread, the main process many."""
+    image = torch.rand(bands, 256, 256, generator=torch.Generator().manual_seed(0))
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            seeds = range(8)
+            results.append([jitter(image, AugmentConfig(jitter=1.0), np.random.default_rng(seed)) for seed in seeds])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("bands", [1, 2, 3, 4])
 def test_jitter_of_any_number_of_bands_stays_in_range(bands: int) -> None:
     image = torch.rand(bands, 16, 16, generator=torch.Generator().manual_seed(0))
     kept = image.clone()

@@ -271,6 +271,17 @@ def _leaves(values: dict[str, object], prefix: str = "") -> dict[str, object]:
     return found
 
 
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda path: path.stem)
+def test_released_preset_brings_its_own_network_and_asda_changes_nothing(pair: Path) -> None:
+    released, asda = (
+        load_config(["--config", str(pair), "--config", str(ROOT / f"configs/methods/{name}.yaml")])
+        for name in ("asda_released", "asda")
+    )
+    net = released.net
+    assert (net.backbone, net.layout, net.output_stride, net.discriminator_width) == ("resnet50", "deeplab_v2", 8, 64)
+    assert asda == load_config(["--config", str(pair)])
+
+
 def test_there_are_pairs_and_methods() -> None:
     assert {"demo", "whu_to_ms"} <= {path.stem for path in PAIRS}
     assert {path.stem for path in METHODS} == {"source_only", "advent", "intrada", "asda", "asda_released"}

@@ -1,0 +1,43 @@
+"""Mean and spread over runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from utils.errors import DataError
+from utils.metrics import scores
+from utils.summary import summary
+
+
+def report(run: Path, hits: int, models: tuple[str, ...] = ("student",)) -> Path:
+    values = {model: scores(np.array([[50, 10], [40 - hits, hits]])) for model in models}
+    domain = {"root": "data/t", "images": 3, "protocol": "held-back images", "models": values}
+    (run / "eval").mkdir(parents=True)
+    (run / "eval/metrics.json").write_text(json.dumps({"domains": {"target": domain}}))
+    return run
+
+
+def test_mean_and_sample_deviation(tmp_path: Path) -> None:
+    runs = [report(tmp_path / str(hits), hits) for hits in (10, 20, 30)]
+    row = summary(runs).splitlines()[-1].split(" | ")
+    recall = [25.0, 50.0, 75.0]  # 10, 20, 30 of 40
+    assert row[4] == f"{sum(recall) / 3:.1f} ± 25.0"
+    miou = [100 * (50 / (100 - hits) + hits / 50) / 2 for hits in (10, 20, 30)]
+    assert row[6].startswith(f"{sum(miou) / 3:.1f} ±")
+    assert row[7] == ", ".join(f"{value:.1f}" for value in miou) + " |"
+
+
+def test_one_run_has_no_deviation(tmp_path: Path) -> None:
+    assert "±" not in summary([report(tmp_path / "a", 10)])
+
+
+def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
+    one, other = report(tmp_path / "a", 10), report(tmp_path / "b", 10, ("student", "teacher"))
+    with pytest.raises(DataError, match="different domains or models"):
+        summary([one, other])
+    with pytest.raises(DataError, match=r"metrics.json: does not exist; run eval.py"):
+        summary([tmp_path / "nothing"])
