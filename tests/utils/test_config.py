@@ -58,8 +58,8 @@ def test_defaults_then_files_in_order_then_command_line(file: Write) -> None:
 def test_a_file_after_an_option_wins_too(file: Write) -> None:
     """bash.sh relies on it: a method file at the end changes the name of the stage."""
     method = file("teacher: {name: source_only}")
-    assert load_config([*DOMAINS, "--teacher.name", "mine", *method]).teacher.name == "source_only"
-    assert load_config([*DOMAINS, *method, "--teacher.name", "mine"]).teacher.name == "mine"
+    assert load_config([*DOMAINS, "--teacher.name", "teacher", *method]).teacher.name == "source_only"
+    assert load_config([*DOMAINS, *method, "--teacher.name", "teacher"]).teacher.name == "teacher"
 
 
 def test_values_get_their_types(file: Write) -> None:
