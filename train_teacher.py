@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from losses import cross_entropy, mean_entropy, soft_jaccard
 from losses.alignment import alignment, entropy_map
 from nets.discriminator import Discriminator
-from nets.segmenter import HEADS, upsampled
+from nets.segmenter import HEADS, statistics_held, upsampled
 from nets.weights import save_segmenter
 from utils.cli import run
 from utils.config import Config
@@ -52,7 +52,8 @@ class TeacherStage:
         """One source and one target batch -> the weighted terms of docs/method.md, section 3."""
         self.segmenter.train()
         w, source = self.w, batch["source"]
-        logits_s = upsampled(self.segmenter(source["image"]), source["image"].shape[-2:])
+        with statistics_held(self.segmenter, held=self.adversarial and w.bn_statistics == "target"):
+            logits_s = upsampled(self.segmenter(source["image"]), source["image"].shape[-2:])
         seg = {head: self.segmentation(logits_s[head], source["label"]) for head in HEADS}
         terms = {"seg_main": (w.seg_main, seg["main"]), "seg_aux": (w.seg_aux, seg["aux"])}
         stats = {"entropy_source": mean_entropy(logits_s["main"], source["valid"])}

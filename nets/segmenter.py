@@ -3,6 +3,7 @@
 import difflib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import cycle, islice
 from typing import Any, Literal, NamedTuple
 
@@ -173,6 +174,20 @@ class Segmenter(nn.Module):
         """The trainable parameters of the two heads, each once."""
         heads = nn.ModuleList([self.head_aux, self.head_main])
         return (parameter for parameter in heads.parameters() if parameter.requires_grad)
+
+
+@contextmanager
+def statistics_held(network: nn.Module, held: bool = True) -> Iterator[None]:
+    """Within it, batch normalisation in train mode uses the batch's statistics but leaves its running ones alone."""
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)] if held else []
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def _build_backbone(name: str, in_channels: int, output_stride: int | None) -> Any:

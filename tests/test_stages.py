@@ -170,6 +170,28 @@ def test_anchor_is_bit_identical_and_its_file_untouched(tmp_path: Path, tiny_arg
     assert any(not torch.equal(value, saved[name]) for name, value in trained.items())
 
 
+@pytest.mark.parametrize("follow", ["target", "both"])
+def test_whose_statistics_the_teacher_keeps(follow: str, tmp_path: Path, tiny_arguments: Arguments) -> None:
+    config = load_config(tiny_arguments(tmp_path, "--teacher.bn_statistics", follow))
+    pixels = {name: torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(i)) for i, name in enumerate("st")}
+    valid, label = torch.ones(2, 32, 32, dtype=torch.bool), torch.zeros(2, 32, 32, dtype=torch.int64)
+
+    def statistics(source: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        stage = train_teacher.TeacherStage(config)
+        parts = {"source": source, "target": target}
+        batch = {name: {"image": image, "valid": valid, "label": label} for name, image in parts.items()}
+        stage.step(batch, train_intra.Clock(0, 10, 5, seed=0))
+        return {name: value.clone() for name, value in stage.segmenter.named_buffers() if "running" in name}
+
+    first, other_source, other_target = (
+        statistics(pixels["s"], pixels["t"]),
+        statistics(1 - pixels["s"], pixels["t"]),
+        statistics(pixels["s"], 1 - pixels["t"]),
+    )
+    assert any(not torch.equal(first[name], other_target[name]) for name in first)
+    assert all(torch.equal(first[name], other_source[name]) for name in first) == (follow == "target")
+
+
 def test_preview_leaves_the_stage_as_it_was(tmp_path: Path, tiny_arguments: Arguments) -> None:
     config = load_config(tiny_arguments(tmp_path))
     stage = train_teacher.TeacherStage(config)

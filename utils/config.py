@@ -81,7 +81,7 @@ class DataConfig:
     """side of a training sample in pixels"""
     geometry: Literal["letterbox", "crop"] = "letterbox"
     """letterbox: the whole image, scaled to size and padded; crop: a random window at native resolution. Inference
-    follows: the longer side scaled to size, or native resolution. Predictions are always scored on the native grid"""
+    follows: the longer side scaled to size, or blended windows of that size. Scores are always on the native grid"""
     workers: int = 0
     """loader processes per domain; samples are the same bytes for any number"""
 
@@ -117,14 +117,16 @@ class NetConfig:
 class OptimConfig:
     """Optimisers and the learning-rate schedule of both training stages."""
 
+    algorithm: Literal["sgd", "adamw"] = "sgd"
+    """of the segmentation network: sgd as in the references; adamw, whose rate suits most backbones (about 3e-4)"""
     lr: float = 2.5e-4
-    """SGD learning rate of the backbone"""
+    """learning rate of the backbone"""
     head_factor: float = 10.0
     """learning rate of heads and projection, as a multiple of lr"""
     momentum: float = 0.9
-    """momentum of SGD"""
+    """momentum of SGD; AdamW has its usual betas, 0.9 and 0.999"""
     weight_decay: float = 5e-4
-    """weight decay of SGD"""
+    """weight decay; that of AdamW is decoupled from the gradient"""
     discriminator_lr: float = 1e-4
     """Adam learning rate of the discriminators"""
     discriminator_betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
@@ -160,6 +162,10 @@ class TeacherConfig:
     """weight of the main head's adversarial loss"""
     adv_aux: float = 2e-4
     """weight of the auxiliary head's adversarial loss"""
+    bn_statistics: Literal["target", "both"] = "target"
+    """whose batches the running statistics of batch normalisation follow: the target's alone, for which the teacher is
+    made (AdaBN), or both domains' in turn, as in AdvEnt; without an adversary no target batch passes, and it is the
+    source's"""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """changes of both domains' samples"""
 

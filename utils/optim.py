@@ -14,7 +14,7 @@ from utils.config import OptimConfig
 def segmenter_optimizer(
     segmenter: Segmenter, optim: OptimConfig, extra: Iterable[nn.Parameter] = (), factor: float = 1.0
 ) -> torch.optim.Optimizer:
-    """SGD over the backbone at `optim.lr` and over heads and `extra` at `head_factor` times that.
+    """SGD or AdamW over the backbone at `optim.lr` and over heads and `extra` at `head_factor` times that.
 
     Args:
         extra: parameters beside the segmenter's own that learn at the heads' rate (the projection head).
@@ -24,6 +24,8 @@ def segmenter_optimizer(
         {"params": list(segmenter.backbone_parameters()), "lr": optim.lr * factor},
         {"params": [*segmenter.head_parameters(), *extra], "lr": optim.lr * factor * optim.head_factor},
     ]
+    if optim.algorithm == "adamw":
+        return _with_base_lr(torch.optim.AdamW(groups, weight_decay=optim.weight_decay))
     return _with_base_lr(torch.optim.SGD(groups, momentum=optim.momentum, weight_decay=optim.weight_decay))
 
 

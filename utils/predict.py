@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -9,21 +11,61 @@ import torch
 from torch import Tensor
 
 from datasets.samples import network_input
-from nets.segmenter import Segmenter, upsampled
+from nets.segmenter import HEADS, Segmenter, upsampled
 from utils.config import DataConfig
 
 Head = Literal["main", "aux", "mean", "union"]
+AT_ONCE = 16  # windows in one forward
 
 
 @torch.inference_mode()
 def probabilities(segmenter: Segmenter, image: np.ndarray, data: DataConfig) -> dict[str, Tensor]:
     """Both heads' class probabilities (K, H, W) of an image (H, W, C), at its native size.
 
+    What the network sees has the size it was trained on: the whole image scaled to it ("letterbox"), or windows of the
+    training crop at native resolution ("crop"), which overlap by half and are blended.
     One image at a time, so that a result never depends on what else is in a batch.
     """
     device = next(segmenter.parameters()).device
-    prediction = segmenter.eval()(network_input(image, data.size, data.geometry).to(device))
-    return {head: logits[0].softmax(0) for head, logits in upsampled(prediction, image.shape[:2]).items()}
+    inputs = network_input(image, data.size, data.geometry).to(device)
+    segmenter.eval()
+    if data.geometry == "letterbox":
+        scaled = upsampled(segmenter(inputs), image.shape[:2])
+        return {head: logits[0].softmax(0) for head, logits in scaled.items()}
+    return _blend(segmenter, inputs[0], data.size)
+
+
+def _blend(segmenter: Segmenter, image: Tensor, size: int) -> dict[str, Tensor]:
+    """Probabilities of overlapping windows, each weighted by a tent that falls towards its border."""
+    rows, columns = image.shape[1:]
+    height, width = min(size, rows), min(size, columns)
+    tent = _tent(height)[:, None] * _tent(width)
+    tent = tent.to(image.device)
+    corners = list(product(starts(rows, size), starts(columns, size)))
+    total = {head: torch.zeros(segmenter.classes, rows, columns, device=image.device) for head in HEADS}
+    weight = torch.zeros(rows, columns, device=image.device)
+    for begin in range(0, len(corners), AT_ONCE):
+        part = corners[begin : begin + AT_ONCE]
+        places = [(slice(None), slice(top, top + height), slice(left, left + width)) for top, left in part]
+        logits = upsampled(segmenter(torch.stack([image[place] for place in places])), (height, width))
+        for i, place in enumerate(places):
+            weight[place[1:]] += tent
+            for head in HEADS:
+                total[head][place] += tent * logits[head][i].softmax(0)
+    return {head: summed / weight for head, summed in total.items()}
+
+
+def starts(length: int, size: int) -> list[int]:
+    """Where windows of `size` begin that cover `length` pixels evenly, each overlapping the next by at least half."""
+    if length <= size:
+        return [0]
+    count = math.ceil((length - size) / (size // 2)) + 1
+    return [round(i * (length - size) / (count - 1)) for i in range(count)]
+
+
+def _tent(length: int) -> Tensor:
+    place = torch.arange(length) + 0.5
+    return torch.minimum(place, length - place)
 
 
 def decide(probability: dict[str, Tensor], head: Head = "main") -> Tensor:

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from nets import AtrousHead, Segmenter, resize_logits
+from nets.segmenter import statistics_held
 from utils.errors import ConfigError, WeightsError
 
 LITE0 = Path(__file__).parents[3] / "shared" / "weights" / "tf_efficientnet_lite0.safetensors"
@@ -176,6 +177,27 @@ def test_frozen_batch_norm_still_follows_the_data() -> None:
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     assert not any(parameter.requires_grad for norm in norms for parameter in norm.parameters())
     assert all(bool((norm.weight == 1).all()) for norm in norms)
+
+
+def test_held_statistics_stay_and_the_output_is_that_of_training() -> None:
+    network = small().train()
+    image = torch.rand(2, 3, 32, 32)
+    before = {name: value.clone() for name, value in network.named_buffers() if "running" in name}
+    with statistics_held(network):
+        held = network(image)
+        assert all(torch.equal(value, before[name]) for name, value in network.named_buffers() if name in before)
+    momenta = {module.momentum for module in network.modules() if isinstance(module, nn.BatchNorm2d)}
+    assert momenta == {0.1}
+    free = network(image)
+    assert torch.equal(held.main, free.main)
+    assert any(not torch.equal(value, before[name]) for name, value in network.named_buffers() if name in before)
+
+
+def test_statistics_are_followed_again_after_an_error() -> None:
+    network = small()
+    with pytest.raises(ValueError, match="expected images"), statistics_held(network):
+        network(torch.rand(1))
+    assert network.backbone.bn1.momentum == 0.1
 
 
 def test_kaiming_init() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -28,6 +30,15 @@ def test_groups(segmenter: Segmenter) -> None:
     assert {id(p) for p in heads["params"]} == of_heads
     assert (backbone["lr"], heads["lr"]) == (0.02, 0.1)
     assert all(group["momentum"] == 0.8 and group["weight_decay"] == 0.003 for group in (backbone, heads))
+
+
+def test_adamw_has_the_same_groups_and_rates(segmenter: Segmenter) -> None:
+    sgd = segmenter_optimizer(segmenter, OPTIM)
+    optimizer = segmenter_optimizer(segmenter, replace(OPTIM, algorithm="adamw"), factor=0.5)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    for ours, other, lr in zip(optimizer.param_groups, sgd.param_groups, (0.01, 0.05), strict=True):
+        assert [id(p) for p in ours["params"]] == [id(p) for p in other["params"]]
+        assert (ours["lr"], ours["base_lr"], ours["weight_decay"]) == (lr, lr, 0.003)
 
 
 def test_extra_parameters_learn_at_the_heads_rate(segmenter: Segmenter) -> None:
