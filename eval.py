@@ -1,8 +1,12 @@
-"""Evaluation: scores and masks of every model of a run, on the grid of the original images.
+"""Evaluation: scores, masks, entropy maps, t-SNE and Grad-CAM of every model of a run, in one report.
 
     python eval.py --config configs/demo.yaml
+    python eval.py --config configs/demo.yaml --eval.parts masks,tsne
+    python eval.py --config configs/demo.yaml --eval.weights runs/demo/intra/student.safetensors --out runs/look
 
-Writes OUT/eval/: metrics.json, metrics.md, metrics.csv, masks/. Labels, where there are any, are used here alone.
+The last one takes any weights file, and with --target.root any folder of images, with labels or without.
+Writes OUT/eval/: report.html, metrics.{json,md,csv,tex}, images_*.csv, masks/, errors/, entropy/, tsne.png, gradcam/.
+Labels, where there are any, are used here alone.
 """
 
 from __future__ import annotations
@@ -12,22 +16,23 @@ if __name__ == "__main__":
 
     CONFIG = configure(__doc__)  # before torch is imported: --help and faults of the configuration answer at once
 
+import re
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-from tqdm import tqdm
-
-from datasets.files import Item, check_items, list_domain, read_image, read_item
+from datasets.files import Item, check_items, list_domain
 from nets.segmenter import Segmenter
+from nets.weights import load_segmenter
 from utils.cli import run
 from utils.config import Config, DomainConfig
 from utils.engine import device_of
-from utils.errors import DataError
-from utils.metrics import confusion_matrix
-from utils.plots import colour_mask, mask_overview, write_png
-from utils.predict import decide, probabilities
-from utils.run import make_generated, trained
-from utils.tables import DomainScores, write_tables
+from utils.errors import AsdaError, DataError, EvaluationError, WeightsError
+from utils.gallery import draw_entropy, draw_gradcam, draw_masks, draw_tsne
+from utils.report import Figure, remember_figures, write_report
+from utils.run import make_generated, trained, write_text
+from utils.survey import Domain, Survey, survey
+from utils.tables import write_tables
 
 MODELS = (
     ("source_only", "source_only", "source_only"),
@@ -36,34 +41,58 @@ MODELS = (
 )
 
 
-def evaluation_items(domain: DomainConfig, role: str) -> tuple[list[Item], str] | None:
-    """The images a domain is scored on and the protocol; None for a source without held-back images."""
-    rows = domain.eval if domain.eval is not None else domain.train
-    if domain.eval is None and role == "source":
-        return None
-    protocol = "held-back images" if domain.eval is not None else "transductive: the images adapted to, labels hidden"
-    items = list_domain(domain.root, rows, labels=True, partial=role == "target")
-    check_items(items, domain.label_map, f"{role} evaluation ({domain.root})")
-    return items, protocol
-
-
-def predict_all(segmenter: Segmenter, items: list[Item], config: Config, folder: Path, name: str) -> np.ndarray:
-    """Write the mask of every image, and return the confusion matrix of those that have a label."""
-    matrix = np.zeros((2, 2), np.int64)
-    domain = config.target if folder.name == "target" else config.source
-    for item in tqdm(items, desc=f"eval {folder.name} {name}", unit="image", dynamic_ncols=True):
-        image, label = read_item(item, domain.label_map)
-        mask = decide(probabilities(segmenter, image, config.data), config.eval.head).cpu().numpy()
-        write_png(folder / name / f"{item.name}.png", colour_mask(mask))
-        if label is not None:
-            matrix += confusion_matrix(label=label, prediction=mask)
-    return matrix
-
-
 def evaluate(config: Config) -> None:
-    """Score every trained model of a run and draw its masks."""
+    """Make the wanted parts; one that fails says why and leaves the others standing.
+
+    Raises:
+        EvaluationError: at the end, if a part failed.
+    """
     make_generated(config)
+    models = load_models(config)
+    domains = evaluation_domains(config)
+    wanted = config.eval.parts.split(",")
+    folder = Path(config.out) / "eval"
+    folder.mkdir(parents=True, exist_ok=True)
+    failures: dict[str, str] = {}
+
+    def attempt(part: str, make: Callable[[], list[Figure] | None]) -> None:
+        if part not in wanted:
+            return
+        try:
+            remember_figures(folder, part, make() or [])
+            (folder / f"{part}_failed.txt").unlink(missing_ok=True)
+        except (AsdaError, ValueError, RuntimeError, OSError) as error:
+            failures[part] = str(error)
+            write_text(folder / f"{part}_failed.txt", traceback.format_exc())
+            print(f"{part}: failed, the other parts go on: {error}")
+
+    surveys: list[Survey] = []
+    if {"scores", "masks", "entropy"} & set(wanted):
+        options = {"masks": "masks" in wanted, "entropy": "entropy" in wanted}
+        surveys = [survey(domain, models, config, folder, **options) for domain in domains]
+
+    attempt("scores", lambda: write_tables(folder, surveys, config))
+    attempt("masks", lambda: [figure for result in surveys for figure in draw_masks(result, config, folder)])
+    attempt("entropy", lambda: draw_entropy(surveys, models, config, folder))
+    attempt("tsne", lambda: draw_tsne(domains, models, config, folder))
+    attempt("gradcam", lambda: [f for domain in domains for f in draw_gradcam(domain, models, config, folder)])
+    attempt("report", lambda: write_report(folder, config, failures))
+
+    if "scores" in wanted and "scores" not in failures:
+        print(f"\n{(folder / 'metrics.md').read_text('utf-8')}")
+    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    if failures:
+        raise EvaluationError(f"{', '.join(failures)} failed; the reasons stand above and in {folder}/*_failed.txt")
+
+
+def load_models(config: Config) -> dict[str, Segmenter]:
+    """The run's trained models in the order of their making, or the one of `eval.weights`."""
     device = device_of(config)
+    if config.eval.weights is not None:
+        path = Path(config.eval.weights)
+        if not path.is_file():
+            raise WeightsError(f"{path}: no such weights file; mend eval.weights")
+        return {path.stem: load_segmenter(path).to(device)}
     out = Path(config.out)
     models = {
         name: trained(config, stage, weights).to(device)
@@ -72,36 +101,39 @@ def evaluate(config: Config) -> None:
     }
     if not models:
         raise DataError(f"{out}: holds no trained model; run bash.sh, or train_teacher.py, with this --out first")
-    folder = out / "eval"
-    results = []
+    return models
+
+
+def evaluation_domains(config: Config) -> list[Domain]:
+    """The target, and the source where it has held-back images."""
+    domains = []
     for role, domain in (("target", config.target), ("source", config.source)):
-        found = evaluation_items(domain, role)
-        if found is None:
+        if role == "source" and domain.eval is None:
             continue
-        items, protocol = found
-        masks = folder / "masks" / role
-        matrices = {name: predict_all(model, items, config, masks, name) for name, model in models.items()}
-        labelled = sum(item.label is not None for item in items)
-        results.append(DomainScores(role, domain.root, protocol, len(items), labelled, matrices))
-        overview(items, domain, masks, list(models), config.eval.pictures, f"{role}: {protocol}")
-    print()
-    print(write_tables(folder, results, config))
-    print(f"masks: {folder / 'masks'}, pictures: {', '.join(str(folder / 'masks' / f'{r.role}.png') for r in results)}")
+        rows = domain.eval if domain.eval is not None else domain.train
+        adapted = config.eval.weights is None and domain.eval is None
+        protocol = "transductive: the images adapted to, labels hidden" if adapted else "held-back images"
+        items = list_domain(domain.root, rows, labels=True, partial=role == "target")
+        check_items(items, domain.label_map, f"{role} evaluation ({domain.root})")
+        domains.append(Domain(role, domain, protocol, items, scenes_of(items, domain)))
+    return domains
 
 
-def overview(items: list[Item], domain: DomainConfig, masks: Path, models: list[str], count: int, caption: str) -> None:
-    """Draw image, label and masks of evenly spaced images into one picture."""
-    chosen = [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)]
-    pairs = [read_item(item, domain.label_map) for item in chosen]
-    columns = {"image": [image for image, _ in pairs]}
-    if any(item.label is not None for item in items):
-        unknown = [np.full(image.shape[:2], 255, np.uint8) for image, _ in pairs]
-        labels = [blank if label is None else label for blank, (_, label) in zip(unknown, pairs, strict=True)]
-        columns["label"] = [colour_mask(label) for label in labels]
-    for name in models:
-        paths = (masks / name / f"{item.name}.png" for item in chosen)
-        columns[name.replace("_", "-")] = [read_image(path) for path in paths]
-    mask_overview(masks.parent / f"{masks.name}.png", [item.name for item in chosen], columns, caption)
+def scenes_of(items: Sequence[Item], domain: DomainConfig) -> list[str] | None:
+    """The scene of each image, from its name.
+
+    Raises:
+        DataError: names in which `scene` finds nothing.
+    """
+    if domain.scene is None:
+        return None
+    found = [re.search(domain.scene, item.name) for item in items]
+    if missing := [item.name for item, match in zip(items, found, strict=True) if match is None]:
+        raise DataError(
+            f"{domain.root}: the scene pattern {domain.scene!r} finds nothing in {len(missing)} image name(s), "
+            f"such as {missing[0]!r}; mend the domain's scene, or set it to null"
+        )
+    return [match.group(1 if match.re.groups else 0) for match in found if match is not None]
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from nets.pretrained import load_backbone
 from utils.errors import ConfigError
 
 DILATIONS = (6, 12, 18, 24)
+Head = Literal["main", "aux"]
 HEADS = ("main", "aux")
 DEEPLAB_V2_BACKBONES = ("resnet50", "resnet101")
 
@@ -174,6 +175,17 @@ class Segmenter(nn.Module):
         """The trainable parameters of the two heads, each once."""
         heads = nn.ModuleList([self.head_aux, self.head_main])
         return (parameter for parameter in heads.parameters() if parameter.requires_grad)
+
+
+def together(segmenter: nn.Module, first: Tensor, second: Tensor) -> tuple[Prediction, Prediction]:
+    """Predictions of two batches (B, C, H, W) and (B', C, H, W) in one forward.
+
+    In train mode both share the statistics of batch normalisation, which are then those that the running averages
+    follow and the network in eval mode uses.
+    """
+    both = segmenter(torch.cat([first, second]))
+    one, other = zip(*(part.split([len(first), len(second)]) for part in both), strict=True)
+    return Prediction(*one), Prediction(*other)
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def test_whole_run(tmp_path: Path, tiny_arguments: Arguments, capsys: pytest.Cap
         assert float(row["cloud_fraction"]) == pytest.approx((pseudo == 255).mean(), abs=1e-6)
 
     metrics = json.loads((out / "eval/metrics.json").read_text())["domains"]["target"]
-    assert set(metrics["models"]) == {"source_only", "teacher", "student", "all_clear", "all_cloud"}
+    assert set(metrics["models"]) == {"source_only", "teacher", "student", "all_clear", "all_cloud", "brightness"}
     assert metrics["protocol"].startswith("transductive")
     label_pixels = [cv2.imread(str(p), 0) > 0 for p in (Path(config.target.root) / "labels").glob("*.png")]
     for values in metrics["models"].values():
@@ -138,15 +138,6 @@ def test_target_labels_never_reach_training(tmp_path: Path, tiny_arguments: Argu
     assert results[0] == results[1] == results[2]
 
 
-def test_without_target_labels_there_are_masks_and_no_scores(tmp_path: Path, tiny_arguments: Arguments) -> None:
-    arguments = tiny_arguments(tmp_path)
-    shutil.rmtree(tmp_path / "target" / "labels")
-    config = run_all(arguments)
-    evaluation.evaluate(config)
-    assert json.loads((Path(config.out) / "eval/metrics.json").read_text())["domains"]["target"]["models"] == {}
-    assert len(list((Path(config.out) / "eval/masks/target/student").glob("*.png"))) == 6
-
-
 def test_anchor_is_bit_identical_and_its_file_untouched(tmp_path: Path, tiny_arguments: Arguments) -> None:
     arguments = tiny_arguments(tmp_path)
     config = load_config(arguments)
@@ -170,26 +161,29 @@ def test_anchor_is_bit_identical_and_its_file_untouched(tmp_path: Path, tiny_arg
     assert any(not torch.equal(value, saved[name]) for name, value in trained.items())
 
 
-@pytest.mark.parametrize("follow", ["target", "both"])
-def test_whose_statistics_the_teacher_keeps(follow: str, tmp_path: Path, tiny_arguments: Arguments) -> None:
-    config = load_config(tiny_arguments(tmp_path, "--teacher.bn_statistics", follow))
-    pixels = {name: torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(i)) for i, name in enumerate("st")}
+@pytest.mark.parametrize("policy", ["together", "apart", "target"])
+def test_batch_norm_of_the_teacher(policy: str, tmp_path: Path, tiny_arguments: Arguments) -> None:
+    """Whether the source's loss sees the target, and whose data the running statistics follow."""
+    config = load_config(tiny_arguments(tmp_path, "--teacher.batch_norm", policy))
+    source, target = (torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     valid, label = torch.ones(2, 32, 32, dtype=torch.bool), torch.zeros(2, 32, 32, dtype=torch.int64)
 
-    def statistics(source: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+    def outcome(source_image: torch.Tensor, target_image: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         stage = train_teacher.TeacherStage(config)
-        parts = {"source": source, "target": target}
-        batch = {name: {"image": image, "valid": valid, "label": label} for name, image in parts.items()}
-        stage.step(batch, train_intra.Clock(0, 10, 5, seed=0))
-        return {name: value.clone() for name, value in stage.segmenter.named_buffers() if "running" in name}
+        images = {"source": source_image, "target": target_image}
+        batch = {name: {"image": image, "valid": valid, "label": label} for name, image in images.items()}
+        loss = stage.step(batch, train_intra.Clock(0, 10, 5, seed=0)).terms["seg_main"][1]
+        return loss, {name: value.clone() for name, value in stage.segmenter.named_buffers() if "running" in name}
 
-    first, other_source, other_target = (
-        statistics(pixels["s"], pixels["t"]),
-        statistics(1 - pixels["s"], pixels["t"]),
-        statistics(pixels["s"], 1 - pixels["t"]),
-    )
-    assert any(not torch.equal(first[name], other_target[name]) for name in first)
-    assert all(torch.equal(first[name], other_source[name]) for name in first) == (follow == "target")
+    def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+        return all(torch.equal(first[name], second[name]) for name in first)
+
+    loss, running = outcome(source, target)
+    other_loss, other_target = outcome(source, target**2)
+    _, other_source = outcome(source**2, target)
+    assert torch.equal(loss, other_loss) == (policy != "together")
+    assert not same(running, other_target)
+    assert same(running, other_source) == (policy == "target")
 
 
 def test_preview_leaves_the_stage_as_it_was(tmp_path: Path, tiny_arguments: Arguments) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from typing import Any, Literal, get_type_hints
 import yaml
 
 from utils.errors import ConfigError
+
+PARTS = ("scores", "masks", "entropy", "tsne", "gradcam", "report")
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,9 @@ class DomainConfig:
     """list file of held-back images; null: a target is scored on its training images (transductive), a source is not"""
     label_map: dict[int, int] = field(default_factory=lambda: {0: 0, 255: 1})
     """label value in the file -> class (0 clear, 1 cloud, 255 ignore); any other value is an error"""
+    scene: str | None = None
+    """regular expression that finds the scene in an image's name (its first group, or all of it), so that intervals are
+    taken over scenes; null: every image stands for itself"""
 
 
 @dataclass(frozen=True)
@@ -162,10 +168,9 @@ class TeacherConfig:
     """weight of the main head's adversarial loss"""
     adv_aux: float = 2e-4
     """weight of the auxiliary head's adversarial loss"""
-    bn_statistics: Literal["target", "both"] = "target"
-    """whose batches the running statistics of batch normalisation follow: the target's alone, for which the teacher is
-    made (AdaBN), or both domains' in turn, as in AdvEnt; without an adversary no target batch passes, and it is the
-    source's"""
+    batch_norm: Literal["together", "apart", "target"] = "together"
+    """together: both domains pass in one forward and share their statistics; apart: each has its own, and the running
+    ones mix, as in AdvEnt; target: each has its own, and the running ones are the target's (AdaBN)"""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """changes of both domains' samples"""
 
@@ -258,7 +263,15 @@ class EvalConfig:
     head: Literal["main", "aux", "mean", "union"] = "main"
     """which head decides: main, aux, the mean of both probabilities, or cloud where either says so"""
     pictures: int = 8
-    """images in the overview of masks"""
+    """images in each overview of masks, errors, entropies and class activation"""
+    parts: str = ",".join(PARTS)
+    """what to make, comma-separated; what was made before stays"""
+    weights: str | None = None
+    """a weights file (.safetensors) to evaluate in place of the run's own models"""
+    cam_layer: str = ""
+    """layer for Grad-CAM, a dotted name such as backbone.blocks.3; empty: the features that each head reads"""
+    tsne_pixels: int = 300
+    """feature pixels of each class and domain in the t-SNE"""
 
 
 @dataclass(frozen=True)
@@ -438,7 +451,15 @@ def _check_values(config: Config) -> None:
     betas = config.optim.discriminator_betas
     need(len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "optim.discriminator_betas", "two numbers in [0, 1)")
     need(config.net.output_stride in (None, 8, 16, 32), "net.output_stride", "8, 16, 32 or null")
-    need(bool(config.source.root), "source.root", "the folder of the labelled domain")
+    need(bool(config.source.root or config.eval.weights), "source.root", "the folder of the labelled domain")
+    unknown = [part for part in config.eval.parts.split(",") if part not in PARTS]
+    need(not unknown, "eval.parts", f"a comma-separated choice of {', '.join(PARTS)}")
+    need(config.eval.tsne_pixels >= 2, "eval.tsne_pixels", "2 or more")
+    for role, domain in (("source", config.source), ("target", config.target)):
+        try:
+            re.compile(domain.scene or "")
+        except re.error as error:
+            need(False, f"{role}.scene", f"a regular expression ({error})")
     need(bool(config.target.root), "target.root", "the folder of the unlabelled domain")
     if faults:
         raise ConfigError("configuration: " + "; ".join(faults))

@@ -19,3 +19,7 @@ class WeightsError(AsdaError):
 
 class TrainingError(AsdaError):
     """A training run that must not go on, such as a loss that is not finite."""
+
+
+class EvaluationError(AsdaError):
+    """A part of an evaluation that could not be made."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 
 CLASSES = ("clear", "cloud")
@@ -20,6 +21,7 @@ def confusion_matrix(*, label: np.ndarray, prediction: np.ndarray, classes: int 
     Args:
         label: integers of any shape in [0, classes) or 255.
         prediction: integers of the same shape in [0, classes).
+        classes: K, at most 15.
 
     Returns:
         (classes, classes) int64.
@@ -29,11 +31,98 @@ def confusion_matrix(*, label: np.ndarray, prediction: np.ndarray, classes: int 
     """
     if label.shape != prediction.shape:
         raise ValueError(f"label has shape {label.shape}, prediction {prediction.shape}; expected equal shapes")
+    if not 1 <= classes <= 15:
+        raise ValueError(f"classes is {classes}, expected 1 to 15")
+    true, found = (_as_bytes(values, classes) for values in (label, prediction))
+    if true.size and (found.max() >= classes or not ((true < classes) | (true == IGNORE)).all()):
+        raise ValueError(f"found classes outside 0..{classes - 1} that are not {IGNORE}")
+    # In eight bits 255 * K wraps round to 256 - K: the ignored pixels take the last K codes, beyond all K * K pairs.
+    code = true * np.uint8(classes) + found
+    counts = np.zeros(256, np.int64)
+    for part in np.array_split(code.reshape(-1, 1), max(1, code.size >> 24)):  # a histogram is exact up to 2**24
+        counts += cv2.calcHist([part], [0], None, [256], [0, 256]).ravel().astype(np.int64) if part.size else 0
+    return counts[: classes * classes].reshape(classes, classes)
+
+
+def _as_bytes(values: np.ndarray, classes: int) -> np.ndarray:
+    if values.dtype == np.uint8:
+        return values
+    if values.size and (values.min() < 0 or values.max() > IGNORE):
+        found = f"{values.min()} to {values.max()}"
+        raise ValueError(f"found classes from {found}, expected 0..{classes - 1} and, in a label, {IGNORE}")
+    return values.astype(np.uint8)
+
+
+def calibration_bins(
+    *, label: np.ndarray, prediction: np.ndarray, confidence: np.ndarray, bins: int = 15
+) -> np.ndarray:
+    """Sum pixels by confidence, for the reliability curve and its error; label 255 never counts.
+
+    Args:
+        label, prediction: classes, of any one shape.
+        confidence: the predicted class's probability, in [0, 1], of the same shape.
+        bins: of equal width over [0, 1].
+
+    Returns:
+        (3, bins) float64: pixels, summed confidence, correct pixels. Bins of several images add up.
+    """
     known = label != IGNORE
-    true, found = label[known].astype(np.int64), prediction[known].astype(np.int64)
-    if true.size and (min(true.min(), found.min()) < 0 or max(true.max(), found.max()) >= classes):
-        raise ValueError(f"found classes outside 0..{classes - 1} that are not 255")
-    return np.bincount(classes * true + found, minlength=classes * classes).reshape(classes, classes)
+    confidence = confidence[known].astype(np.float64)
+    place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    correct = label[known] == prediction[known]
+    return np.stack([np.bincount(place, weights=w, minlength=bins) for w in (None, confidence, correct)])
+
+
+def calibration_error(binned: np.ndarray) -> float:
+    """The expected calibration error in [0, 1]: mean distance of confidence and accuracy, bins weighted by pixels.
+
+    Source: Guo et al., ICML 2017.
+    """
+    pixels, confidence, correct = binned
+    return float(np.abs(confidence - correct).sum() / pixels.sum()) if pixels.sum() else float("nan")
+
+
+def bootstrap(groups: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
+    """mIoU of `draws` resamples, groups drawn with replacement.
+
+    Args:
+        groups: (..., G, 2, 2) confusion matrices of G images or scenes; leading axes are models that share each draw,
+            so that their differences can be taken draw by draw.
+
+    Returns:
+        (..., draws) in [0, 1].
+    """
+    count = groups.shape[-3]
+    times = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)  # (draws, G)
+    matrices = np.einsum("dg,...gij->...dij", times.astype(np.float64), groups.astype(np.float64))
+    hit = np.diagonal(matrices, axis1=-2, axis2=-1)
+    union = matrices.sum(-1) + matrices.sum(-2) - hit
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.nanmean(hit / union, -1)  # an absent class has no IoU, as in `scores`
+
+
+def interval(values: np.ndarray, level: float = 0.95) -> list[float]:
+    """The central interval that holds `level` of the values."""
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return [float(low), float(high)]
+
+
+def brightness_counts(image: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Pixels (2, 256) of each class by brightness, the rounded mean of the bands of an 8-bit image (H, W, C)."""
+    code = np.round(image.mean(2)).astype(np.int64) + 256 * label.astype(np.int64)
+    return np.bincount(code[label != IGNORE], minlength=512)[:512].reshape(2, 256)
+
+
+def best_threshold(counts: np.ndarray) -> tuple[int, np.ndarray]:
+    """The brightness above which calling everything cloud gives the highest mIoU, and its confusion matrix.
+
+    It is chosen on the labels that it is scored on, so it is the best that brightness alone can do.
+    """
+    above = counts.sum(1, keepdims=True) - counts.cumsum(1)  # (2, 256), pixels brighter than each threshold
+    matrices = np.stack([counts.cumsum(1), above], 2).transpose(1, 0, 2)  # (256, 2, 2)
+    found = [scores(matrix)["miou"] for matrix in matrices]
+    best = int(np.nanargmax(found))
+    return best, matrices[best]
 
 
 def scores(matrix: np.ndarray) -> dict[str, Any]:

@@ -70,8 +70,14 @@ def _tent(length: int) -> Tensor:
 
 def decide(probability: dict[str, Tensor], head: Head = "main") -> Tensor:
     """The mask (H, W) of classes that the chosen head gives; see `EvalConfig.head`."""
-    if head == "union":
-        return torch.maximum(probability["main"].argmax(0), probability["aux"].argmax(0))
+    return decided(probability, head).argmax(0)
+
+
+def decided(probability: dict[str, Tensor], head: Head = "main") -> Tensor:
+    """The class probabilities (K, H, W) behind a mask; `union` takes each pixel's from the head surer of cloud."""
+    main, aux = probability["main"], probability["aux"]
     if head == "mean":
-        return (probability["main"] + probability["aux"]).argmax(0)
-    return probability[head].argmax(0)
+        return (main + aux) / 2
+    if head == "union":
+        return torch.where(main[1] >= aux[1], main, aux)
+    return probability[head]

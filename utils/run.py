@@ -21,7 +21,18 @@ from utils.config import AugmentConfig, Config, DomainConfig, flatten, to_yaml
 from utils.errors import ConfigError, DataError, WeightsError
 
 # What a stage's result does not depend on: it may differ when a run is continued.
-FREE_KEYS = ("out", "device", "data.workers", "log.", "eval.", "source.eval", "target.eval", "target.label_map")
+FREE_KEYS = (
+    "out",
+    "device",
+    "data.workers",
+    "log.",
+    "eval.",
+    "source.eval",
+    "target.eval",
+    "target.label_map",
+    "source.scene",
+    "target.scene",
+)
 LATER_KEYS = {"teacher": ("split.", "intra."), "split": ("intra.",), "intra": ()}
 
 

@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torchmetrics import functional as tm
 
-from utils.metrics import confusion_matrix, scores, trivial
+from utils.metrics import (
+    best_threshold,
+    bootstrap,
+    brightness_counts,
+    calibration_bins,
+    calibration_error,
+    confusion_matrix,
+    interval,
+    scores,
+    trivial,
+)
 
 
 def test_known_answer_8() -> None:
@@ -148,3 +158,112 @@ def test_trivial_baselines_are_those_masks() -> None:
             expected = confusion_matrix(label=label, prediction=np.full_like(label, value))
             assert np.array_equal(baselines[name], expected), name
     assert scores(trivial(matrix)["all_cloud"])["recall"] == {"clear": 0, "cloud": 1}
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7, 15])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+def test_counting_in_bytes_equals_counting_one_by_one(classes: int, dtype: Any) -> None:
+    rng = np.random.default_rng(classes)
+    label = rng.choice([*range(classes), 255], (61, 47)).astype(dtype)
+    prediction = rng.integers(0, classes, label.shape).astype(dtype)
+    expected = np.zeros((classes, classes), np.int64)
+    for true, found in zip(label.flat, prediction.flat, strict=True):
+        if true != 255:
+            expected[true, found] += 1
+    assert np.array_equal(confusion_matrix(label=label, prediction=prediction, classes=classes), expected)
+
+
+@pytest.mark.parametrize("bad", [2, 128, 254, -1, 256, 511])
+def test_a_wrong_class_never_wraps_round_into_a_right_one(bad: int) -> None:
+    right, wrong = np.zeros((2, 3), np.int64), np.full((2, 3), bad)
+    with pytest.raises(ValueError, match="found"):
+        confusion_matrix(label=wrong, prediction=right)
+    with pytest.raises(ValueError, match="found"):
+        confusion_matrix(label=right, prediction=wrong)
+    with pytest.raises(ValueError, match="found classes"):
+        confusion_matrix(label=right, prediction=np.full((2, 3), 255))
+
+
+def test_large_images_are_counted_exactly() -> None:
+    """A float32 histogram of one bin would stop at 2**24 = 16777216."""
+    label = np.zeros((5000, 4000), np.uint8)
+    assert confusion_matrix(label=label, prediction=label).tolist() == [[20_000_000, 0], [0, 0]]
+
+
+def test_no_pixels() -> None:
+    assert confusion_matrix(label=np.zeros((0,), np.uint8), prediction=np.zeros((0,), np.uint8)).sum() == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_calibration_error_against_torchmetrics(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    cloud = rng.random((40, 50))
+    label = np.where(rng.random(cloud.shape) < cloud**2, 1, 0).astype(np.uint8)
+    label[rng.random(cloud.shape) < 0.1] = 255
+    prediction = (cloud > 0.5).astype(np.uint8)
+    confidence = np.maximum(cloud, 1 - cloud)
+    halves = [np.s_[:17], np.s_[17:]]
+    binned = sum(calibration_bins(label=label[h], prediction=prediction[h], confidence=confidence[h]) for h in halves)
+    assert isinstance(binned, np.ndarray) and binned[0].sum() == (label != 255).sum()
+    scores_of = torch.from_numpy(np.stack([1 - cloud, cloud], -1)).reshape(-1, 2)
+    oracle = tm.classification.multiclass_calibration_error(
+        scores_of, torch.from_numpy(label.astype(np.int64)).flatten(), num_classes=2, n_bins=15, ignore_index=255
+    )
+    assert calibration_error(binned) == pytest.approx(float(oracle), abs=1e-6)
+
+
+def test_calibration_of_a_sure_and_half_right_prediction_is_one_half() -> None:
+    binned = calibration_bins(
+        label=np.array([0, 1, 0, 1, 255]), prediction=np.zeros(5, int), confidence=np.ones(5), bins=10
+    )
+    assert binned[:, -1].tolist() == [4, 4, 2] and calibration_error(binned) == 0.5
+    assert math.isnan(calibration_error(np.zeros((3, 15))))
+
+
+def test_bootstrap_of_equal_images_has_no_spread_and_of_unequal_ones_covers_the_estimate() -> None:
+    one = np.array([[50, 10], [5, 35]])
+    assert np.ptp(bootstrap(np.stack([one] * 5))) < 1e-12
+    rng = np.random.default_rng(0)
+    groups = rng.integers(1, 100, (30, 2, 2))
+    drawn = bootstrap(groups, draws=500, seed=1)
+    low, high = interval(drawn)
+    assert drawn.shape == (500,) and low < scores(groups.sum(0))["miou"] < high
+    assert np.array_equal(drawn, bootstrap(groups, draws=500, seed=1))
+    assert not np.array_equal(drawn, bootstrap(groups, draws=500, seed=2))
+
+
+def test_bootstrap_resamples_whole_groups_and_pairs_the_models() -> None:
+    """Two images, one all right and one all wrong: the mIoU of a resample is one of three values, the same for both."""
+    right, wrong = np.array([[10, 0], [0, 10]]), np.array([[0, 10], [10, 0]])
+    groups = np.stack([right, wrong])
+    first, second = bootstrap(np.stack([groups, groups]), draws=200)
+    assert np.array_equal(first, second)
+    assert set(np.round(first, 6)) == {0, round(1 / 3, 6), 1}
+
+
+def test_interval() -> None:
+    assert interval(np.arange(1001.0)) == pytest.approx([25, 975])
+
+
+def test_best_brightness_threshold() -> None:
+    image = np.zeros((2, 4, 3), np.uint8)
+    image[0] = [[10, 10, 10], [20, 20, 20], [90, 90, 90], [95, 95, 95]]
+    image[1] = [[200, 200, 200], [0, 0, 0], [0, 0, 0], [20, 20, 23]]
+    label = np.array([[0, 0, 1, 1], [0, 255, 255, 0]], np.uint8)  # one bright clear pixel, two unknown ones
+    counts = brightness_counts(image, label)
+    assert counts.sum() == 6 and counts[0, 21] == 1 and counts[0, 0] == 0
+    threshold, matrix = best_threshold(counts)
+    assert 21 <= threshold < 90
+    assert matrix.tolist() == [[3, 1], [0, 2]]
+    every = [
+        scores(
+            np.array(
+                [
+                    [counts[0, : t + 1].sum(), counts[0, t + 1 :].sum()],
+                    [counts[1, : t + 1].sum(), counts[1, t + 1 :].sum()],
+                ]
+            )
+        )["miou"]
+        for t in range(256)
+    ]
+    assert scores(matrix)["miou"] == max(every)

@@ -18,7 +18,7 @@ from utils.plots import (
     colour_entropy,
     colour_mask,
     grid,
-    mask_overview,
+    picture_grid,
     prediction_grid,
     write_png,
 )
@@ -81,13 +81,13 @@ def test_write_png_keeps_rgb_and_grey(tmp_path: Path) -> None:
     assert np.array_equal(cv2.imread(str(tmp_path / "new/folder/b.png"), cv2.IMREAD_UNCHANGED), pixels[..., 0])
 
 
-def test_mask_overview_shows_every_picture(tmp_path: Path) -> None:
+def test_picture_grid_shows_every_picture(tmp_path: Path) -> None:
     colours = [[(200, 0, 0), (0, 200, 0)], [(0, 0, 200), (200, 200, 0)]]
     columns = {
         title: [np.full((8, 8, 3), colour, np.uint8) for colour in column]
         for title, column in zip(("image", "student"), colours, strict=True)
     }
-    mask_overview(tmp_path / "o.png", ["one", "two"], columns, "target: held-back images")
+    picture_grid(tmp_path / "o.png", ["one", "two"], columns, "target: held-back images")
     drawn = cv2.imread(str(tmp_path / "o.png"))[..., ::-1]
     centres = {}
     for column in colours:

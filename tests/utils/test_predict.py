@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ class PerPixel(Segmenter):
 def test_windows_cover_everything_and_overlap_by_half(length: int) -> None:
     begins = starts(length, 32)
     assert begins[0] == 0 and begins[-1] == max(0, length - 32)
-    assert all(0 < b - a <= 16 for a, b in zip(begins, begins[1:], strict=False))
+    assert all(0 < b - a <= 16 for a, b in itertools.pairwise(begins))
 
 
 @pytest.mark.parametrize("shape", [(20, 24), (32, 32), (33, 47), (90, 32), (100, 75)])

@@ -1,0 +1,190 @@
+"""The evaluation as a user runs it: parts, any weights, no labels, and parts that fail."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import eval as evaluation
+import utils.gallery
+from datasets.files import Item
+from nets.segmenter import Segmenter
+from nets.weights import save_segmenter
+from utils.config import DomainConfig, load_config
+from utils.errors import ConfigError, DataError, EvaluationError, WeightsError
+
+Arguments = Callable[..., list[str]]
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, tiny_arguments: Arguments) -> list[str]:
+    """A run with a teacher and a student that were never trained, and a split."""
+    made = tiny_arguments(tmp_path, "--eval.pictures", "2", "--eval.tsne_pixels", "5")
+    for seed, (stage, name) in enumerate((("teacher", "teacher"), ("intra", "student"))):
+        torch.manual_seed(seed)
+        (tmp_path / "run" / stage).mkdir(parents=True)
+        save_segmenter(tmp_path / f"run/{stage}/{name}.safetensors", Segmenter("mobilenetv3_small_050"))
+    split = tmp_path / "run/split"
+    split.mkdir()
+    (split / "entropy.csv").write_text("name,score,rank,split,cloud_fraction\nscene_00,0.1,0,easy,0.5\n")
+    (split / "easy.txt").write_text("images/scene_00.png\nimages/scene_01.png\n")
+    (split / "hard.txt").write_text("images/scene_02.png\n")
+    return made
+
+
+def both_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Untrained networks may predict one class alone; the t-SNE then has the labels to go by, but not without them."""
+    monkeypatch.setattr(Segmenter, "forward", _by_brightness(Segmenter.forward))
+
+
+def _by_brightness(forward: Callable[..., object]) -> Callable[..., object]:
+    def patched(self: Segmenter, image: torch.Tensor) -> object:
+        found = forward(self, image)
+        bright = torch.nn.functional.adaptive_avg_pool2d(image.mean(1, keepdim=True), found.main.shape[-2:])  # type: ignore[attr-defined]
+        logits = found.main + 9 * torch.cat([0.5 - bright, bright - 0.5], 1)  # type: ignore[attr-defined]
+        return found._replace(main=logits)  # type: ignore[attr-defined]
+
+    return patched
+
+
+def tree(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_whole_tree(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both_classes(monkeypatch)
+    evaluation.evaluate(load_config(arguments))
+    made = tree(tmp_path / "run/eval")
+    expected = {f"metrics.{kind}" for kind in ("json", "md", "csv", "tex")}
+    expected |= {"images_target.csv", "report.html", "figures.json", "tsne.png", "tsne.json"}
+    expected |= {"masks/target.png", "masks/target_errors.png", "entropy/target.png", "entropy/easy_hard.png"}
+    expected |= {"gradcam/target.png"}
+    for kind in ("masks", "errors", "entropy"):
+        expected |= {f"{kind}/target/{model}/scene_0{i}.png" for model in ("teacher", "student") for i in range(6)}
+    assert made == expected
+    assert "mIoU" in capsys.readouterr().out
+    numbers = json.loads((tmp_path / "run/eval/tsne.json").read_text())
+    assert numbers["classes"] == "labels" and numbers["pixels"] == 20
+    assert set(numbers["models"]) == {"teacher", "student"}
+
+
+def test_parts_alone_leave_the_others_out_and_what_was_made_before_in(arguments: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run/eval"
+    evaluation.evaluate(load_config([*arguments, "--eval.parts", "masks"]))
+    assert not {"metrics.json", "tsne.png", "report.html"} & tree(folder)
+    assert {"masks/target.png", "errors/target/student/scene_00.png"} <= tree(folder)
+    evaluation.evaluate(load_config([*arguments, "--eval.parts", "gradcam,report"]))
+    page = (folder / "report.html").read_text()
+    assert "Masks on the target" in page and "Class activation on the target" in page
+    assert not {"metrics.json", "tsne.png", "entropy/target.png"} & tree(folder)
+
+
+def test_any_weights_on_any_images_without_labels(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both_classes(monkeypatch)
+    shutil.rmtree(tmp_path / "target/labels")
+    weights = str(tmp_path / "run/intra/student.safetensors")
+    evaluation.evaluate(load_config([*arguments, "--eval.weights", weights, "--out", str(tmp_path / "look")]))
+    folder = tmp_path / "look/eval"
+    report = json.loads((folder / "metrics.json").read_text())["domains"]["target"]
+    assert report["models"] == {} and set(report["signs"]) == {"student"}
+    assert report["protocol"] == "held-back images"
+    assert {"masks/target.png", "entropy/target.png", "gradcam/target.png", "tsne.png"} <= tree(folder)
+    assert not [name for name in tree(folder) if name.startswith("errors")]
+    assert "what the student predicts" in json.loads((folder / "tsne.json").read_text())["classes"]
+    assert "No labels" in capsys.readouterr().out and "No labels were given" in (folder / "report.html").read_text()
+
+
+def test_without_a_source_only_the_tsne_is_missing(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = str(tmp_path / "run/intra/student.safetensors")
+    config = load_config([*arguments, "--source.root", "", "--eval.weights", weights, "--out", str(tmp_path / "look")])
+    with pytest.raises(EvaluationError, match="tsne failed"):
+        evaluation.evaluate(config)
+    folder = tmp_path / "look/eval"
+    assert "give source.root" in capsys.readouterr().out
+    assert "tsne</b> could not be made: t-SNE compares two domains" in (folder / "report.html").read_text()
+    assert {"metrics.json", "masks/target.png", "gradcam/target.png", "tsne_failed.txt"} <= tree(folder)
+
+
+def test_a_part_that_fails_says_why_and_is_forgotten_when_it_works(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no paint left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "draw_entropy", fails)
+        with pytest.raises(EvaluationError, match="entropy failed"):
+            evaluation.evaluate(load_config([*arguments, "--eval.parts", "entropy,gradcam,report"]))
+    folder = tmp_path / "run/eval"
+    assert "no paint left" in (folder / "report.html").read_text()
+    assert "RuntimeError" in (folder / "entropy_failed.txt").read_text() and (folder / "gradcam/target.png").exists()
+    evaluation.evaluate(load_config([*arguments, "--eval.parts", "entropy,report"]))
+    assert "no paint left" not in (folder / "report.html").read_text()
+    assert not (folder / "entropy_failed.txt").exists()
+
+
+def test_one_hot_predictions_give_the_reliable_colour_and_the_pixels_own_mask(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that is certain: every entropy map is the reliable yellow, every mask the bright pixels."""
+    label = cv2.imread(str(tmp_path / "target/labels/scene_03.png"), 0)
+
+    def certain(segmenter: Segmenter, image: np.ndarray, data: object) -> dict[str, torch.Tensor]:
+        cloud = torch.from_numpy(image.mean(2) > 140).float()
+        return dict.fromkeys(("main", "aux"), torch.stack([1 - cloud, cloud]))
+
+    monkeypatch.setattr("utils.survey.probabilities", certain)
+    monkeypatch.setattr(utils.gallery, "probabilities", certain)
+    evaluation.evaluate(load_config([*arguments, "--eval.parts", "scores,masks,entropy"]))
+    folder = tmp_path / "run/eval"
+    entropy = cv2.imread(str(folder / "entropy/target/student/scene_03.png"))[..., ::-1]
+    assert {tuple(pixel) for pixel in entropy.reshape(-1, 3).tolist()} == {(255, 237, 120)}
+    image = cv2.imread(str(tmp_path / "target/images/scene_03.png"))
+    cloud = image.mean(2) > 140
+    mask = cv2.imread(str(folder / "masks/target/student/scene_03.png"))[..., ::-1]
+    assert np.array_equal((mask == 255).all(2), cloud)
+    errors = cv2.imread(str(folder / "errors/target/student/scene_03.png"))[..., ::-1]
+    assert np.array_equal((errors == (213, 62, 79)).all(2), (label > 0) & ~cloud)
+    assert np.array_equal((errors == (50, 100, 190)).all(2), (label == 0) & cloud)
+    values = json.loads((folder / "metrics.json").read_text())["domains"]["target"]
+    assert values["signs"]["student"]["mean_entropy"] == 0 and values["signs"]["student"]["head_agreement"] == 1
+    assert values["agreement"] == {"teacher and student": 1}
+    wrong = 1 - values["models"]["student"]["pixel_accuracy"]
+    assert values["models"]["student"]["ece"] == pytest.approx(wrong)  # certain, and wrong that often
+
+
+def test_scenes_come_from_names() -> None:
+    items = [Item(f"p{i}_LC8{'ab'[i % 2]}_x", Path("x"), None) for i in range(4)]
+    assert evaluation.scenes_of(items, DomainConfig()) is None
+    assert evaluation.scenes_of(items, DomainConfig(scene=r"LC8.")) == ["LC8a", "LC8b"] * 2
+    assert evaluation.scenes_of(items, DomainConfig(scene=r"_(LC8.)_")) == ["LC8a", "LC8b"] * 2
+    with pytest.raises(DataError, match="'S2' finds nothing in 4 image name"):
+        evaluation.scenes_of(items, DomainConfig(root="d", scene="S2"))
+
+
+def test_bad_requests(arguments: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"eval.parts is 'masks,tnse', expected .*tsne"):
+        load_config([*arguments, "--eval.parts", "masks,tnse"])
+    with pytest.raises(ConfigError, match=r"target.scene is '\(', expected a regular expression"):
+        load_config([*arguments, "--target.scene", "("])
+    with pytest.raises(ConfigError, match=r"source.root"):
+        load_config([*arguments, "--source.root", ""])
+    with pytest.raises(WeightsError, match="no such weights file"):
+        evaluation.evaluate(load_config([*arguments, "--eval.weights", str(tmp_path / "no.safetensors")]))
+    with pytest.raises(DataError, match="holds no trained model"):
+        evaluation.evaluate(load_config([*arguments, "--out", str(tmp_path / "empty")]))
+    with pytest.raises(EvaluationError, match="gradcam failed"):
+        evaluation.evaluate(load_config([*arguments, "--eval.parts", "gradcam", "--eval.cam_layer", "backbone.blok"]))

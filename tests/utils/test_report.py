@@ -1,0 +1,148 @@
+"""report.html: complete, escaped, and closed to the network."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from utils.config import Config, DomainConfig
+from utils.plots import write_png
+from utils.report import Figure, remember_figures, write_report
+
+SCORES = {
+    "iou": {"clear": 0.5, "cloud": 0.25},
+    "precision": {"clear": 0.5, "cloud": None},
+    "recall": {"clear": 0.5, "cloud": 0.5},
+    "f1": {"clear": 0.5, "cloud": 0.5},
+    "pixel_accuracy": 0.5,
+    "balanced_accuracy": 0.5,
+    "miou": 0.375,
+    "miou_interval": [0.3, 0.45],
+    "ece": 0.2,
+}
+BETTER = SCORES | {"miou": 0.625, "ece": 0.1, "gain": 0.25, "gain_interval": [0.1, 0.3]}
+EVIL = "<script>alert('x')</script>"
+
+
+class Page(HTMLParser):
+    """All tags with their attributes, and the text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Config:
+    """A run's directory with everything that a report is made of."""
+    folder = tmp_path / "run/eval"
+    folder.mkdir(parents=True)
+    domain = {
+        "root": EVIL,
+        "images": 4,
+        "labelled": 4,
+        "protocol": "held-back images",
+        "cloud_share": 0.4,
+        "interval": {"over": "images", "groups": 4},
+        "models": {"source_only": SCORES, "student": BETTER, "all_clear": SCORES | {"miou": 0.99}},
+        "signs": {"student": {"mean_entropy": 0.5, "head_agreement": 0.25, "cloud_share": 0.125}},
+        "agreement": {"source_only and student": 0.75},
+    }
+    (folder / "metrics.json").write_text(json.dumps({"domains": {"target": domain}}))
+    write_png(folder / "masks/target.png", np.full((20, 30, 3), (10, 200, 30), np.uint8))
+    (tmp_path / "run/teacher").mkdir()
+    rows = [{"step": step, "lr": 0.1, "loss": 1.0, "raw/seg_main": 1 / step, "stats/entropy": 0.5} for step in (1, 2)]
+    (tmp_path / "run/teacher/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "run/split").mkdir()
+    lines = ["name,score,rank,split,cloud_fraction"]
+    lines += [f"{EVIL if i == 7 else f'image{i}'},0.{i},{i},{'easy' if i < 5 else 'hard'},0.5" for i in range(8)]
+    (tmp_path / "run/split/entropy.csv").write_text("\n".join(lines) + "\n")
+    return Config(out=str(tmp_path / "run"), target=DomainConfig(root=EVIL))
+
+
+def written(config: Config, failures: dict[str, str] | None = None) -> str:
+    folder = Path(config.out) / "eval"
+    figures = [Figure("masks/target.png", "Masks", f"how to read {EVIL}"), Figure("gone.png", "Gone", "not there")]
+    remember_figures(folder, "masks", figures)
+    write_report(folder, config, failures or {})
+    return (folder / "report.html").read_text("utf-8")
+
+
+def test_it_asks_nothing_of_the_network(run: Config) -> None:
+    page = written(run, {"tsne": "no pixels"})
+    assert not re.search(r"https?:|//[a-z]|@import|url\(", re.sub(r"data:image/webp;base64,[A-Za-z0-9+/=]+", "", page))
+    parsed = Page(page)
+    for tag, attributes in parsed.tags:
+        assert tag not in ("script", "link", "iframe", "object", "embed", "base", "form")
+        for name, value in attributes.items():
+            assert name != "href" and not name.startswith("on")
+            assert name != "src" or (value or "").startswith("data:image/webp;base64,")
+    (policy,) = [a["content"] for t, a in parsed.tags if t == "meta" and "http-equiv" in a]
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def test_names_never_become_markup(run: Config) -> None:
+    page = written(run, {"tsne": EVIL})
+    assert EVIL not in page
+    assert Page(page).text.count(EVIL) >= 4  # the root, the reason, the caption, the uncertain image
+
+
+def test_the_best_trained_model_of_each_column_stands_out(run: Config) -> None:
+    page = written(run)
+    table = page[page.index("<tbody>") : page.index("</tbody>")]
+    rows = re.findall(r"<tr( class=\"trivial\")?><td>([^<]*)</td>(.*?)</tr>", table)
+    cells = {name: re.findall(r"<td( class=\"best\")?>([^<]*)</td>", row) for _, name, row in rows}
+    best = {name: [text for mark, text in row if mark] for name, row in cells.items()}
+    assert "62.50" in best["student"] and "10.00" in best["student"]  # highest mIoU, lowest ECE
+    assert "37.50" not in best["source_only"] and "20.00" not in best["source_only"]
+    assert best["all clear (trivial)"] == [] and ("", "99.00") in cells["all clear (trivial)"]
+    assert "+25.0" in Page(page).text and "+10.0 to +30.0" in Page(page).text
+
+
+def test_pictures_are_inside_with_captions_and_missing_ones_are_left_out(run: Config) -> None:
+    page = written(run)
+    sources = [a["src"] for t, a in Page(page).tags if t == "img"]
+    assert len(sources) == 2 and "Gone" not in page  # the curves and the masks
+    with Image.open(io.BytesIO(base64.b64decode((sources[1] or "").split(",")[1]))) as picture:
+        assert picture.size == (30, 20)
+        assert np.abs(np.asarray(picture).astype(int) - (10, 200, 30)).max() < 12
+    assert all(a.get("alt") for t, a in Page(page).tags if t == "img")
+    assert "how to read" in page
+
+
+def test_split_failures_configuration_and_command(run: Config) -> None:
+    text = Page(written(run, {"gradcam": "no such layer"})).text
+    assert "calls 5 target images easy and 3 hard" in text
+    assert "gradcam could not be made: no such layer" in text
+    assert "image0" in text and "seed: 0" in text and "python " in text
+
+
+def test_an_empty_evaluation_still_makes_a_page(tmp_path: Path) -> None:
+    (tmp_path / "run/eval").mkdir(parents=True)
+    write_report(tmp_path / "run/eval", Config(out=str(tmp_path / "run")), {"scores": "no images"})
+    assert "no images" in (tmp_path / "run/eval/report.html").read_text("utf-8")
+
+
+def test_a_part_replaces_its_own_figures_and_keeps_those_of_others(tmp_path: Path) -> None:
+    one, two, three = (Figure(f"{n}.png", n, n) for n in ("one", "two", "three"))
+    remember_figures(tmp_path, "masks", [one])
+    remember_figures(tmp_path, "tsne", [two])
+    remember_figures(tmp_path, "masks", [three])
+    known = json.loads((tmp_path / "figures.json").read_text())
+    assert [figure["file"] for part in known.values() for figure in part] == ["three.png", "two.png"]

@@ -1,0 +1,142 @@
+"""What the backbone makes of both domains: one joint t-SNE per model, and two numbers that need no eye.
+
+Source: t-SNE, van der Maaten and Hinton, JMLR 2008; silhouette, Rousseeuw 1987.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.manifold import TSNE
+from sklearn.metrics import silhouette_score
+from sklearn.model_selection import GroupKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from nets.segmenter import Segmenter, resize_logits
+
+COMPONENTS = 50
+
+
+class Window(NamedTuple):
+    """A piece of an image as the network is shown it: (1, C, h, w), and its classes (h, w) of 0, 1, 255 or None."""
+
+    image: Tensor
+    label: np.ndarray | None
+
+
+class Pixels(NamedTuple):
+    """Sampled positions: `window` and (`row`, `column`) of the feature map, all (N,), with domain, class and group."""
+
+    window: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+    source: np.ndarray
+    cloud: np.ndarray
+    group: np.ndarray
+
+
+class Panel(NamedTuple):
+    """One model's embedding.
+
+    `points` (N, 2); `probe`: cross-validated accuracy of a linear classifier that tells source from target, 0.5 where
+    the domains are aligned; `silhouette` of the two classes in the features, in [-1, 1], high where they are apart.
+    """
+
+    points: np.ndarray
+    probe: float
+    silhouette: float
+
+
+@torch.inference_mode()
+def sample_pixels(
+    windows: Mapping[str, Sequence[Window]], reference: Segmenter, per_kind: int, seed: int
+) -> tuple[Pixels, bool]:
+    """Choose the same number of feature pixels of each domain and class, at most `per_kind`.
+
+    The class of a feature pixel is the label at its place; where an image has none, it is what `reference` predicts.
+
+    Args:
+        windows: "source" and "target" -> their windows.
+
+    Returns:
+        The pixels, and whether any class is a prediction.
+
+    Raises:
+        ValueError: a class is absent from a domain.
+    """
+    rng = np.random.default_rng(seed)
+    predicted = False
+    kinds: dict[tuple[bool, bool], list[tuple[int, int, int, int]]] = {}
+    offset = 0
+    for role in ("source", "target"):
+        for position, window in enumerate(windows[role]):
+            prediction = reference.eval()(window.image)
+            rows, columns = prediction.features.shape[-2:]
+            if window.label is None:
+                predicted = True
+                classes = resize_logits(prediction.main, (rows, columns))[0].argmax(0).cpu().numpy()
+            else:
+                # a feature of a corner-aligned grid stands on these rows and columns of the image
+                lines, sides = (
+                    np.linspace(0, full - 1, low).round().astype(int)
+                    for full, low in zip(window.label.shape, (rows, columns), strict=True)
+                )
+                classes = window.label[np.ix_(lines, sides)]
+            for cloud in (False, True):
+                found = np.argwhere(classes == int(cloud))
+                kinds.setdefault((role == "source", cloud), []).extend(
+                    (offset + position, int(row), int(column), position) for row, column in found
+                )
+        offset += len(windows[role])
+    count = min(per_kind, *map(len, kinds.values()))
+    if count < 2:
+        empty = [f"{'source' if s else 'target'} {'cloud' if c else 'clear'}" for (s, c), p in kinds.items() if not p]
+        raise ValueError(f"t-SNE needs pixels of both classes in both domains; found too few of: {', '.join(empty)}")
+    chosen = {kind: [found[i] for i in rng.choice(len(found), count, False)] for kind, found in kinds.items()}
+    places = np.array([place for found in chosen.values() for place in found])  # (N, 4)
+    is_source, is_cloud = (np.repeat([kind[axis] for kind in chosen], count) for axis in (0, 1))
+    return Pixels(places[:, 0], places[:, 1], places[:, 2], is_source, is_cloud, places[:, 3]), predicted
+
+
+@torch.inference_mode()
+def features_at(segmenter: Segmenter, windows: Sequence[Window], pixels: Pixels) -> np.ndarray:
+    """Backbone features (N, D) of the sampled pixels."""
+    found = np.empty((len(pixels.window), segmenter.num_features), np.float32)
+    for index in np.unique(pixels.window):
+        features = segmenter.eval()(windows[index].image).features[0].cpu().numpy()  # (D, h, w)
+        here = pixels.window == index
+        found[here] = features[:, pixels.row[here], pixels.column[here]].T
+    return found
+
+
+def embed(features: np.ndarray, pixels: Pixels, seed: int) -> Panel:
+    """Scale, reduce by PCA, embed all points at once, and measure."""
+    scaled = StandardScaler().fit_transform(features)
+    reduced = PCA(min(COMPONENTS, *scaled.shape), random_state=seed).fit_transform(scaled)
+    perplexity = min(30.0, (len(reduced) - 1) / 3)
+    points = TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(reduced)
+    silhouette = float(silhouette_score(reduced, pixels.cloud))
+    return Panel(points, domain_probe(reduced, pixels.source, pixels.group), silhouette)
+
+
+def domain_probe(features: np.ndarray, source: np.ndarray, group: np.ndarray) -> float:
+    """Accuracy of logistic regression that tells source from target, on images that it was not fitted to.
+
+    Args:
+        features: (N, D).
+        source: (N,) bool.
+        group: (N,) the image of each pixel, counted within its domain: image i of both domains is held out together,
+            so that two equal domains give one half.
+    """
+    folds = min(5, len(np.unique(group)))
+    if folds < 2:
+        return float("nan")
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=0.1))
+    return float(cross_val_score(model, features, source, groups=group, cv=GroupKFold(folds)).mean())

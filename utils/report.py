@@ -1,0 +1,145 @@
+"""report.html: one file that shows an evaluation and asks nothing of the network."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, select_autoescape
+from PIL import Image
+
+from utils.config import PARTS, Config, to_yaml
+from utils.plots import training_curves
+from utils.run import write_text
+from utils.tables import HEADER, TRIVIAL, row, sign_rows
+
+STAGES = (("source_only", "source_only"), ("teacher", "teacher"), ("intra", "student"))
+LOWER_IS_BETTER = ("ECE",)
+
+
+class Figure(NamedTuple):
+    """A picture of the report: file below the evaluation's folder, heading, how to read it."""
+
+    file: str
+    title: str
+    caption: str
+
+
+def remember_figures(folder: Path, part: str, figures: list[Figure]) -> None:
+    """Note a part's pictures in `folder`/figures.json, in place of those it made before."""
+    known = _known_figures(folder) | {part: figures}
+    text = json.dumps({name: [figure._asdict() for figure in made] for name, made in known.items()}, indent=2)
+    write_text(folder / "figures.json", text + "\n")
+
+
+def _known_figures(folder: Path) -> dict[str, list[Figure]]:
+    path = folder / "figures.json"
+    made = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return {part: [Figure(**figure) for figure in figures] for part, figures in made.items()}
+
+
+def write_report(folder: Path, config: Config, failures: dict[str, str]) -> list[Figure]:
+    """Write `folder`/report.html from what this and earlier evaluations left there; returns the curves of training.
+
+    Args:
+        failures: part -> why it could not be made.
+    """
+    metrics = folder / "metrics.json"
+    domains = json.loads(metrics.read_text("utf-8"))["domains"] if metrics.exists() else {}
+    curves = _curves(folder, Path(config.out))
+    known = _known_figures(folder) | {"report": curves}
+    order = ("report", *(part for part in PARTS if part != "report"))
+    shown = [figure for part in order for figure in known.get(part, ()) if (folder / figure.file).exists()]
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")), autoescape=select_autoescape(default=True)
+    )
+    page = environment.get_template("report.html").render(
+        title=Path(config.out).name,
+        domains=[_domain(role, entry) for role, entry in domains.items()],
+        figures=[(figure, _embedded(folder / figure.file)) for figure in shown],
+        split=_split(Path(config.out)),
+        failures=failures,
+        config=to_yaml(config),
+        command=shlex.join(["python", *sys.argv]),
+    )
+    write_text(folder / "report.html", page)
+    return curves
+
+
+def _domain(role: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """A domain's tables, cells as (text, is the column's best among the trained models)."""
+    rows: list[tuple[str, list[tuple[str, bool]], bool]] = []
+    models = {name: _null_to_nan(values) for name, values in entry["models"].items()}
+    lines = {name: row(name, values) for name, values in models.items()}
+    best: dict[int, float] = {}
+    for column, title in enumerate(HEADER):
+        numbers = [_number(lines[name][column]) for name in lines if name not in TRIVIAL]
+        known = [number for number in numbers if number is not None]
+        if known and len(known) > 1:
+            best[column] = min(known) if title in LOWER_IS_BETTER else max(known)
+    for name, line in lines.items():
+        trained = name not in TRIVIAL
+        cells = [(cell, trained and c + 1 in best and _number(cell) == best[c + 1]) for c, cell in enumerate(line[1:])]
+        rows.append((line[0], cells, trained))
+    gains = {
+        name: (100 * values["gain"], *(100 * edge for edge in values["gain_interval"]))
+        for name, values in models.items()
+        if "gain" in values
+    }
+    return {"role": role, **entry, "header": HEADER, "rows": rows, "signs": sign_rows(entry), "gains": gains}
+
+
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return None
+
+
+def _null_to_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _null_to_nan(part) for key, part in value.items()}
+    return float("nan") if value is None else value
+
+
+def _embedded(path: Path) -> str:
+    """The picture as a data address; WebP, a fifth of the PNG's size."""
+    with Image.open(path) as picture, io.BytesIO() as packed:
+        picture.convert("RGB").save(packed, "webp", quality=88)
+        return "data:image/webp;base64," + base64.b64encode(packed.getvalue()).decode("ascii")
+
+
+def _curves(folder: Path, out: Path) -> list[Figure]:
+    logs = {
+        name: [json.loads(line) for line in (out / stage / "metrics.jsonl").read_text("utf-8").splitlines()]
+        for stage, name in STAGES
+        if (out / stage / "metrics.jsonl").exists()
+    }
+    logs = {name: rows for name, rows in logs.items() if rows}
+    if not logs:
+        return []
+    training_curves(folder / "curves.png", logs)
+    caption = (
+        "Left: the unweighted terms of the loss, on an axis that is linear near zero. Discriminator terms that stay "
+        "at 0.69 = ln 2 mean that the discriminator cannot tell the two sides apart, or has not learnt to. Middle: "
+        "mean entropies and, in stage 3, the share of accepted pseudo-labels and the cloud in them. Right: the "
+        "backbone's learning rate."
+    )
+    return [Figure("curves.png", "Training", caption)]
+
+
+def _split(out: Path) -> dict[str, Any] | None:
+    """Counts of the entropy split, and its most and least certain images."""
+    path = out / "split" / "entropy.csv"
+    if not path.exists():
+        return None
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    easy = sum(row["split"] == "easy" for row in rows)
+    return {"easy": easy, "hard": len(rows) - easy, "certain": rows[:5], "uncertain": rows[:-6:-1]}

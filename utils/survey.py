@@ -1,0 +1,109 @@
+"""One pass over a domain's images with every model: what is counted, and the mask and entropy map of each image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from datasets.files import Item, read_item
+from losses import normalised_entropy
+from nets.segmenter import Segmenter
+from utils.config import Config, DomainConfig
+from utils.metrics import brightness_counts, calibration_bins, confusion_matrix
+from utils.plots import colour_entropy, colour_errors, colour_mask, write_png
+from utils.predict import decide, decided, probabilities
+
+
+class Domain(NamedTuple):
+    """The evaluation images of one domain; `scenes` names the scene of each, or is None where scenes are unknown."""
+
+    role: str
+    config: DomainConfig
+    protocol: str
+    items: list[Item]
+    scenes: list[str] | None
+
+    @property
+    def labelled(self) -> int:
+        return sum(item.label is not None for item in self.items)
+
+
+@dataclass
+class Tally:
+    """What one model said about a domain, image by image, in the order of the items.
+
+    `matrices` holds (2, 2) counts, or None for an image without a label; `entropy`, `heads` and `cloud` are means over
+    an image's pixels: normalised entropy, agreement of the two heads' masks, share of predicted cloud.
+    """
+
+    matrices: list[np.ndarray | None] = field(default_factory=list)
+    calibration: np.ndarray | float = 0.0
+    entropy: list[float] = field(default_factory=list)
+    heads: list[float] = field(default_factory=list)
+    cloud: list[float] = field(default_factory=list)
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """The confusion matrix of all labelled images."""
+        return sum((m for m in self.matrices if m is not None), np.zeros((2, 2), np.int64))
+
+
+class Survey(NamedTuple):
+    """All counts of a domain: a tally per model, the share of pixels on which each pair of models agrees in each image,
+    and the labelled pixels (2, 256) by class and brightness."""
+
+    domain: Domain
+    tallies: dict[str, Tally]
+    agreement: dict[tuple[str, str], list[float]]
+    brightness: np.ndarray
+
+
+def survey(
+    domain: Domain, models: Mapping[str, Segmenter], config: Config, folder: Path, *, masks: bool, entropy: bool
+) -> Survey:
+    """Predict every image of a domain with every model.
+
+    Args:
+        folder: with `masks`, receives masks/ROLE/MODEL/NAME.png and, for labelled images, errors/ROLE/MODEL/NAME.png;
+            with `entropy`, entropy/ROLE/MODEL/NAME.png.
+    """
+    result = Survey(domain, {name: Tally() for name in models}, {}, np.zeros((2, 256), np.int64))
+    for item in tqdm(domain.items, desc=f"predict {domain.role}", unit="image", dynamic_ncols=True):
+        image, label = read_item(item, domain.config.label_map)
+        if label is not None:
+            result.brightness[:] += brightness_counts(image, label)
+        found: dict[str, np.ndarray] = {}
+        for name, model in models.items():
+            probability = probabilities(model, image, config.data)
+            chosen = decided(probability, config.eval.head)
+            mask = decide(probability, config.eval.head)
+            uncertain = normalised_entropy(chosen[None])[0]
+            found[name] = mask.byte().cpu().numpy()
+            tally = result.tallies[name]
+            tally.entropy.append(float(uncertain.double().mean()))
+            tally.heads.append(float((decide(probability, "main") == decide(probability, "aux")).double().mean()))
+            tally.cloud.append(float(found[name].mean()))
+            place = Path(domain.role, name, f"{item.name}.png")
+            if label is None:
+                tally.matrices.append(None)
+            else:
+                tally.matrices.append(confusion_matrix(label=label, prediction=found[name]))
+                confidence = chosen.gather(0, mask[None])[0].cpu().numpy()
+                tally.calibration += calibration_bins(label=label, prediction=found[name], confidence=confidence)
+            if masks:
+                write_png(folder / "masks" / place, colour_mask(found[name]))
+                if label is not None:
+                    write_png(folder / "errors" / place, colour_errors(label, found[name]))
+            if entropy:
+                write_png(folder / "entropy" / place, colour_entropy(uncertain.cpu().numpy()))
+        names = list(found)
+        for i, first in enumerate(names):
+            for second in names[i + 1 :]:
+                share = float((found[first] == found[second]).mean())
+                result.agreement.setdefault((first, second), []).append(share)
+    return result
