@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Scores and masks of a finished run:  bash eval.sh [CONFIG] [--key value ...]
+# Scores, masks, entropy maps, t-SNE, Grad-CAM and report.html of a finished run:  bash eval.sh [CONFIG] [--key value ...]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ./setup_env.sh

@@ -37,7 +37,7 @@ from losses.alignment import alignment, entropy_map
 from nets.discriminator import Discriminator
 from nets.ema import EMA
 from nets.projection import ProjectionHead
-from nets.segmenter import HEADS, Prediction, Segmenter, together, upsampled
+from nets.segmenter import HEADS, Prediction, Segmenter, upsampled
 from nets.weights import save_segmenter
 from utils.cli import run
 from utils.config import Config
@@ -136,10 +136,16 @@ class IntraStage:
         return Losses(terms, stats)
 
     def forward(self, easy: Tensor, hard: Tensor) -> tuple[Prediction, Prediction]:
-        """The trainee's predictions for both splits; apart, it learns under statistics of easy images alone."""
-        if self.w.joint_forward:
-            return together(self.trainee.segmenter, easy, hard)
-        return self.trainee.segmenter(easy), self.trainee.segmenter(hard)
+        """The trainee's predictions for both splits.
+
+        Jointly, both share the statistics of batch normalisation, which are then those that the exported network uses;
+        apart, the trainee learns under statistics of easy images alone.
+        """
+        if not self.w.joint_forward:
+            return self.trainee.segmenter(easy), self.trainee.segmenter(hard)
+        both = self.trainee.segmenter(torch.cat([easy, hard]))
+        easy_part, hard_part = zip(*(part.split([len(easy), len(hard)]) for part in both), strict=True)
+        return Prediction(*easy_part), Prediction(*hard_part)
 
     def pseudo_label(self, easy: dict[str, Any], ema_logits: dict[str, Tensor]) -> dict[str, Tensor]:
         """Labels (B, H, W) of each head for the easy batch; 255 where undecided or padded.

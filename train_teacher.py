@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from losses import cross_entropy, mean_entropy, soft_jaccard
 from losses.alignment import alignment, entropy_map
 from nets.discriminator import Discriminator
-from nets.segmenter import HEADS, Prediction, statistics_held, together, upsampled
+from nets.segmenter import HEADS, statistics_held, upsampled
 from nets.weights import save_segmenter
 from utils.cli import run
 from utils.config import Config
@@ -52,19 +52,15 @@ class TeacherStage:
         """One source and one target batch -> the weighted terms of docs/method.md, section 3."""
         self.segmenter.train()
         w, source = self.w, batch["source"]
-        size = source["image"].shape[-2:]
-        if self.adversarial:
-            target = batch["target"]
-            prediction, target_prediction = self.forward(source["image"], target["image"])
-        else:
-            prediction = self.segmenter(source["image"])
-        logits_s = upsampled(prediction, size)
+        with statistics_held(self.segmenter, held=self.adversarial and w.batch_norm == "target"):
+            logits_s = upsampled(self.segmenter(source["image"]), source["image"].shape[-2:])
         seg = {head: self.segmentation(logits_s[head], source["label"]) for head in HEADS}
         terms = {"seg_main": (w.seg_main, seg["main"]), "seg_aux": (w.seg_aux, seg["aux"])}
         stats = {"entropy_source": mean_entropy(logits_s["main"], source["valid"])}
 
         if self.adversarial:
-            logits_t = upsampled(target_prediction, size)
+            target = batch["target"]
+            logits_t = upsampled(self.segmenter(target["image"]), target["image"].shape[-2:])
             maps_s = {head: entropy_map(logits_s[head], source["valid"]) for head in HEADS}
             maps_t = {head: entropy_map(logits_t[head], target["valid"]) for head in HEADS}
             adv, dis = alignment(self.discriminators, maps_s, maps_t)
@@ -72,14 +68,6 @@ class TeacherStage:
             terms |= {"dis_main": (1.0, dis["main"]), "dis_aux": (1.0, dis["aux"])}
             stats["entropy_target"] = mean_entropy(logits_t["main"], target["valid"])
         return Losses(terms, stats)
-
-    def forward(self, source: Tensor, target: Tensor) -> tuple[Prediction, Prediction]:
-        """Predictions of both domains, normalised as `teacher.batch_norm` says."""
-        if self.w.batch_norm == "together":
-            return together(self.segmenter, source, target)
-        with statistics_held(self.segmenter, held=self.w.batch_norm == "target"):
-            prediction = self.segmenter(source)
-        return prediction, self.segmenter(target)
 
     def segmentation(self, logits: Tensor, label: Tensor) -> Tensor:
         return cross_entropy(logits, label) + self.w.jaccard * soft_jaccard(logits, label)

@@ -177,17 +177,6 @@ class Segmenter(nn.Module):
         return (parameter for parameter in heads.parameters() if parameter.requires_grad)
 
 
-def together(segmenter: nn.Module, first: Tensor, second: Tensor) -> tuple[Prediction, Prediction]:
-    """Predictions of two batches (B, C, H, W) and (B', C, H, W) in one forward.
-
-    In train mode both share the statistics of batch normalisation, which are then those that the running averages
-    follow and the network in eval mode uses.
-    """
-    both = segmenter(torch.cat([first, second]))
-    one, other = zip(*(part.split([len(first), len(second)]) for part in both), strict=True)
-    return Prediction(*one), Prediction(*other)
-
-
 @contextmanager
 def statistics_held(network: nn.Module, held: bool = True) -> Iterator[None]:
     """Within it, batch normalisation in train mode uses the batch's statistics but leaves its running ones alone."""

@@ -161,9 +161,9 @@ def test_anchor_is_bit_identical_and_its_file_untouched(tmp_path: Path, tiny_arg
     assert any(not torch.equal(value, saved[name]) for name, value in trained.items())
 
 
-@pytest.mark.parametrize("policy", ["together", "apart", "target"])
+@pytest.mark.parametrize("policy", ["both", "target"])
 def test_batch_norm_of_the_teacher(policy: str, tmp_path: Path, tiny_arguments: Arguments) -> None:
-    """Whether the source's loss sees the target, and whose data the running statistics follow."""
+    """In training each domain has its own statistics; the running ones follow what the policy says."""
     config = load_config(tiny_arguments(tmp_path, "--teacher.batch_norm", policy))
     source, target = (torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     valid, label = torch.ones(2, 32, 32, dtype=torch.bool), torch.zeros(2, 32, 32, dtype=torch.int64)
@@ -181,7 +181,7 @@ def test_batch_norm_of_the_teacher(policy: str, tmp_path: Path, tiny_arguments: 
     loss, running = outcome(source, target)
     other_loss, other_target = outcome(source, target**2)
     _, other_source = outcome(source**2, target)
-    assert torch.equal(loss, other_loss) == (policy != "together")
+    assert torch.equal(loss, other_loss)
     assert not same(running, other_target)
     assert same(running, other_source) == (policy == "target")
 

@@ -168,9 +168,9 @@ class TeacherConfig:
     """weight of the main head's adversarial loss"""
     adv_aux: float = 2e-4
     """weight of the auxiliary head's adversarial loss"""
-    batch_norm: Literal["together", "apart", "target"] = "together"
-    """together: both domains pass in one forward and share their statistics; apart: each has its own, and the running
-    ones mix, as in AdvEnt; target: each has its own, and the running ones are the target's (AdaBN)"""
+    batch_norm: Literal["both", "target"] = "both"
+    """whose batches the running statistics of batch normalisation follow: both domains' in turn, as in AdvEnt, or the
+    target's alone (AdaBN); in training each domain has its own; source-only sees the source alone"""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """changes of both domains' samples"""
 

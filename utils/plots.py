@@ -122,7 +122,9 @@ def picture_grid(
         figure.supxlabel(caption, fontsize=7)
     if entropy_bar:
         colours = ListedColormap(colour_entropy(np.linspace(0, 1, 256)) / 255)
-        bar = figure.colorbar(ScalarMappable(cmap=colours), ax=axes, fraction=0.05, shrink=min(1.0, 4 / len(names)), pad=0.02)
+        bar = figure.colorbar(
+            ScalarMappable(cmap=colours), ax=axes, fraction=0.05, shrink=min(1.0, 4 / len(names)), pad=0.02
+        )
         bar.set_label("normalised entropy: 0 reliable, 1 unreliable", fontsize=7)
         bar.ax.tick_params(labelsize=6)
     if key:

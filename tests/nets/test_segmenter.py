@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from nets import AtrousHead, Segmenter, resize_logits
-from nets.segmenter import statistics_held, together
+from nets.segmenter import statistics_held
 from utils.errors import ConfigError, WeightsError
 
 LITE0 = Path(__file__).parents[3] / "shared" / "weights" / "tf_efficientnet_lite0.safetensors"
@@ -191,17 +191,6 @@ def test_held_statistics_stay_and_the_output_is_that_of_training() -> None:
     free = network(image)
     assert torch.equal(held.main, free.main)
     assert any(not torch.equal(value, before[name]) for name, value in network.named_buffers() if name in before)
-
-
-def test_together_shares_batch_statistics() -> None:
-    network = small().train()
-    first, second = torch.rand(2, 3, 32, 32), torch.rand(3, 3, 32, 32) + 1
-    both = network(torch.cat([first, second]))
-    for part, rows, image in zip(
-        together(network, first, second), (slice(0, 2), slice(2, 5)), (first, second), strict=True
-    ):
-        assert all(torch.equal(found, expected[rows]) for found, expected in zip(part, both, strict=True))
-        assert not torch.allclose(part.main, network(image).main)
 
 
 def test_statistics_are_followed_again_after_an_error() -> None:
