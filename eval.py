@@ -39,6 +39,8 @@ MODELS = (
     ("teacher", "teacher", "teacher"),
     ("student", "intra", "student"),
 )
+TRANSDUCTIVE = "transductive: the images adapted to, labels hidden"
+FROM_PREDICTIONS = {"scores", "masks", "entropy"}
 
 
 def evaluate(config: Config) -> None:
@@ -56,8 +58,6 @@ def evaluate(config: Config) -> None:
     failures: dict[str, str] = {}
 
     def attempt(part: str, make: Callable[[], list[Figure] | None]) -> None:
-        if part not in wanted:
-            return
         try:
             remember_figures(folder, part, make() or [])
             (folder / f"{part}_failed.txt").unlink(missing_ok=True)
@@ -67,18 +67,26 @@ def evaluate(config: Config) -> None:
             print(f"{part}: failed, the other parts go on: {error}")
 
     surveys: list[Survey] = []
-    if {"scores", "masks", "entropy"} & set(wanted):
+
+    def look() -> None:
         options = {"masks": "masks" in wanted, "entropy": "entropy" in wanted}
-        surveys = [survey(domain, models, config, folder, **options) for domain in domains]
+        surveys.extend(survey(domain, models, config, folder, **options) for domain in domains)
 
-    attempt("scores", lambda: write_tables(folder, surveys, config))
-    attempt("masks", lambda: [figure for result in surveys for figure in draw_masks(result, config, folder)])
-    attempt("entropy", lambda: draw_entropy(surveys, models, config, folder))
-    attempt("tsne", lambda: draw_tsne(domains, models, config, folder))
-    attempt("gradcam", lambda: [f for domain in domains for f in draw_gradcam(domain, models, config, folder)])
-    attempt("report", lambda: write_report(folder, config, failures))
+    parts: dict[str, Callable[[], list[Figure] | None]] = {
+        "scores": lambda: write_tables(folder, surveys, config),
+        "masks": lambda: [figure for result in surveys for figure in draw_masks(result, config, folder)],
+        "entropy": lambda: draw_entropy(surveys, models, config, folder),
+        "tsne": lambda: draw_tsne(domains, models, config, folder),
+        "gradcam": lambda: [figure for domain in domains for figure in draw_gradcam(domain, models, config, folder)],
+        "report": lambda: write_report(folder, config, failures),
+    }
+    if from_predictions := FROM_PREDICTIONS & set(wanted):
+        attempt("predictions", look)
+    for part, make in parts.items():
+        if part in wanted and not ("predictions" in failures and part in from_predictions):
+            attempt(part, make)
 
-    if "scores" in wanted and "scores" not in failures:
+    if "scores" in wanted and not {"scores", "predictions"} & set(failures):
         print(f"\n{(folder / 'metrics.md').read_text('utf-8')}")
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     if failures:
@@ -111,8 +119,9 @@ def evaluation_domains(config: Config) -> list[Domain]:
         if role == "source" and domain.eval is None:
             continue
         rows = domain.eval if domain.eval is not None else domain.train
-        adapted = config.eval.weights is None and domain.eval is None
-        protocol = "transductive: the images adapted to, labels hidden" if adapted else "held-back images"
+        protocol = "held-back images" if domain.eval is not None else TRANSDUCTIVE
+        if config.eval.weights is not None:
+            protocol = "given images; whether the weights were trained on them is not known"
         items = list_domain(domain.root, rows, labels=True, partial=role == "target")
         check_items(items, domain.label_map, f"{role} evaluation ({domain.root})")
         domains.append(Domain(role, domain, protocol, items, scenes_of(items, domain)))
