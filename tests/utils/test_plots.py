@@ -14,12 +14,20 @@ from nets.segmenter import Segmenter
 from utils.plots import (
     CLEAR,
     CLOUD,
+    FALSE_ALARM,
+    MISS,
+    OUTLINE,
     UNKNOWN,
     colour_entropy,
+    colour_errors,
     colour_mask,
+    entropy_histograms,
     grid,
+    laid_over,
+    outlined,
     picture_grid,
     prediction_grid,
+    training_curves,
     write_png,
 )
 
@@ -39,6 +47,47 @@ def test_colour_entropy_goes_from_yellow_to_red() -> None:
     assert middle == [222, 118, 79]
     green = colour_entropy(np.linspace(0, 1, 50)[None])[0, :, 1].astype(int)
     assert (np.diff(green) < 0).all()
+
+
+def test_colour_errors_names_each_kind_of_pixel() -> None:
+    label, mask = np.array([[0, 0, 1, 1, 255, 255]]), np.array([[0, 1, 0, 1, 0, 1]])
+    expected = [CLEAR, FALSE_ALARM, MISS, CLOUD, UNKNOWN, UNKNOWN]
+    assert colour_errors(label, mask)[0].tolist() == [list(colour) for colour in expected]
+    assert len({*expected}) == 5
+
+
+def test_outline_runs_round_the_cloud_and_nowhere_else() -> None:
+    image, mask = np.full((20, 30, 3), 7, np.uint8), np.zeros((20, 30), np.uint8)
+    mask[5:15, 10:20] = 1
+    mask[0, 0] = 255
+    drawn = (outlined(image, mask) == OUTLINE).all(2)
+    expected = np.zeros_like(drawn)
+    expected[5:15, 10:20] = True
+    expected[6:14, 11:19] = False
+    assert np.array_equal(drawn, expected)
+    assert (image == 7).all()  # the image itself is not drawn upon
+    assert (outlined(image, np.zeros_like(mask)) == 7).all()
+
+
+def test_heat_is_brightest_where_it_is_highest() -> None:
+    over = laid_over(np.full((1, 5, 3), 100, np.uint8), np.array([[0.0, 0.25, 0.5, 0.75, 1.0]])).astype(int).sum(2)[0]
+    assert (np.diff(over) > 0).all()
+
+
+def test_training_curves_draw_every_row(tmp_path: Path) -> None:
+    rows = [{"step": s, "lr": 0.1, "loss": 1.0, "raw/seg": 1 / s, "stats/entropy": 0.1 * s} for s in (1, 2, 3)]
+    training_curves(tmp_path / "one.png", {"teacher": rows})
+    training_curves(tmp_path / "other.png", {"teacher": [*rows[:2], rows[2] | {"raw/seg": 9.0}]})
+    one, other = (cv2.imread(str(tmp_path / f"{name}.png")) for name in ("one", "other"))
+    changed = (one != other).any(2)
+    assert changed.any() and not changed[:, one.shape[1] // 3 + 20 :].any()  # the losses' panel alone
+
+
+def test_histograms_differ_where_the_entropies_do(tmp_path: Path) -> None:
+    low, high = np.full(100, 0.1), np.full(100, 0.9)
+    entropy_histograms(tmp_path / "a.png", {"teacher": {"easy": low, "hard": high}})
+    entropy_histograms(tmp_path / "b.png", {"teacher": {"easy": low, "hard": low}})
+    assert not np.array_equal(cv2.imread(str(tmp_path / "a.png")), cv2.imread(str(tmp_path / "b.png")))
 
 
 def test_grid_places_tiles_with_white_between() -> None:
