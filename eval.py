@@ -4,7 +4,8 @@
     python eval.py --config configs/demo.yaml --eval.parts masks,tsne
     python eval.py --config configs/demo.yaml --eval.weights runs/demo/intra/student.safetensors --out runs/look
 
-The last one takes any weights file, and with --target.root any folder of images, with labels or without.
+The last one takes any weights file; with --target.root FOLDER --target.train null --target.eval null any folder of
+images/, with labels/ or without.
 Writes OUT/eval/: report.html, metrics.{json,md,csv,tex}, images_*.csv, masks/, errors/, entropy/, tsne.png, gradcam/.
 Labels, where there are any, are used here alone.
 """
@@ -21,15 +22,17 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import yaml
+
 from datasets.files import Item, check_items, list_domain
 from nets.segmenter import Segmenter
 from nets.weights import load_segmenter
 from utils.cli import run
 from utils.config import Config, DomainConfig
 from utils.engine import device_of
-from utils.errors import AsdaError, DataError, EvaluationError, WeightsError
+from utils.errors import ConfigError, DataError, EvaluationError, MissingError, WeightsError
 from utils.gallery import draw_entropy, draw_gradcam, draw_masks, draw_tsne
-from utils.report import Figure, remember_figures, write_report
+from utils.report import Picture, remember_pictures, write_report
 from utils.run import make_generated, trained, write_text
 from utils.survey import Domain, Survey, survey
 from utils.tables import write_tables
@@ -57,14 +60,21 @@ def evaluate(config: Config) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
 
-    def attempt(part: str, make: Callable[[], list[Figure] | None]) -> None:
+    missing: dict[str, str] = {}
+
+    def attempt(part: str, make: Callable[[], list[Picture] | None]) -> None:
+        pictures: list[Picture] | None = None
         try:
-            remember_figures(folder, part, make() or [])
+            pictures = make()
             (folder / f"{part}_failed.txt").unlink(missing_ok=True)
-        except (AsdaError, ValueError, RuntimeError, OSError) as error:
-            failures[part] = str(error)
+        except MissingError as error:
+            missing[part] = str(error)
+            print(f"{part}: left out: {error}")
+        except Exception as error:  # whatever it was, the other parts go on; the reason is kept
+            failures[part] = str(error) or type(error).__name__
             write_text(folder / f"{part}_failed.txt", traceback.format_exc())
-            print(f"{part}: failed, the other parts go on: {error}")
+            print(f"{part}: failed, the other parts go on: {failures[part]}")
+        remember_pictures(folder, part, pictures or [])
 
     surveys: list[Survey] = []
 
@@ -72,13 +82,13 @@ def evaluate(config: Config) -> None:
         options = {"masks": "masks" in wanted, "entropy": "entropy" in wanted}
         surveys.extend(survey(domain, models, config, folder, **options) for domain in domains)
 
-    parts: dict[str, Callable[[], list[Figure] | None]] = {
+    parts: dict[str, Callable[[], list[Picture] | None]] = {
         "scores": lambda: write_tables(folder, surveys, config),
         "masks": lambda: [figure for result in surveys for figure in draw_masks(result, config, folder)],
         "entropy": lambda: draw_entropy(surveys, models, config, folder),
         "tsne": lambda: draw_tsne(domains, models, config, folder),
         "gradcam": lambda: [figure for domain in domains for figure in draw_gradcam(domain, models, config, folder)],
-        "report": lambda: write_report(folder, config, failures),
+        "report": lambda: write_report(folder, config, failures, missing),
     }
     if from_predictions := FROM_PREDICTIONS & set(wanted):
         attempt("predictions", look)
@@ -100,8 +110,13 @@ def load_models(config: Config) -> dict[str, Segmenter]:
         path = Path(config.eval.weights)
         if not path.is_file():
             raise WeightsError(f"{path}: no such weights file; mend eval.weights")
+        if any((Path(config.out) / stage).exists() for _, stage, _ in MODELS):
+            raise ConfigError(f"out is {config.out!r}, a run of its own; give another --out for eval.weights")
+        check_view(config, path.parent)
         return {path.stem: load_segmenter(path).to(device)}
     out = Path(config.out)
+    for _, stage, _ in MODELS:
+        check_view(config, out / stage)
     models = {
         name: trained(config, stage, weights).to(device)
         for name, stage, weights in MODELS
@@ -112,11 +127,28 @@ def load_models(config: Config) -> dict[str, Segmenter]:
     return models
 
 
+def check_view(config: Config, stage: Path) -> None:
+    """Refuse to show a network images in another way than in training.
+
+    Raises:
+        ConfigError: `data.size` or `data.geometry` differs from the stage's own config.yaml, where there is one.
+    """
+    record = stage / "config.yaml"
+    if record.exists():
+        trained_with = yaml.safe_load(record.read_text("utf-8"))["data"]
+        for key in ("size", "geometry"):
+            if trained_with[key] != getattr(config.data, key):
+                raise ConfigError(
+                    f"data.{key} is {getattr(config.data, key)!r}, but {stage} was trained with {trained_with[key]!r}; "
+                    f"give the configuration of the run, such as --config {record}"
+                )
+
+
 def evaluation_domains(config: Config) -> list[Domain]:
     """The target, and the source where it has held-back images."""
     domains = []
     for role, domain in (("target", config.target), ("source", config.source)):
-        if role == "source" and domain.eval is None:
+        if role == "source" and (domain.eval is None or not domain.root):
             continue
         rows = domain.eval if domain.eval is not None else domain.train
         protocol = "held-back images" if domain.eval is not None else TRANSDUCTIVE

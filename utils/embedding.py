@@ -13,13 +13,15 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
-from sklearn.metrics import silhouette_score
-from sklearn.model_selection import GroupKFold, cross_val_score
+from sklearn.metrics import balanced_accuracy_score, silhouette_score
+from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
+from tqdm import tqdm
 
 from nets.segmenter import Segmenter, resize_logits
+from utils.errors import MissingError
 
 COMPONENTS = 50
 
@@ -45,8 +47,9 @@ class Pixels(NamedTuple):
 class Panel(NamedTuple):
     """One model's embedding.
 
-    `points` (N, 2); `probe`: cross-validated accuracy of a linear classifier that tells source from target, 0.5 where
-    the domains are aligned; `silhouette` of the two classes in the features, in [-1, 1], high where they are apart.
+    `points` (N, 2); `probe`: cross-validated balanced accuracy of a linear classifier that tells source from target,
+    0.5 where the domains are aligned; `silhouette` of the two classes in the features, in [-1, 1], high where they are
+    apart.
     """
 
     points: np.ndarray
@@ -69,15 +72,16 @@ def sample_pixels(
         The pixels, and whether any class is a prediction.
 
     Raises:
-        ValueError: a class is absent from a domain.
+        MissingError: a class is absent from a domain.
     """
     rng = np.random.default_rng(seed)
+    device = next(reference.parameters()).device
     predicted = False
     kinds: dict[tuple[bool, bool], list[tuple[int, int, int, int]]] = {}
     offset = 0
     for role in ("source", "target"):
-        for position, window in enumerate(windows[role]):
-            prediction = reference.eval()(window.image)
+        for position, window in enumerate(tqdm(windows[role], desc=f"t-SNE, {role}", unit="image", leave=False)):
+            prediction = reference.eval()(window.image.to(device))
             rows, columns = prediction.features.shape[-2:]
             if window.label is None:
                 predicted = True
@@ -97,8 +101,10 @@ def sample_pixels(
         offset += len(windows[role])
     count = min(per_kind, *map(len, kinds.values()))
     if count < 2:
-        empty = [f"{'source' if s else 'target'} {'cloud' if c else 'clear'}" for (s, c), p in kinds.items() if not p]
-        raise ValueError(f"t-SNE needs pixels of both classes in both domains; found too few of: {', '.join(empty)}")
+        empty = [
+            f"{'source' if s else 'target'} {'cloud' if c else 'clear'}" for (s, c), p in kinds.items() if len(p) < 2
+        ]
+        raise MissingError(f"t-SNE needs pixels of both classes in both domains; found too few of: {', '.join(empty)}")
     chosen = {kind: [found[i] for i in rng.choice(len(found), count, False)] for kind, found in kinds.items()}
     places = np.array([place for found in chosen.values() for place in found])  # (N, 4)
     is_source, is_cloud = (np.repeat([kind[axis] for kind in chosen], count) for axis in (0, 1))
@@ -108,9 +114,10 @@ def sample_pixels(
 @torch.inference_mode()
 def features_at(segmenter: Segmenter, windows: Sequence[Window], pixels: Pixels) -> np.ndarray:
     """Backbone features (N, D) of the sampled pixels."""
+    device = next(segmenter.parameters()).device
     found = np.empty((len(pixels.window), segmenter.num_features), np.float32)
     for index in np.unique(pixels.window):
-        features = segmenter.eval()(windows[index].image).features[0].cpu().numpy()  # (D, h, w)
+        features = segmenter.eval()(windows[index].image.to(device)).features[0].cpu().numpy()  # (D, h, w)
         here = pixels.window == index
         found[here] = features[:, pixels.row[here], pixels.column[here]].T
     return found
@@ -127,16 +134,19 @@ def embed(features: np.ndarray, pixels: Pixels, seed: int) -> Panel:
 
 
 def domain_probe(features: np.ndarray, source: np.ndarray, group: np.ndarray) -> float:
-    """Accuracy of logistic regression that tells source from target, on images that it was not fitted to.
+    """Balanced accuracy of logistic regression that tells source from target, on images that it was not fitted to.
 
     Args:
         features: (N, D).
         source: (N,) bool.
         group: (N,) the image of each pixel, counted within its domain: image i of both domains is held out together,
-            so that two equal domains give one half.
+            so that two equal domains give one half. NaN if a domain has a single image.
     """
-    folds = min(5, len(np.unique(group)))
+    folds = min(5, *(len(np.unique(group[source == side])) for side in (False, True)))
     if folds < 2:
         return float("nan")
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=0.1))
-    return float(cross_val_score(model, features, source, groups=group, cv=GroupKFold(folds)).mean())
+    # Domains of unequal length have unequal shares in a fold: classes are weighted, and all folds are scored at once.
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=0.1, class_weight="balanced"))
+    fold = np.unique(group, return_inverse=True)[1] % folds
+    found = cross_val_predict(model, features, source, groups=fold, cv=LeaveOneGroupOut())
+    return float(balanced_accuracy_score(source, found))

@@ -22,4 +22,8 @@ class TrainingError(AsdaError):
 
 
 class EvaluationError(AsdaError):
-    """A part of an evaluation that could not be made."""
+    """A part of an evaluation that failed."""
+
+
+class MissingError(AsdaError):
+    """A part of an evaluation that cannot be made of what was given, such as a picture of two domains of one."""

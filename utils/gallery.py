@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
+import yaml
 from tqdm import tqdm
 
 from datasets.files import Item, list_domain, read_image, read_item
@@ -16,14 +19,14 @@ from losses import normalised_entropy
 from nets.segmenter import Head, Segmenter
 from utils.config import Config
 from utils.embedding import Window, embed, features_at, sample_pixels
-from utils.engine import device_of
-from utils.errors import EvaluationError
+from utils.errors import MissingError
 from utils.gradcam import grad_cam
 from utils.plots import (
     CLEAR,
     CLOUD,
     FALSE_ALARM,
     MISS,
+    UNKNOWN,
     colour_mask,
     embedding_panels,
     entropy_histograms,
@@ -32,15 +35,17 @@ from utils.plots import (
     picture_grid,
 )
 from utils.predict import decided, probabilities
-from utils.report import Figure
+from utils.report import Picture
 from utils.run import write_text
 from utils.survey import Domain, Survey
 
 SPLIT_IMAGES = 12  # of each split in the histograms of entropy
+EXTREMES = 4
 CAM_IMAGES = 5
+TSNE_IMAGES = 60  # of each domain; more would only cost memory, a few pixels are drawn from each
 
 
-def draw_masks(result: Survey, config: Config, folder: Path) -> list[Figure]:
+def draw_masks(result: Survey, config: Config, folder: Path) -> list[Picture]:
     """Image, label and every model's mask; then outlines, and where each model is wrong."""
     domain, models = result.domain, list(result.tallies)
     role = domain.role
@@ -56,7 +61,7 @@ def draw_masks(result: Survey, config: Config, folder: Path) -> list[Figure]:
     columns |= {_title(model): of("masks", model) for model in models}
     picture_grid(folder / "masks" / f"{role}.png", names, columns, f"{role}: {domain.protocol}")
     figures = [
-        Figure(
+        Picture(
             f"masks/{role}.png",
             f"Masks on the {role}",
             "Clear ground is pale green, cloud white; grey, where there is any, is not known. Evenly spaced images of "
@@ -69,28 +74,30 @@ def draw_masks(result: Survey, config: Config, folder: Path) -> list[Figure]:
     columns = {f"{_title(last)}, outline": [outlined(i, m) for i, m in zip(images, clouds, strict=True)]}
     if domain.labelled:
         truth = {"label, outline": [outlined(i, k) for i, k in zip(images, labels, strict=True)]}
-        known = [label is not None for _, label in pairs]
         errors = {
             _title(model): [
-                read_image(folder / "errors" / role / model / f"{name}.png") if labelled else image
-                for name, image, labelled in zip(names, images, known, strict=True)
+                colour_mask(label) if unknown is None else read_image(folder / "errors" / role / model / f"{name}.png")
+                for name, label, (_, unknown) in zip(names, labels, pairs, strict=True)
             ]
             for model in models
         }
         columns = truth | columns | errors
-    key = (("cloud, found", CLOUD), ("clear, found", CLEAR), ("missed cloud", MISS), ("false alarm", FALSE_ALARM))
+    key = (
+        *(("cloud, found", CLOUD), ("clear, found", CLEAR), ("missed cloud", MISS), ("false alarm", FALSE_ALARM)),
+        ("no label", UNKNOWN),
+    )
     picture_grid(folder / "masks" / f"{role}_errors.png", names, columns, key=key if domain.labelled else ())
     caption = "The outline of the cloud drawn over the image." + (
         " In the error views red is cloud that the model missed, blue is clear ground that it calls cloud."
         if domain.labelled
         else ""
     )
-    return [*figures, Figure(f"masks/{role}_errors.png", f"Outlines and errors on the {role}", caption)]
+    return [*figures, Picture(f"masks/{role}_errors.png", f"Outlines and errors on the {role}", caption)]
 
 
 def draw_entropy(
     surveys: Sequence[Survey], models: Mapping[str, Segmenter], config: Config, folder: Path
-) -> list[Figure]:
+) -> list[Picture]:
     """Entropy maps of every model; where there is a split, the distributions over easy and hard images."""
     figures = []
     for result in surveys:
@@ -105,30 +112,54 @@ def draw_entropy(
             "Normalised entropy of the class probabilities, from yellow (0, the model is sure) to red (1, both classes "
             "equally likely). Sure is not right: compare with the errors above."
         )
-        figures.append(Figure(f"entropy/{role}.png", f"Entropy on the {role}", caption))
+        figures.append(Picture(f"entropy/{role}.png", f"Entropy on the {role}", caption))
+    return figures + _draw_split(models, config, folder)
+
+
+def _draw_split(models: Mapping[str, Segmenter], config: Config, folder: Path) -> list[Picture]:
+    """The most and least certain images, and each model's entropy on easy and hard ones; nothing without a split."""
     split = Path(config.out) / "split"
-    if config.eval.weights is None and (split / "entropy.csv").exists():
-        parts = {
-            part: _evenly(
-                list_domain(config.target.root, (split / f"{part}.txt").resolve(), labels=False), SPLIT_IMAGES
-            )
-            for part in ("easy", "hard")
-        }
-        bar = tqdm(models.items(), desc="entropy of easy and hard images", unit="model")
-        values = {
-            _title(name): {
-                part: np.concatenate([_entropies(model, item, config) for item in items])
-                for part, items in parts.items()
-            }
-            for name, model in bar
-        }
-        entropy_histograms(folder / "entropy" / "easy_hard.png", values)
-        caption = (
-            f"Entropy of the pixels of up to {SPLIT_IMAGES} easy and as many hard target images, on a logarithmic "
-            "axis. The split was made by the teacher; if stage 3 did its work, the student's two lines lie closer."
-        )
-        figures.append(Figure("entropy/easy_hard.png", "Easy and hard images", caption))
-    return figures
+    if config.eval.weights is not None or not (split / "entropy.csv").exists():
+        return []
+    begun = yaml.safe_load((split / "config.yaml").read_text("utf-8"))
+    if begun["target"]["root"] != config.target.root:
+        return []  # another target is being looked at
+    with open(split / "entropy.csv", encoding="utf-8", newline="") as file:
+        names = [row["name"] for row in csv.DictReader(file)]  # ascending by score
+    listed = {
+        part: list_domain(config.target.root, (split / f"{part}.txt").resolve(), labels=False)
+        for part in ("easy", "hard")
+    }
+    paths = {item.name: item.image for items in listed.values() for item in items}
+    count = min(EXTREMES, len(names))
+    columns = {
+        "most certain": [read_image(paths[name]) for name in names[:count]],
+        "least certain": [read_image(paths[name]) for name in names[: -count - 1 : -1]],
+    }
+    picture_grid(folder / "entropy" / "split.png", [f"{i + 1}." for i in range(count)], columns)
+
+    parts = {part: _evenly(items, SPLIT_IMAGES) for part, items in listed.items()}
+    bar = tqdm(total=len(models) * sum(map(len, parts.values())), desc="easy and hard images", unit="image")
+    values: dict[str, dict[str, np.ndarray]] = {}
+    for name, model in models.items():
+        for part, items in parts.items():
+            pixels = []
+            for item in items:
+                pixels.append(_entropies(model, item, config))
+                bar.update()
+            values.setdefault(_title(name), {})[part] = np.concatenate(pixels)
+    bar.close()
+    entropy_histograms(folder / "entropy" / "easy_hard.png", values)
+    caption = (
+        f"Entropy of the pixels of up to {SPLIT_IMAGES} easy and as many hard target images, on a logarithmic axis. "
+        "The split was made by the teacher. Lines that lie closer for the student are a sign, no proof, that stage 3 "
+        "helped: a model that is merely too sure shows the same."
+    )
+    extremes = "By the teacher's score, from the first to the last place and from the last one up."
+    return [
+        Picture("entropy/split.png", "The most and the least certain images", extremes),
+        Picture("entropy/easy_hard.png", "Easy and hard images", caption),
+    ]
 
 
 def _entropies(model: Segmenter, item: Item, config: Config) -> np.ndarray:
@@ -136,20 +167,25 @@ def _entropies(model: Segmenter, item: Item, config: Config) -> np.ndarray:
     return normalised_entropy(chosen[None]).flatten().cpu().numpy()
 
 
-def draw_tsne(domains: Sequence[Domain], models: Mapping[str, Segmenter], config: Config, folder: Path) -> list[Figure]:
+def draw_tsne(
+    domains: Sequence[Domain], models: Mapping[str, Segmenter], config: Config, folder: Path
+) -> list[Picture]:
     """One joint embedding of both domains' backbone features per model, of the same pixels in each.
 
     Raises:
-        EvaluationError: there is no source, or a class is absent.
+        MissingError: there is no source, or a class is absent.
     """
     target = next(domain for domain in domains if domain.role == "target")
     source = next((domain for domain in domains if domain.role == "source"), None)
     if source is None:
         if not config.source.root:
-            raise EvaluationError("t-SNE compares two domains; give source.root, a folder of labelled images")
+            raise MissingError("t-SNE compares two domains; give source.root, a folder of labelled images")
         items = list_domain(config.source.root, config.source.train, labels=True)
         source = Domain("source", config.source, "training images", items, None)
-    windows = {domain.role: [_window(item, domain, config) for item in domain.items] for domain in (source, target)}
+    windows = {
+        domain.role: [_window(item, domain, config) for item in _evenly(domain.items, TSNE_IMAGES)]
+        for domain in (source, target)
+    }
     reference = list(models)[-1]
     pixels, predicted = sample_pixels(windows, models[reference], config.eval.tsne_pixels, config.seed)
     everything = [*windows["source"], *windows["target"]]
@@ -157,24 +193,32 @@ def draw_tsne(domains: Sequence[Domain], models: Mapping[str, Segmenter], config
         _title(name): embed(features_at(model, everything, pixels), pixels, config.seed)
         for name, model in tqdm(models.items(), desc="t-SNE", unit="model")
     }
-    embedding_panels(folder / "tsne.png", panels, pixels.source, pixels.cloud)
+    embedding_panels(folder / "tsne.png", panels, pixels.source, pixels.cloud, silhouettes=not predicted)
     classes = "labels" if not predicted else f"labels and, where an image has none, what the {reference} predicts"
-    numbers = {name: {"domain_probe": p.probe, "silhouette": p.silhouette} for name, p in panels.items()}
+    numbers = {
+        name: {
+            "domain_probe": None if math.isnan(panel.probe) else panel.probe,
+            "silhouette": None if predicted else panel.silhouette,  # of one model's predictions: no fair comparison
+        }
+        for name, panel in panels.items()
+    }
     record = {"pixels": len(pixels.source), "classes": classes, "models": numbers}
     write_text(folder / "tsne.json", json.dumps(record, indent=2) + "\n")
     caption = (
-        f"{len(pixels.source)} feature pixels, as many of each class and domain, the same in each panel; each panel is "
-        f"one joint embedding of both domains. Classes are {classes}. The domain probe is the accuracy of a linear "
-        "classifier that tells source from target on images it was not fitted to: 50 % where the domains are aligned. "
-        "The silhouette (-1 to 1) is high where the classes are apart. Distances between islands mean little in t-SNE."
+        f"{len(pixels.source)} feature pixels of at most {TSNE_IMAGES} images a domain, as many of each class and "
+        f"domain, the same in each panel; each panel is one joint embedding of both domains.{_part_of_image(config)} "
+        f"Classes are {classes}. The domain probe is the balanced accuracy of a linear classifier that tells source "
+        "from target on images it was not fitted to: 50 % where the domains are aligned. The silhouette (-1 to 1) is "
+        "high where the classes are apart. Both are taken in the first 50 principal components. "
+        "Distances between islands mean little in t-SNE."
     )
-    return [Figure("tsne.png", "t-SNE of the backbone's features", caption)]
+    return [Picture("tsne.png", "t-SNE of the backbone's features", caption)]
 
 
 def _window(item: Item, domain: Domain, config: Config) -> Window:
     image, label = read_item(item, domain.config.label_map)
     image, label = _shown(image, config), None if label is None else _shown(label, config)
-    return Window(network_input(image, config.data.size, config.data.geometry).to(device_of(config)), label)
+    return Window(network_input(image, config.data.size, config.data.geometry), label)
 
 
 def _shown(raster: np.ndarray, config: Config) -> np.ndarray:
@@ -185,25 +229,35 @@ def _shown(raster: np.ndarray, config: Config) -> np.ndarray:
     return np.ascontiguousarray(raster[top : top + config.data.size, left : left + config.data.size])
 
 
-def draw_gradcam(domain: Domain, models: Mapping[str, Segmenter], config: Config, folder: Path) -> list[Figure]:
+def _part_of_image(config: Config) -> str:
+    return f" Of an image larger than {config.data.size} pixels the middle is shown." * (config.data.geometry == "crop")
+
+
+def draw_gradcam(domain: Domain, models: Mapping[str, Segmenter], config: Config, folder: Path) -> list[Picture]:
     """Where each head of the last model finds clear ground and cloud."""
     name, model = list(models.items())[-1]
     chosen = _evenly(domain.items, min(config.eval.pictures, CAM_IMAGES))
     images = [_shown(read_image(item.image), config) for item in chosen]
     columns = {"image": images}
     heads: tuple[Head, ...] = ("main", "aux")
+    bar = tqdm(total=4 * len(images), desc=f"Grad-CAM {domain.role}", unit="map")
     for head in heads:
         for target, kind in enumerate(("clear", "cloud")):
-            columns[f"{head} head: {kind}"] = [_cam(model, image, target, head, config) for image in images]
+            maps = columns.setdefault(f"{head} head: {kind}", [])
+            for image in images:
+                maps.append(_cam(model, image, target, head, config))
+                bar.update()
+    bar.close()
     (folder / "gradcam").mkdir(exist_ok=True)
     file = f"gradcam/{domain.role}.png"
     picture_grid(folder / file, [item.name for item in chosen], columns, f"{_title(name)} on the {domain.role}")
     layer = config.eval.cam_layer or "the features that each head reads"
     caption = (
         f"Grad-CAM of the {_title(name)} at {layer}: bright where the layer speaks for the class, summed over the "
-        "pixels that the head gives to that class. Each map is scaled by its own maximum."
+        f"pixels that the head gives to that class, or over all of them if there is none.{_part_of_image(config)} "
+        "Each map is scaled by its own maximum."
     )
-    return [Figure(file, f"Class activation on the {domain.role}", caption)]
+    return [Picture(file, f"Class activation on the {domain.role}", caption)]
 
 
 def _cam(model: Segmenter, image: np.ndarray, target: int, head: Head, config: Config) -> np.ndarray:

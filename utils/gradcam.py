@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 
 import torch
+from timm.layers import Format
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,8 +26,8 @@ def grad_cam(segmenter: Segmenter, image: Tensor, target: int, head: Head = "mai
 
     Args:
         image: (1, C, H, W) in [0, 1].
-        layer: dotted name of a module whose output is (1, D, h, w), such as "backbone"; "" takes the features that
-            the head reads.
+        layer: dotted name of a module whose output is a feature map, such as "backbone.blocks.2"; "" takes the
+            features that the head reads.
 
     Raises:
         ConfigError: no such layer, or one without a feature map.
@@ -58,6 +59,8 @@ def grad_cam(segmenter: Segmenter, image: Tensor, target: int, head: Head = "mai
     if gradient is None:
         raise ConfigError(f"eval.cam_layer: the {head} head does not depend on {layer!r}; name a layer before it")
     with torch.no_grad():
+        if layer and getattr(segmenter.backbone, "output_fmt", None) == Format.NHWC:
+            gradient, activation = gradient.permute(0, 3, 1, 2), activation.permute(0, 3, 1, 2)
         cam = F.relu((gradient.mean((2, 3), keepdim=True) * activation).sum(1, keepdim=True))
         cam = F.interpolate(cam, size=image.shape[-2:], mode="bilinear", align_corners=True)[0, 0]
         return cam / cam.max() if bool(cam.max() > 0) else torch.zeros_like(cam)

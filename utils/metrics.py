@@ -39,7 +39,7 @@ def confusion_matrix(*, label: np.ndarray, prediction: np.ndarray, classes: int 
     # In eight bits 255 * K wraps round to 256 - K: the ignored pixels take the last K codes, beyond all K * K pairs.
     code = true * np.uint8(classes) + found
     counts = np.zeros(256, np.int64)
-    for part in np.array_split(code.reshape(-1, 1), max(1, code.size >> 24)):  # a histogram is exact up to 2**24
+    for part in np.array_split(code.reshape(-1, 1), max(1, -(-code.size >> 24))):  # a histogram is exact up to 2**24
         counts += cv2.calcHist([part], [0], None, [256], [0, 256]).ravel().astype(np.int64) if part.size else 0
     return counts[: classes * classes].reshape(classes, classes)
 

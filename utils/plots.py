@@ -117,7 +117,7 @@ def picture_grid(
             axes[i][j].imshow(picture)
             axes[i][j].set(xticks=[], yticks=[])
             if j == 0:
-                axes[i][j].set_ylabel(names[i], fontsize=6)
+                axes[i][j].set_ylabel(_short(names[i]), fontsize=6)
     if caption:
         figure.supxlabel(caption, fontsize=7)
     if entropy_bar:
@@ -134,6 +134,10 @@ def picture_grid(
         ]
         figure.legend(handles=patches, loc="outside lower center", ncols=len(key), fontsize=7, frameon=False)
     figure.savefig(path)
+
+
+def _short(name: str, length: int = 24) -> str:
+    return name if len(name) <= length else f"{name[: length // 3]}…{name[-(length - length // 3 - 1) :]}"
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -168,26 +172,34 @@ def entropy_histograms(path: Path, values: Mapping[str, Mapping[str, np.ndarray]
     figure.savefig(path)
 
 
-def embedding_panels(path: Path, panels: Mapping[str, Any], source: np.ndarray, cloud: np.ndarray) -> None:
+EMBEDDED = (  # (is source, is cloud) -> name and colour
+    ((True, False), "source clear", "#a6cee3"),
+    ((True, True), "source cloud", "#1f78b4"),
+    ((False, False), "target clear", "#fdbf6f"),
+    ((False, True), "target cloud", "#e31a1c"),
+)
+
+
+def embedding_panels(
+    path: Path, panels: Mapping[str, Any], source: np.ndarray, cloud: np.ndarray, *, silhouettes: bool = True
+) -> None:
     """The t-SNE of every model, side by side; see `utils.embedding.Panel`.
 
     Args:
         source, cloud: (N,) bool, domain and class of each point.
+        silhouettes: write the silhouette below each panel.
     """
     figure = new_figure(2.9 * len(panels), 3.4)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    kinds = (
-        ("source clear", source & ~cloud, "#a6cee3"),
-        ("source cloud", source & cloud, "#1f78b4"),
-        ("target clear", ~source & ~cloud, "#fdbf6f"),
-        ("target cloud", ~source & cloud, "#e31a1c"),
-    )
     for axis, (model, panel) in zip(axes, panels.items(), strict=True):
-        for name, chosen, colour in kinds:
+        for (is_source, is_cloud), name, colour in EMBEDDED:
+            chosen = (source == is_source) & (cloud == is_cloud)
             axis.scatter(*panel.points[chosen].T, s=3, c=colour, linewidths=0, label=name)
         axis.set(xticks=[], yticks=[])
         axis.set_title(model, fontsize=8)
-        axis.set_xlabel(f"domain probe {panel.probe:.0%}, silhouette {panel.silhouette:.2f}", fontsize=7)
+        probe = "not possible, one image" if np.isnan(panel.probe) else f"{panel.probe:.0%}"
+        silhouette = f", silhouette {panel.silhouette:.2f}" if silhouettes else ""
+        axis.set_xlabel(f"domain probe {probe}{silhouette}", fontsize=7)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=7, markerscale=3, frameon=False)
     figure.savefig(path)

@@ -6,8 +6,6 @@ import base64
 import csv
 import io
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,14 +14,14 @@ from PIL import Image
 
 from utils.config import PARTS, Config, to_yaml
 from utils.plots import training_curves
-from utils.run import write_text
-from utils.tables import HEADER, TRIVIAL, row, sign_rows
+from utils.run import COMMAND, command_line, write_text
+from utils.tables import FEW, HEADER, TRIVIAL, row, sign_rows
 
 STAGES = (("source_only", "source_only"), ("teacher", "teacher"), ("intra", "student"))
 LOWER_IS_BETTER = ("ECE",)
 
 
-class Figure(NamedTuple):
+class Picture(NamedTuple):
     """A picture of the report: file below the evaluation's folder, heading, how to read it."""
 
     file: str
@@ -31,29 +29,37 @@ class Figure(NamedTuple):
     caption: str
 
 
-def remember_figures(folder: Path, part: str, figures: list[Figure]) -> None:
-    """Note a part's pictures in `folder`/figures.json, in place of those it made before."""
-    known = _known_figures(folder) | {part: figures}
+def remember_pictures(folder: Path, part: str, figures: list[Picture]) -> None:
+    """Note a part's pictures in `folder`/pictures.json, in place of those it made before."""
+    known = _known_pictures(folder) | {part: figures}
     text = json.dumps({name: [figure._asdict() for figure in made] for name, made in known.items()}, indent=2)
-    write_text(folder / "figures.json", text + "\n")
+    write_text(folder / "pictures.json", text + "\n")
+    path = folder / "commands.json"
+    commands = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    write_text(path, json.dumps(commands | {part: command_line()}, indent=2) + "\n")
 
 
-def _known_figures(folder: Path) -> dict[str, list[Figure]]:
-    path = folder / "figures.json"
+def _known_pictures(folder: Path) -> dict[str, list[Picture]]:
+    path = folder / "pictures.json"
     made = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    return {part: [Figure(**figure) for figure in figures] for part, figures in made.items()}
+    return {part: [Picture(**figure) for figure in figures] for part, figures in made.items()}
 
 
-def write_report(folder: Path, config: Config, failures: dict[str, str]) -> list[Figure]:
+def write_report(
+    folder: Path, config: Config, failures: dict[str, str], missing: dict[str, str] | None = None
+) -> list[Picture]:
     """Write `folder`/report.html from what this and earlier evaluations left there; returns the curves of training.
 
     Args:
-        failures: part -> why it could not be made.
+        failures: part -> why it failed.
+        missing: part -> what it would have needed.
     """
     metrics = folder / "metrics.json"
-    domains = json.loads(metrics.read_text("utf-8"))["domains"] if metrics.exists() else {}
+    stale = not metrics.exists() or {"scores", "predictions"} & set(failures)
+    domains = {} if stale else json.loads(metrics.read_text("utf-8"))["domains"]
     curves = _curves(folder, Path(config.out))
-    known = _known_figures(folder) | {"report": curves}
+    known = _known_pictures(folder) | {"report": curves}
+    commands = _commands(folder, Path(config.out))
     order = ("report", *(part for part in PARTS if part != "report"))
     shown = [figure for part in order for figure in known.get(part, ()) if (folder / figure.file).exists()]
     environment = Environment(
@@ -61,21 +67,42 @@ def write_report(folder: Path, config: Config, failures: dict[str, str]) -> list
     )
     page = environment.get_template("report.html").render(
         title=Path(config.out).name,
+        few=FEW,
         domains=[_domain(role, entry) for role, entry in domains.items()],
         figures=[(figure, _embedded(folder / figure.file)) for figure in shown],
         split=_split(Path(config.out)),
         failures=failures,
+        missing=missing or {},
         config=to_yaml(config),
-        command=shlex.join(["python", *sys.argv]),
+        commands=commands,
     )
     write_text(folder / "report.html", page)
     return curves
 
 
+def _commands(folder: Path, out: Path) -> list[tuple[str, str]]:
+    """What was made and the command that made it: the stages, then the parts of the evaluation, equal ones together."""
+    found: dict[str, list[str]] = {}
+    for stage in ("source_only", "teacher", "split", "intra"):
+        record = out / stage / "config.yaml"
+        if record.exists():
+            for line in record.read_text("utf-8").splitlines():
+                if line.startswith(COMMAND):
+                    found.setdefault(line.removeprefix(COMMAND), []).append(stage)
+    path = folder / "commands.json"
+    parts = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    for part, command in (parts | {"report": command_line()}).items():
+        found.setdefault(command, []).append(part)
+    return [(", ".join(made), command) for command, made in found.items()]
+
+
 def _domain(role: str, entry: dict[str, Any]) -> dict[str, Any]:
     """A domain's tables, cells as (text, is the column's best among the trained models)."""
     rows: list[tuple[str, list[tuple[str, bool]], bool]] = []
-    models = {name: _null_to_nan(values) for name, values in entry["models"].items()}
+    models = {
+        name: {key: value if key.endswith("interval") else _null_to_nan(value) for key, value in values.items()}
+        for name, values in entry["models"].items()
+    }
     lines = {name: row(name, values) for name, values in models.items()}
     best: dict[int, float] = {}
     for column, title in enumerate(HEADER):
@@ -88,7 +115,7 @@ def _domain(role: str, entry: dict[str, Any]) -> dict[str, Any]:
         cells = [(cell, trained and c + 1 in best and _number(cell) == best[c + 1]) for c, cell in enumerate(line[1:])]
         rows.append((line[0], cells, trained))
     gains = {
-        name: (100 * values["gain"], *(100 * edge for edge in values["gain_interval"]))
+        name: (100 * values["gain"], [100 * edge for edge in values["gain_interval"] or ()])
         for name, values in models.items()
         if "gain" in values
     }
@@ -109,13 +136,14 @@ def _null_to_nan(value: Any) -> Any:
 
 
 def _embedded(path: Path) -> str:
-    """The picture as a data address; WebP, a fifth of the PNG's size."""
+    """The picture as a data address, in WebP, which is a fifth of the PNG's size."""
     with Image.open(path) as picture, io.BytesIO() as packed:
-        picture.convert("RGB").save(packed, "webp", quality=88)
-        return "data:image/webp;base64," + base64.b64encode(packed.getvalue()).decode("ascii")
+        small = max(picture.size) <= 16383  # the limit of WebP
+        picture.convert("RGB").save(packed, "webp" if small else "png", quality=88)
+        return f"data:image/{'webp' if small else 'png'};base64," + base64.b64encode(packed.getvalue()).decode("ascii")
 
 
-def _curves(folder: Path, out: Path) -> list[Figure]:
+def _curves(folder: Path, out: Path) -> list[Picture]:
     logs = {
         name: [json.loads(line) for line in (out / stage / "metrics.jsonl").read_text("utf-8").splitlines()]
         for stage, name in STAGES
@@ -131,7 +159,7 @@ def _curves(folder: Path, out: Path) -> list[Figure]:
         "mean entropies and, in stage 3, the share of accepted pseudo-labels and the cloud in them. Right: the "
         "backbone's learning rate."
     )
-    return [Figure("curves.png", "Training", caption)]
+    return [Picture("curves.png", "Training", caption)]
 
 
 def _split(out: Path) -> dict[str, Any] | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +35,7 @@ FREE_KEYS = (
     "source.scene",
     "target.scene",
 )
+COMMAND = "# command: "
 LATER_KEYS = {"teacher": ("split.", "intra."), "split": ("intra.",), "intra": ()}
 
 
@@ -60,8 +63,14 @@ def open_stage(config: Config, kind: Literal["teacher", "split", "intra"], name:
             f"{folder}: exists without config.yaml, so it is not a run of this project; give another --out"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(record, f"# {versions()}\n{to_yaml(config)}")
+    write_text(record, f"# {versions()}\n{COMMAND}{command_line()}\n{to_yaml(config)}")
     return folder
+
+
+def command_line() -> str:
+    """The command that this process was started with, without the place of the interpreter."""
+    script, *arguments = sys.argv
+    return shlex.join(["python", Path(script).name, *arguments]).replace("\n", " ")
 
 
 def _flatten_yaml(values: dict[str, object], prefix: str = "") -> dict[str, object]:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,10 @@ HEADER = [
     "pixel accuracy",
     "balanced accuracy",
     "mIoU",
-    "95 % of mIoU",
+    "mIoU, 95 % interval",
     "ECE",
 ]
+FEW = 10  # images or scenes, below which a bootstrap interval is too narrow
 IMAGE_HEADER = [
     *("model", "image", "scene", "error", "missed", "false_alarm", "iou_cloud", "cloud_true", "cloud_predicted"),
     *("mean_entropy", "head_agreement"),
@@ -70,9 +72,9 @@ def _domain_report(result: Survey) -> dict[str, Any]:
         },
         "agreement": {f"{a} and {b}": float(np.mean(values)) for (a, b), values in result.agreement.items()},
     }
-    if not domain.labelled:
-        return entry
     first = next(iter(tallies.values())).matrix
+    if not first.sum():
+        return entry
     threshold, by_brightness = best_threshold(result.brightness)
     matrices = {name: tally.matrix for name, tally in tallies.items()} | trivial(first) | {"brightness": by_brightness}
     entry["models"] = {name: scores(matrix) for name, matrix in matrices.items()}
@@ -81,23 +83,24 @@ def _domain_report(result: Survey) -> dict[str, Any]:
     groups = np.stack([_grouped(result, name) for name in tallies])
     resampled = dict(zip(tallies, bootstrap(groups), strict=True))
     entry["interval"] = {"over": "images" if domain.scenes is None else "scenes", "groups": groups.shape[1]}
+    enough = groups.shape[1] > 1  # of one group every resample is the same
     for name, tally in tallies.items():
         values = entry["models"][name]
         values["ece"] = calibration_error(np.asarray(tally.calibration))
-        values["miou_interval"] = interval(resampled[name])
+        values["miou_interval"] = interval(resampled[name]) if enough else None
         if "source_only" in tallies and name != "source_only":
             gain = resampled[name] - resampled["source_only"]
             values["gain"] = values["miou"] - entry["models"]["source_only"]["miou"]
-            values["gain_interval"] = interval(gain)
+            values["gain_interval"] = interval(gain) if enough else None
     return entry
 
 
 def _grouped(result: Survey, model: str) -> np.ndarray:
-    """Confusion matrices (G, 2, 2), one per scene where scenes are known, else per labelled image."""
+    """Confusion matrices (G, 2, 2), one per scene where scenes are known, else per image with a known pixel."""
     names = result.domain.scenes or [item.name for item in result.domain.items]
     groups: dict[str, np.ndarray] = {}
     for name, matrix in zip(names, result.tallies[model].matrices, strict=True):
-        if matrix is not None:
+        if matrix is not None and matrix.sum():
             groups[name] = groups.get(name, np.zeros((2, 2), np.int64)) + matrix
     return np.stack(list(groups.values()))
 
@@ -123,11 +126,13 @@ def markdown(report: dict[str, Any]) -> str:
             if entry["labelled"] < entry["images"]:
                 head += f", {entry['labelled']} of them with labels"
             span = f"95 % intervals by bootstrap over {entry['interval']['groups']} {entry['interval']['over']}"
+            if entry["interval"]["groups"] < FEW:
+                span += ", too few to trust them"
             text.append(f"{head}, {entry['cloud_share']:.1%} cloud. Percent; {span}.\n\n")
             text.append(table([HEADER, *(row(name, values) for name, values in entry["models"].items())]) + "\n\n")
         else:
-            text.append(f"{head}. No labels, so there are masks and signs, and no scores.\n\n")
-        text.append(f"Signs that need no labels ({role}), percent:\n\n{table(sign_rows(entry))}\n")
+            text.append(f"{head}. No label with a known pixel, so there are masks and signs, and no scores.\n\n")
+        text.append(f"Signs that need no labels ({role}), percent, means over images:\n\n{table(sign_rows(entry))}\n")
         pairs = ", ".join(f"{names} {value:.1%}" for names, value in entry["agreement"].items())
         text.append(f"\nPixels on which two models agree: {pairs}.\n\n" if pairs else "\n")
     return "".join(text)
@@ -145,8 +150,8 @@ def row(name: str, values: dict[str, Any]) -> list[str]:
     """A model's row under `HEADER`."""
     numbers = [values[measure][kind] for measure in ("iou", "precision", "recall", "f1") for kind in CLASSES]
     numbers += [values["pixel_accuracy"], values["balanced_accuracy"], values["miou"]]
-    low, high = values.get("miou_interval", (None, None))
-    span = "-" if low is None else f"{100 * low:.1f} to {100 * high:.1f}"
+    edges = values.get("miou_interval")
+    span = "-" if edges is None else f"{100 * edges[0]:.1f} to {100 * edges[1]:.1f}"
     return [TRIVIAL.get(name, name), *map(_percent, numbers), span, _percent(values.get("ece"))]
 
 
@@ -200,7 +205,7 @@ def latex(report: dict[str, Any]) -> str:
                 f"\\textbf{{{_percent(column[i])}}}" if i < trained and column[i] == top else _percent(column[i])
                 for column, top in zip(columns, best, strict=True)
             ]
-            lines.append(" & ".join([name.replace("_", "-"), *cells]))
+            lines.append(" & ".join([re.sub(r"[^\w.+ -]|_", "-", name), *cells]))
         body = " \\\\\n".join(lines)
         parts.append(f"% {role}: {entry['protocol']}\n\\begin{{tabular}}{{l{'r' * len(PAPER)}}}\n{body} \\\\\n")
         parts.append("\\end{tabular}\n")
@@ -222,12 +227,13 @@ def _image_rows(result: Survey) -> str:
     for name, tally in result.tallies.items():
         rows: list[tuple[float, str, str, list[float]]] = []
         for i, item in enumerate(result.domain.items):
-            measured: list[float] = [math.nan] * 5
+            measured, alarm, hit = [math.nan] * 5, 0.0, 0.0
             if (matrix := tally.matrices[i]) is not None and matrix.sum():
                 (_, alarm), (missed, hit) = (matrix / matrix.sum()).tolist()
                 union = alarm + missed + hit
                 measured = [alarm + missed, missed, alarm, hit / union if union else math.nan, missed + hit]
-            numbers = [*measured, tally.cloud[i], tally.entropy[i], tally.heads[i]]
+            found = tally.cloud[i] if math.isnan(measured[0]) else alarm + hit  # of the known pixels
+            numbers = [*measured, found, tally.entropy[i], tally.heads[i]]
             rows.append((math.inf if math.isnan(measured[0]) else -measured[0], item.name, scenes[i], numbers))
         for _, image, scene, numbers in sorted(rows):
             writer.writerow([name, image, scene, *("" if math.isnan(n) else f"{n:.6f}" for n in numbers)])

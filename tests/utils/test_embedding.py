@@ -10,6 +10,7 @@ import torch
 
 from nets.segmenter import Prediction, Segmenter
 from utils.embedding import Panel, Pixels, Window, domain_probe, embed, features_at, sample_pixels
+from utils.errors import MissingError
 
 
 class Identity(Segmenter):
@@ -18,6 +19,7 @@ class Identity(Segmenter):
     def __init__(self) -> None:
         torch.nn.Module.__init__(self)
         self.num_features = 3
+        self.weight = torch.nn.Parameter(torch.ones(()))
 
     def forward(self, image: torch.Tensor) -> Prediction:
         logits = torch.cat([0.5 - image[:, :1], image[:, :1] - 0.5], 1)
@@ -52,6 +54,25 @@ def test_the_probe_of_the_same_pixels_in_both_domains_is_exactly_chance() -> Non
     group = np.repeat(np.arange(8), 5)
     doubled, source = np.concatenate([features, features]), np.repeat([True, False], 40)
     assert domain_probe(doubled, source, np.concatenate([group, group])) == pytest.approx(0.5, abs=1e-9)
+
+
+@pytest.mark.parametrize("images", [50, 5, 3, 2])
+def test_the_probe_is_fair_to_domains_of_unequal_length(images: int) -> None:
+    """Fifty source images against a few of the same distribution, as many pixels of each."""
+    found = []
+    for seed in range(6):
+        features = np.random.default_rng(seed).normal(size=(600, 6))
+        source = np.repeat([True, False], 300)
+        group = np.concatenate([np.arange(300) % 50, np.arange(300) % images])
+        found.append(domain_probe(features, source, group))
+    assert np.mean(found) == pytest.approx(0.5, abs=0.05)
+    shifted = features + 5 * source[:, None]
+    assert domain_probe(shifted, source, group) > 0.98
+
+
+def test_one_image_cannot_be_probed() -> None:
+    features, source = np.random.default_rng(0).normal(size=(20, 3)), np.repeat([True, False], 10)
+    assert np.isnan(domain_probe(features, source, np.where(source, np.arange(20) % 5, 0)))
 
 
 def test_silhouette_is_high_where_the_classes_are_apart() -> None:
@@ -98,7 +119,7 @@ def test_unknown_pixels_are_never_drawn_and_an_absent_class_is_named() -> None:
     pixels, _ = sample_pixels({"source": half, "target": half}, Identity(), 20, 0)
     assert pixels.column.max() < 5
     clear = [w._replace(label=np.zeros((8, 10), np.uint8)) for w in windows(1)]
-    with pytest.raises(ValueError, match="too few of: target cloud"):
+    with pytest.raises(MissingError, match=r"too few of: target cloud$"):
         sample_pixels({"source": half, "target": clear}, Identity(), 20, 0)
 
 

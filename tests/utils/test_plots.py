@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from nets.segmenter import Segmenter
+from utils.embedding import Panel
 from utils.plots import (
     CLEAR,
     CLOUD,
+    EMBEDDED,
     FALSE_ALARM,
     MISS,
     OUTLINE,
@@ -21,6 +23,7 @@ from utils.plots import (
     colour_entropy,
     colour_errors,
     colour_mask,
+    embedding_panels,
     entropy_histograms,
     grid,
     laid_over,
@@ -84,10 +87,27 @@ def test_training_curves_draw_every_row(tmp_path: Path) -> None:
 
 
 def test_histograms_differ_where_the_entropies_do(tmp_path: Path) -> None:
-    low, high = np.full(100, 0.1), np.full(100, 0.9)
+    low, high = np.full(100, 0.5), np.tile([0.1, 0.9], 50)  # of one mean, so the legends are the same
     entropy_histograms(tmp_path / "a.png", {"teacher": {"easy": low, "hard": high}})
     entropy_histograms(tmp_path / "b.png", {"teacher": {"easy": low, "hard": low}})
     assert not np.array_equal(cv2.imread(str(tmp_path / "a.png")), cv2.imread(str(tmp_path / "b.png")))
+
+
+def test_each_kind_of_point_has_its_colour(tmp_path: Path) -> None:
+    """Four far points, one of each kind, in a known order from left to right."""
+    points = np.array([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [3.0, 0.0]])
+    source, cloud = np.array([True, True, False, False]), np.array([False, True, False, True])
+    panel = Panel(np.repeat(points, 50, 0), 0.5, 0.25)
+    embedding_panels(tmp_path / "t.png", {"student": panel}, np.repeat(source, 50), np.repeat(cloud, 50))
+    picture = cv2.imread(str(tmp_path / "t.png"))[..., ::-1].astype(int)
+    picture = picture[: picture.shape[0] // 2 + 60]  # above the legend
+    places = []
+    for _, name, colour in EMBEDDED:
+        rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        found = np.argwhere((np.abs(picture - rgb) < 3).all(2))
+        assert len(found), name
+        places.append(found[:, 1].mean())
+    assert places == sorted(places)
 
 
 def test_grid_places_tiles_with_white_between() -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from utils.config import Config, DomainConfig
 from utils.plots import write_png
-from utils.report import Figure, remember_figures, write_report
+from utils.report import Picture, remember_pictures, write_report
 
 SCORES = {
     "iou": {"clear": 0.5, "cloud": 0.25},
@@ -78,8 +78,8 @@ def run(tmp_path: Path) -> Config:
 
 def written(config: Config, failures: dict[str, str] | None = None) -> str:
     folder = Path(config.out) / "eval"
-    figures = [Figure("masks/target.png", "Masks", f"how to read {EVIL}"), Figure("gone.png", "Gone", "not there")]
-    remember_figures(folder, "masks", figures)
+    figures = [Picture("masks/target.png", "Masks", f"how to read {EVIL}"), Picture("gone.png", "Gone", "not there")]
+    remember_pictures(folder, "masks", figures)
     write_report(folder, config, failures or {})
     return (folder / "report.html").read_text("utf-8")
 
@@ -129,8 +129,36 @@ def test_pictures_are_inside_with_captions_and_missing_ones_are_left_out(run: Co
 def test_split_failures_configuration_and_command(run: Config) -> None:
     text = Page(written(run, {"gradcam": "no such layer"})).text
     assert "calls 5 target images easy and 3 hard" in text
-    assert "gradcam could not be made: no such layer" in text
+    assert "gradcam failed: no such layer" in text
     assert "image0" in text and "seed: 0" in text and "python " in text
+
+
+def test_commands_of_stages_and_parts_with_equal_ones_together(run: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(run.out) / "eval"
+    (Path(run.out) / "teacher/config.yaml").write_text(
+        "# versions\n# command: python train_teacher.py --seed 3\nseed: 3\n"
+    )
+    monkeypatch.setattr("sys.argv", ["/somewhere/eval.py", "--eval.parts", "tsne"])
+    remember_pictures(folder, "tsne", [])
+    monkeypatch.setattr("sys.argv", ["/somewhere/eval.py"])
+    text = Page(written(run)).text
+    assert "teacher" in text and "python train_teacher.py --seed 3" in text
+    assert "python eval.py --eval.parts tsne" in text and "masks, report" in text and "/somewhere" not in text
+
+
+def test_scores_of_an_earlier_evaluation_do_not_stand_in_for_failed_ones(run: Config) -> None:
+    assert "Scores on the target" in Page(written(run)).text
+    assert "Scores on the target" not in Page(written(run, {"scores": "no memory"})).text
+
+
+def test_a_gain_without_interval_and_one_that_may_be_none(run: Config) -> None:
+    path = Path(run.out) / "eval/metrics.json"
+    report = json.loads(path.read_text())
+    student = report["domains"]["target"]["models"]["student"]
+    for interval, mark in ((None, "<b>"), ([-0.1, 0.3], "<b>"), ([0.1, 0.3], '<b class="better">')):
+        student["gain_interval"] = interval
+        path.write_text(json.dumps(report))
+        assert f"{mark}+25.0</b>" in written(run)
 
 
 def test_an_empty_evaluation_still_makes_a_page(tmp_path: Path) -> None:
@@ -140,9 +168,9 @@ def test_an_empty_evaluation_still_makes_a_page(tmp_path: Path) -> None:
 
 
 def test_a_part_replaces_its_own_figures_and_keeps_those_of_others(tmp_path: Path) -> None:
-    one, two, three = (Figure(f"{n}.png", n, n) for n in ("one", "two", "three"))
-    remember_figures(tmp_path, "masks", [one])
-    remember_figures(tmp_path, "tsne", [two])
-    remember_figures(tmp_path, "masks", [three])
-    known = json.loads((tmp_path / "figures.json").read_text())
+    one, two, three = (Picture(f"{n}.png", n, n) for n in ("one", "two", "three"))
+    remember_pictures(tmp_path, "masks", [one])
+    remember_pictures(tmp_path, "tsne", [two])
+    remember_pictures(tmp_path, "masks", [three])
+    known = json.loads((tmp_path / "pictures.json").read_text())
     assert [figure["file"] for part in known.values() for figure in part] == ["three.png", "two.png"]

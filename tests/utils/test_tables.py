@@ -108,7 +108,7 @@ def test_without_labels_there_are_signs_and_no_scores(tmp_path: Path) -> None:
     assert report["signs"]["student"] == {"mean_entropy": pytest.approx(0.4), "head_agreement": pytest.approx(0.9),
                                           "cloud_share": pytest.approx(0.2)}  # fmt: skip
     text = (tmp_path / "metrics.md").read_text()
-    assert "No labels" in text and "| student | 40.00 | 90.00 | 20.00 |" in text and "nan" not in text
+    assert "No label with a known pixel" in text and "| student | 40.00 | 90.00 | 20.00 |" in text and "nan" not in text
     rows = list(csv.DictReader((tmp_path / "images_target.csv").open()))
     assert all(row["error"] == "" and row["mean_entropy"] for row in rows)
 
@@ -121,6 +121,35 @@ def test_partly_labelled_domains_say_so() -> None:
     report = report_of([survey], Config())
     assert "2 of them with labels" in markdown(report)
     assert report["domains"]["target"]["interval"]["groups"] == 2
+
+
+def test_labels_without_a_known_pixel_are_no_labels(tmp_path: Path) -> None:
+    survey = hand_made()
+    for each in survey.tallies.values():
+        each.matrices[:] = [np.zeros((2, 2), np.int64)] * 3
+    survey.brightness[:] = 0
+    write_tables(tmp_path, [survey], Config())
+    assert json.loads((tmp_path / "metrics.json").read_text())["domains"]["target"]["models"] == {}
+    assert "No label with a known pixel" in (tmp_path / "metrics.md").read_text()
+
+
+def test_an_image_without_a_known_pixel_does_not_enter_the_intervals() -> None:
+    survey = hand_made()
+    for each in survey.tallies.values():
+        each.matrices[0] = np.zeros((2, 2), np.int64)
+    entry = report_of([survey], Config())["domains"]["target"]
+    assert entry["interval"]["groups"] == 2
+    assert not any(math.isnan(edge) for edge in entry["models"]["student"]["miou_interval"])
+
+
+def test_one_image_has_no_interval(tmp_path: Path) -> None:
+    survey = hand_made()
+    for each in survey.tallies.values():
+        each.matrices[1:] = [None, None]
+    write_tables(tmp_path, [survey], Config())
+    student = json.loads((tmp_path / "metrics.json").read_text())["domains"]["target"]["models"]["student"]
+    assert student["miou_interval"] is None and student["gain_interval"] is None and student["gain"] > 0
+    assert "too few to trust" in (tmp_path / "metrics.md").read_text()
 
 
 def test_a_class_that_is_absent_is_a_dash_and_null(tmp_path: Path) -> None:
