@@ -96,7 +96,10 @@ def test_any_weights_on_any_images_without_labels(
     both_classes(monkeypatch)
     shutil.rmtree(tmp_path / "target/labels")
     weights = str(tmp_path / "run/intra/student.safetensors")
-    evaluation.evaluate(load_config([*arguments, "--eval.weights", weights, "--out", str(tmp_path / "look")]))
+    no_lists = ["--target.train", "null", "--target.eval", "null"]
+    evaluation.evaluate(
+        load_config([*arguments, *no_lists, "--eval.weights", weights, "--out", str(tmp_path / "look")])
+    )
     folder = tmp_path / "look/eval"
     report = json.loads((folder / "metrics.json").read_text())["domains"]["target"]
     assert report["models"] == {} and set(report["signs"]) == {"student"}
