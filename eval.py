@@ -59,7 +59,6 @@ def evaluate(config: Config) -> None:
     folder = Path(config.out) / "eval"
     folder.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
-
     missing: dict[str, str] = {}
 
     def attempt(part: str, make: Callable[[], list[Picture] | None]) -> None:
@@ -93,7 +92,9 @@ def evaluate(config: Config) -> None:
     if from_predictions := FROM_PREDICTIONS & set(wanted):
         attempt("predictions", look)
     for part, make in parts.items():
-        if part in wanted and not ("predictions" in failures and part in from_predictions):
+        if "predictions" in failures and part in from_predictions:
+            remember_pictures(folder, part, [])  # those of an earlier evaluation must not stand for this one's
+        elif part in wanted:
             attempt(part, make)
 
     if "scores" in wanted and not {"scores", "predictions"} & set(failures):

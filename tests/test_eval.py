@@ -186,10 +186,13 @@ def test_when_no_image_can_be_predicted_the_other_parts_stand(
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("no memory left")
 
+    evaluation.evaluate(load_config([*arguments, "--eval.parts", "masks,report"]))
+    folder = tmp_path / "run/eval"
+    assert "Masks on the target" in (folder / "report.html").read_text()
     monkeypatch.setattr(evaluation, "survey", fails)
     with pytest.raises(EvaluationError, match=r"^predictions failed"):
         evaluation.evaluate(load_config([*arguments, "--eval.parts", "scores,masks,gradcam,report"]))
-    folder = tmp_path / "run/eval"
+    assert "Masks on the target" not in (folder / "report.html").read_text()
     assert "no memory left" in (folder / "report.html").read_text() and (folder / "gradcam/target.png").exists()
     assert not (folder / "metrics.json").exists() and not (folder / "scores_failed.txt").exists()
 
