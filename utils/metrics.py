@@ -152,6 +152,13 @@ def scores(matrix: np.ndarray) -> dict[str, Any]:
     }
 
 
+def score_at(values: Any, path: tuple[str, ...]) -> Any:
+    """One entry of what `scores` gives, such as ("iou", "cloud")."""
+    for key in path:
+        values = values[key]
+    return values
+
+
 def trivial(matrix: np.ndarray) -> dict[str, np.ndarray]:
     """The confusion matrices of calling everything clear, or everything cloud, on the same labels."""
     true = matrix.sum(1)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import AsdaError, DataError
+from utils.metrics import score_at
 
 COLUMNS = {
     "IoU clear": ("iou", "clear"),
@@ -42,7 +43,7 @@ def summary(runs: Sequence[Path]) -> str:
         lines = [["model", *COLUMNS, "mIoU of each run"], ["---", *["--:"] * (len(COLUMNS) + 1)]]
         for model in first["models"]:
             values = [report[role]["models"][model] for report in reports]
-            cells = [_cell([_follow(value, path) for value in values]) for path in COLUMNS.values()]
+            cells = [_cell([score_at(value, path) for value in values]) for path in COLUMNS.values()]
             lines.append([model, *cells, ", ".join(f"{100 * value['miou']:.1f}" for value in values)])
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         parts.append(f"{role} ({first['root']}), {first['images']} images, {first['protocol']}:\n\n{table}\n")
@@ -54,12 +55,6 @@ def _read(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text("utf-8"))["domains"]
     except OSError:
         raise DataError(f"{path}: does not exist; run eval.py with this run's --out first") from None
-
-
-def _follow(values: Any, path: tuple[str, ...]) -> float | None:
-    for key in path:
-        values = values[key]
-    return values
 
 
 def _cell(values: list[float | None]) -> str:

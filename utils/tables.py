@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from utils.config import Config
-from utils.metrics import CLASSES, best_threshold, bootstrap, calibration_error, interval, scores, trivial
+from utils.metrics import CLASSES, best_threshold, bootstrap, calibration_error, interval, score_at, scores, trivial
 from utils.run import versions, write_text
 from utils.survey import Survey
 
@@ -196,7 +196,7 @@ def latex(report: dict[str, Any]) -> str:
     for role, entry in report["domains"].items():
         if not entry["models"]:
             continue
-        columns = [[_follow(values, path) for values in entry["models"].values()] for _, path in PAPER]
+        columns = [[score_at(values, path) for values in entry["models"].values()] for _, path in PAPER]
         trained = len(entry["signs"])  # trivial baselines follow the models and win no column
         best = [max((v for v in column[:trained] if not math.isnan(v)), default=math.nan) for column in columns]
         lines = [" & ".join(["model", *(title for title, _ in PAPER)])]
@@ -210,12 +210,6 @@ def latex(report: dict[str, Any]) -> str:
         parts.append(f"% {role}: {entry['protocol']}\n\\begin{{tabular}}{{l{'r' * len(PAPER)}}}\n{body} \\\\\n")
         parts.append("\\end{tabular}\n")
     return "".join(parts)
-
-
-def _follow(values: Any, path: tuple[str, ...]) -> float:
-    for key in path:
-        values = values[key]
-    return values
 
 
 def _image_rows(result: Survey) -> str:
