@@ -41,6 +41,7 @@ MODELS = (
     ("source_only", "source_only", "source_only"),
     ("teacher", "teacher", "teacher"),
     ("student", "intra", "student"),
+    ("oracle", "oracle", "oracle"),
 )
 TRANSDUCTIVE = "transductive: the images adapted to, labels hidden"
 FROM_PREDICTIONS = {"scores", "masks", "entropy"}

@@ -15,14 +15,18 @@ if __name__ == "__main__":
 import csv
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
+import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from datasets.files import Item, read_image
-from losses import normalised_entropy
+from losses import EntropyHistogram, normalised_entropy, quantise
 from nets.segmenter import Segmenter
 from utils.cli import run
 from utils.config import Config, SplitConfig
@@ -30,7 +34,9 @@ from utils.engine import device_of
 from utils.errors import DataError
 from utils.plots import write_png
 from utils.predict import probabilities
-from utils.run import make_generated, open_stage, trained, training_items, write_text
+from utils.run import make_generated, open_stage, trained, training_items, uses_split, write_text
+
+UNCERTAIN = 128  # in a stored mask, beside 0 and 255
 
 
 class Ranked(NamedTuple):
@@ -42,8 +48,12 @@ class Ranked(NamedTuple):
     cloud_fraction: float
 
 
-def score_image(segmenter: Segmenter, item: Item, config: Config, pseudo_labels: Path) -> Ranked:
+def score_image(
+    segmenter: Segmenter, item: Item, config: Config, folder: Path, histogram: EntropyHistogram | None
+) -> Ranked:
     """Predict one image, write its pseudo-label and return its score.
+
+    With a histogram, the entropies are counted there and kept in entropy/, 16 bits a pixel.
 
     The score is the mean (or sum) over the image's pixels of the main head's normalised entropy, minus, if asked for,
     `iou_weight` times the agreement (IoU of the cloud masks) of the two heads; no label is involved.
@@ -57,8 +67,28 @@ def score_image(segmenter: Segmenter, item: Item, config: Config, pseudo_labels:
         score -= config.split.iou_weight * float((mask & aux).sum() / (mask | aux).sum().clamp(min=1))
     if not math.isfinite(score):
         raise DataError(f"{item.image}: its entropy score is {score}, expected a finite number; is the teacher sound?")
-    write_png(pseudo_labels / f"{item.name}.png", mask.mul(255).byte().cpu().numpy())
+    write_png(folder / "pseudo_labels" / f"{item.name}.png", mask.mul(255).byte().cpu().numpy())
+    if histogram is not None:
+        histogram.add(entropy, mask)
+        write_png(folder / "entropy" / f"{item.name}.png", quantise(entropy).cpu().numpy().astype(np.uint16))
     return Ranked(score, item.name, item.image, float(mask.double().mean()))
+
+
+def drop_uncertain(folder: Path, names: Sequence[str], thresholds: Tensor) -> float:
+    """Mark the pixels (128) of the stored masks whose entropy is above the threshold of their class (ESL).
+
+    Returns:
+        The share of pixels that is kept.
+    """
+    levels, kept, pixels = quantise(thresholds).tolist(), 0, 0
+    for name in tqdm(names, desc="thresholds", unit="image", dynamic_ncols=True):
+        path = folder / "pseudo_labels" / f"{name}.png"
+        mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        entropy = cv2.imread(str(folder / "entropy" / f"{name}.png"), cv2.IMREAD_UNCHANGED)
+        sure = entropy <= np.where(mask == 255, levels[1], levels[0])
+        kept, pixels = kept + int(sure.sum()), pixels + sure.size
+        write_png(path, np.where(sure, mask, UNCERTAIN).astype(np.uint8))
+    return kept / pixels
 
 
 def easy_count(images: int, split: SplitConfig) -> int:
@@ -79,8 +109,8 @@ def easy_count(images: int, split: SplitConfig) -> int:
 @torch.inference_mode()
 def split_entropy(config: Config) -> None:
     """Run stage 2 to its end."""
-    if not config.intra.enabled:
-        print("split: this method has no stage 3, so no split is made")
+    if not uses_split(config):
+        print("split: stage 3 of this method, if it has one, needs no split, so none is made")
         return
     make_generated(config)
     segmenter = trained(config, config.teacher.name, config.teacher.name).to(device_of(config))
@@ -92,7 +122,12 @@ def split_entropy(config: Config) -> None:
     items = training_items(config.target, "target", labels=False)
     easy = easy_count(len(items), config.split)
     bar = tqdm(items, desc="split", unit="image", dynamic_ncols=True)
-    ranked = sorted(score_image(segmenter, item, config, folder / "pseudo_labels") for item in bar)
+    histogram = EntropyHistogram(segmenter.classes) if config.split.pseudo_label == "class_median" else None
+    ranked = sorted(score_image(segmenter, item, config, folder, histogram) for item in bar)
+    if histogram is not None:
+        thresholds = histogram.thresholds(config.split.entropy_floor)
+        share = drop_uncertain(folder, [place.name for place in ranked], thresholds)
+        print(f"pseudo-labels: {share:.1%} of the pixels kept, entropy up to {thresholds.tolist()} by class")
 
     rows = io.StringIO()
     writer = csv.writer(rows, lineterminator="\n")

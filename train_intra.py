@@ -1,5 +1,8 @@
 """Stage 3, intra-domain: train the student on easy pseudo-labels and pull it to the hard images, guided by the anchor.
 
+Compared methods that learn from source labels and target pseudo-labels at once (`intra.domains: source_target`) are
+choices in this same stage.
+
     python train_intra.py --config configs/demo.yaml
 
 Three networks share one architecture: the *anchor* is the frozen teacher, the *trainee* gets the gradient, the *EMA*
@@ -14,41 +17,44 @@ if __name__ == "__main__":
 
     CONFIG = configure(__doc__)  # before torch is imported: --help and faults of the configuration answer at once
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from losses import (
-    IGNORE,
-    ContrastMemory,
-    consistency,
-    cross_entropy,
-    fuse,
-    high_entropy_contrast,
-    mean_entropy,
-    normalised_entropy,
-    pix_contrast,
-)
-from losses.alignment import alignment, entropy_map
+from datasets.files import Item
+from losses import IGNORE, Side, consistency, cross_entropy, fuse, mean_entropy, weighted_cross_entropy
+from losses.registry import ALIGNMENTS, CONTRASTS, SELF_TRAINING
 from nets.discriminator import Discriminator
 from nets.ema import EMA
 from nets.projection import ProjectionHead
-from nets.segmenter import HEADS, Prediction, Segmenter, upsampled
+from nets.segmenter import HEADS, Prediction, Segmenter, statistics_held, upsampled
 from nets.weights import save_segmenter
 from utils.cli import run
 from utils.config import Config
 from utils.engine import Batch, Losses, device_of, fit, stage_length
 from utils.errors import DataError, WeightsError
 from utils.optim import discriminator_optimizer, segmenter_optimizer
-from utils.plots import prediction_grid
-from utils.run import build_segmenter, make_generated, open_stage, trained, training_items, training_stream
+from utils.run import (
+    build_choice,
+    build_segmenter,
+    make_generated,
+    open_stage,
+    options_of,
+    trained,
+    training_items,
+    training_stream,
+    uses_split,
+)
 from utils.schedule import Clock
 
 FEATURES = 128  # of the projection, docs/method.md, section 5.3
+SIDES = {"easy_hard": ("easy", "hard"), "source_target": ("source", "target")}  # labelled, unlabelled
+STORED = {0: 0, 255: 1, 128: IGNORE}  # values of stage 2's masks
 
 
 class Student(nn.Module):
@@ -61,7 +67,7 @@ class Student(nn.Module):
 
 
 class IntraStage:
-    """Self-training on easy images, entropy-map alignment of the hard ones, and the EMA."""
+    """Self-training on the labelled side, alignment of the unlabelled one with it, and the EMA."""
 
     def __init__(self, config: Config, anchor: Segmenter) -> None:
         self.w = w = config.intra
@@ -80,114 +86,150 @@ class IntraStage:
         self.trainee = Student(start).to(device)
         self.ema = EMA(self.trainee, decay=w.ema_decay, ramp=w.ema_ramp)
         self.follower = cast(Student, self.ema.model)
-        self.memory = ContrastMemory(start.classes, FEATURES, momentum=w.contrast_momentum).to(device)
-        width = config.net.discriminator_width
-        self.discriminators = nn.ModuleDict({h: Discriminator(start.classes, width) for h in HEADS}).to(device)
-        self.networks: dict[str, nn.Module] = {
-            "trainee": self.trainee,
-            "ema": self.ema,
-            "memory": self.memory,
-            "discriminators": self.discriminators,
-        }
         projection = self.trainee.projection.parameters()
-        self.optimizers = {
-            "segmenter": segmenter_optimizer(start, config.optim, projection, factor=w.lr_factor),
-            "discriminators": discriminator_optimizer(self.discriminators, config.optim),
+        self.networks: dict[str, nn.Module] = {"trainee": self.trainee, "ema": self.ema}
+        self.optimizers = {"segmenter": segmenter_optimizer(start, config.optim, projection, factor=w.lr_factor)}
+
+        self.contrast, self.alignment = None, None
+        if w.contrast != "none":
+            given = (start.classes, start.num_features, FEATURES)
+            self.contrast = build_choice(CONTRASTS, w.contrast, w.options, *given).to(device)
+            self.networks["contrast"] = self.contrast
+        if w.alignment != "none":
+            discriminator = partial(Discriminator, width=config.net.discriminator_width)
+            weights = {"main": w.adv_main, "aux": w.adv_aux}
+            self.alignment = build_choice(ALIGNMENTS, w.alignment, w.options, start.classes, discriminator, weights).to(
+                device
+            )
+            self.networks["alignment"] = self.alignment
+            if list(self.alignment.parameters()):
+                self.optimizers["discriminators"] = discriminator_optimizer(self.alignment, config.optim)
+        two_sided = self.contrast is not None and self.contrast.two_sided
+        self.online = w.domains == "easy_hard" and w.pseudo_label == "online"
+        self.follows_labelled = self.online or self.contrast is not None
+        self.follows_unlabelled = two_sided or bool(set(w.self_training) - {"stored"})
+        self.rules = {
+            name: partial(SELF_TRAINING[name], **options_of(SELF_TRAINING, name, w.options)) for name in w.self_training
         }
+
+    @property
+    def exported(self) -> Segmenter:
+        return (self.follower if self.w.export == "ema" else self.trainee).segmenter
 
     def step(self, batch: Batch, clock: Clock) -> Losses:
-        """One easy and one hard batch -> the weighted terms of docs/method.md, section 5."""
+        """One labelled and one unlabelled batch -> the weighted terms of docs/method.md, section 5."""
         self.trainee.train()
-        w, easy, hard = self.w, batch["easy"], batch["hard"]
-        size = easy["image"].shape[-2:]
-        prediction, hard_prediction = self.forward(easy["image"], hard["image"])
-        logits, hard_logits = upsampled(prediction, size), upsampled(hard_prediction, size)
-
+        w = self.w
+        labelled, unlabelled = (batch[name] for name in SIDES[w.domains])
         with torch.no_grad():
-            ema = self.follower.segmenter(easy["image"])
-            label = self.pseudo_label(easy, upsampled(ema, size))
+            ema_labelled = self.follower.segmenter(labelled["image"]) if self.follows_labelled else None
+            ema_unlabelled = self.follower.segmenter(unlabelled["image"]) if self.follows_unlabelled else None
+            label = self.labels(labelled, ema_labelled)
+            guess = self.guess(unlabelled, ema_unlabelled)
+            generator = torch.Generator().manual_seed(clock.seed)
+            views = {name: rule(labelled, unlabelled, guess, clock, generator) for name, rule in self.rules.items()}
 
-        seg = {head: cross_entropy(logits[head], label[head]) for head in HEADS}
+        images = [view.image for view in views.values() if view.image is not unlabelled["image"]]
+        predictions = self.forward(labelled["image"], [unlabelled["image"], *images])
+        first = self.side(labelled, label, predictions[0], ema_labelled)
+        second = self.side(unlabelled, self.confident(unlabelled, guess), predictions[1], ema_unlabelled)
+
+        seg = {head: cross_entropy(first.logits[head], label[head]) for head in HEADS}
         terms = {"seg_main": (w.seg_para, seg["main"]), "seg_aux": (w.seg_para * w.seg_aux, seg["aux"])}
-        stats = {
-            "accepted": (label["main"] != IGNORE).sum() / easy["valid"].sum(),
-            "pseudo_cloud": (label["main"] == 1).sum() / easy["valid"].sum(),
-        }
+        counts = {"accepted": label["main"] != IGNORE, "pseudo_cloud": label["main"] == 1}
+        stats = {name: pixels.sum() / first.valid.sum().clamp(min=1) for name, pixels in counts.items()}
 
+        rest = iter(predictions[2:])
+        for name, view in views.items():
+            logits = (
+                second.logits if view.image is unlabelled["image"] else upsampled(next(rest), view.image.shape[-2:])
+            )
+            for head, weight in (("main", w.self_weight), ("aux", w.self_weight * w.seg_aux)):
+                loss = weighted_cross_entropy(logits[head], view.label[head], view.weight[head])
+                terms[f"{name}_{head}"] = (weight, loss)
+            stats[f"accepted_{name}"] = view.accepted
         if w.consistency != "none":
-            agreement = consistency(logits["aux"], logits["main"], w.consistency, easy["valid"])
+            agreement = consistency(first.logits["aux"], first.logits["main"], w.consistency, first.valid)
             terms["consistency"] = (w.consistency_weight, agreement)
-        if w.contrast == "pix":
-            pix = [pix_contrast(logits[head], label[head], clock.epoch, clock.epochs) for head in HEADS]
-            terms["contrast"] = (w.contrast_weight, pix[0] + pix[1])
-        elif w.contrast == "hec":
-            hec, hec_stats = self.contrast(prediction, ema, label["main"], clock)
-            terms["contrast"] = (w.contrast_weight, hec)
-            stats |= {f"contrast_{name}": value for name, value in hec_stats.items()}
+        if self.contrast is not None:
+            contrast, contrast_stats = self.contrast(first, second, clock)
+            terms["contrast"] = (w.contrast_weight, contrast)
+            stats |= {f"contrast_{name}": value for name, value in contrast_stats.items()}
+        if self.alignment is not None:
+            terms |= self.alignment(first, second, self.trainee.segmenter.heads, clock)
 
-        maps_easy = {head: entropy_map(logits[head], easy["valid"]) for head in HEADS}
-        maps_hard = {head: entropy_map(hard_logits[head], hard["valid"]) for head in HEADS}
-        adv, dis = alignment(self.discriminators, maps_easy, maps_hard)
-        terms |= {"adv_main": (w.adv_main, adv["main"]), "adv_aux": (w.adv_aux, adv["aux"])}
-        terms |= {"dis_main": (1.0, dis["main"]), "dis_aux": (1.0, dis["aux"])}
-
-        for name, samples, scores in (("easy", easy, logits), ("hard", hard, hard_logits)):
-            stats[f"entropy_{name}"] = mean_entropy(scores["main"], samples["valid"])
+        for name, side in zip(SIDES[w.domains], (first, second), strict=True):
+            stats[f"entropy_{name}"] = mean_entropy(side.logits["main"], side.valid)
         return Losses(terms, stats)
 
-    def forward(self, easy: Tensor, hard: Tensor) -> tuple[Prediction, Prediction]:
-        """The trainee's predictions for both splits.
+    def forward(self, labelled: Tensor, others: Sequence[Tensor]) -> list[Prediction]:
+        """The trainee's predictions for the labelled images and for each batch of others.
 
-        Jointly, both share the statistics of batch normalisation, which are then those that the exported network uses;
-        apart, the trainee learns under statistics of easy images alone.
+        What comes from the target passes together and shares the statistics of batch normalisation, which are then
+        those that the exported network uses. Source images pass alone and leave the running statistics as they are.
         """
-        if not self.w.joint_forward:
-            return self.trainee.segmenter(easy), self.trainee.segmenter(hard)
-        both = self.trainee.segmenter(torch.cat([easy, hard]))
-        easy_part, hard_part = zip(*(part.split([len(easy), len(hard)]) for part in both), strict=True)
-        return Prediction(*easy_part), Prediction(*hard_part)
+        network = self.trainee.segmenter
+        if self.w.domains == "easy_hard" and not self.w.joint_forward:
+            return [network(image) for image in (labelled, *others)]
+        together = [*others]
+        alone: list[Prediction] = []
+        if self.w.domains == "source_target":
+            with statistics_held(network):
+                alone = [network(labelled)]
+        else:
+            together = [labelled, *others]
+        parts = [part.split([len(image) for image in together]) for part in network(torch.cat(together))]
+        return alone + [Prediction(*parts_of_one) for parts_of_one in zip(*parts, strict=True)]
 
-    def pseudo_label(self, easy: dict[str, Any], ema_logits: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Labels (B, H, W) of each head for the easy batch; 255 where undecided or padded.
+    def side(
+        self, samples: dict[str, Any], label: dict[str, Tensor], prediction: Prediction, ema: Prediction | None
+    ) -> Side:
+        """All that alignment and contrast may look at."""
+        side = Side(upsampled(prediction, samples["image"].shape[-2:]), samples["valid"], label)
+        if self.contrast is None or ema is None:
+            return side
+        return replace(
+            side,
+            features=prediction.features,
+            projected=self.trainee.projection(prediction.features),
+            scores=prediction.main,
+            ema_projected=self.follower.projection(ema.features),
+            ema_scores=ema.main,
+        )
 
-        Online: anchor self-guidance, the fusion of what anchor and EMA say about the very same augmented image.
-        Stored: the masks of stage 2, for both heads.
+    def labels(self, labelled: dict[str, Any], ema: Prediction | None) -> dict[str, Tensor]:
+        """Labels (B, H, W) of each head for the labelled side; 255 where undecided or padded.
+
+        Source images have true labels. Easy images are labelled online by anchor self-guidance, the fusion of what
+        anchor and EMA say about the very same augmented image, or by the stored masks of stage 2.
         """
-        if self.w.pseudo_label == "stored":
-            return dict.fromkeys(HEADS, easy["label"])
-        anchor_logits = upsampled(self.anchor(easy["image"]), easy["image"].shape[-2:])
+        if not self.online or ema is None:
+            return dict.fromkeys(HEADS, labelled["label"])
+        size = labelled["image"].shape[-2:]
+        anchor_logits, ema_logits = upsampled(self.anchor(labelled["image"]), size), upsampled(ema, size)
         return {
             head: fuse(
-                anchor_logits[head].softmax(1), ema_logits[head].softmax(1), self.w.fuse, self.w.floor, easy["valid"]
+                anchor_logits[head].softmax(1),
+                ema_logits[head].softmax(1),
+                self.w.fuse,
+                self.w.floor,
+                labelled["valid"],
             )
             for head in HEADS
         }
 
-    def contrast(
-        self, prediction: Prediction, ema: Prediction, label: Tensor, clock: Clock
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """High-entropy contrast at the network's own resolution, entropy and reliable features from the EMA."""
-        # A logit of a corner-aligned grid stands exactly on these rows and columns of the image.
-        rows, columns = (
-            torch.linspace(0, full - 1, low, device=label.device).round().long()
-            for full, low in zip(label.shape[-2:], ema.main.shape[-2:], strict=True)
-        )
-        return high_entropy_contrast(
-            self.trainee.projection(prediction.features),
-            self.follower.projection(ema.features),
-            normalised_entropy(ema.main.softmax(1)),
-            label[:, rows[:, None], columns],
-            self.memory,
-            clock.progress,
-            generator=torch.Generator().manual_seed(clock.seed),
-        )
+    def guess(self, unlabelled: dict[str, Any], ema: Prediction | None) -> dict[str, Tensor]:
+        """The EMA's scores (B, K, H, W) by head on the unlabelled side, where a rule or a contrast asks for them."""
+        return {} if ema is None else upsampled(ema, unlabelled["image"].shape[-2:])
+
+    def confident(self, unlabelled: dict[str, Any], guess: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The guess as a label for the contrast, 255 below `contrast_floor`."""
+        prob = {head: scores.softmax(1) for head, scores in guess.items()}
+        return {head: fuse(p, p, "ema", self.w.contrast_floor, unlabelled["valid"]) for head, p in prob.items()}
 
     def after_update(self, clock: Clock) -> None:
         """EMA of weights and batch-norm statistics."""
         self.ema.update(self.trainee, clock.step)
-
-    def picture(self, batch: Batch) -> np.ndarray:
-        return prediction_grid(self.follower.segmenter, batch)
 
 
 def train_intra(config: Config) -> None:
@@ -199,27 +241,25 @@ def train_intra(config: Config) -> None:
     make_generated(config)
     anchor = trained(config, config.teacher.name, config.teacher.name)
     split = Path(config.out) / "split"
-    if not (split / "entropy.csv").exists():
+    if uses_split(config) and not (split / "entropy.csv").exists():
         raise DataError(f"{split / 'entropy.csv'}: does not exist; run split_entropy.py first, with the same --out")
     folder = open_stage(config, "intra", "intra")
     weights = folder / "student.safetensors"
     if weights.exists():
         print(f"{weights}: finished before, left as it is")
         return
-    easy, hard = (
-        training_items(replace(config.target, train=str(split / f"{part}.txt")), part, labels=False)
-        for part in ("easy", "hard")
-    )
-    if w.pseudo_label == "stored":
-        easy = [item._replace(label=split / "pseudo_labels" / f"{item.name}.png") for item in easy]
-    print(f"{folder}: {len(easy)} easy and {len(hard)} hard images")
-    steps, epoch_steps = stage_length(w.steps, w.epochs, len(hard), w.batch)
+    items = sides(config, split)
+    print(f"{folder}: {' and '.join(f'{len(images)} {name}' for name, images in items.items())} images")
+    unlabelled = items[SIDES[w.domains][1]]
+    like = config.teacher if w.steps is None else w
+    steps, epoch_steps = stage_length(cast(int, like.steps), like.epochs, len(unlabelled), w.batch)
     stage = IntraStage(config, anchor)
+    label_maps = {"source": config.source.label_map}
     fit(
         stage,
         {
-            name: training_stream(config, items, name, w.augment, {0: 0, 255: 1})  # values of stage 2's masks
-            for name, items in (("easy", easy), ("hard", hard))
+            name: training_stream(config, images, name, w.augment, label_maps.get(name, STORED))
+            for name, images in items.items()
         },
         folder,
         config,
@@ -229,8 +269,28 @@ def train_intra(config: Config) -> None:
         warmup_epochs=0,
         update_every=epoch_steps if w.step_every == "epoch" else 1,
     )
-    save_segmenter(weights, (stage.follower if w.export == "ema" else stage.trainee).segmenter)
+    save_segmenter(weights, stage.exported)
     print(f"{weights}: written")
+
+
+def sides(config: Config, split: Path) -> dict[str, list[Item]]:
+    """The images of the labelled and the unlabelled side; target labels are never looked for."""
+    if config.intra.domains == "source_target":
+        images = {
+            "source": training_items(config.source, "source", labels=True),
+            "target": training_items(config.target, "target", labels=False),
+        }
+        masked = "target" if "stored" in config.intra.self_training else None
+    else:
+        images = {
+            part: training_items(replace(config.target, train=str(split / f"{part}.txt")), part, labels=False)
+            for part in ("easy", "hard")
+        }
+        masked = "easy" if config.intra.pseudo_label == "stored" else None
+    if masked is not None:
+        masks = split / "pseudo_labels"
+        images[masked] = [item._replace(label=masks / f"{item.name}.png") for item in images[masked]]
+    return images
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stage 1, inter-domain: train the teacher on the labelled source while an adversary aligns the unlabelled target.
+"""Stage 1, inter-domain: train the teacher on the labelled source while the unlabelled target is aligned with it.
 
     python train_teacher.py --config configs/demo.yaml
     python train_teacher.py --config configs/demo.yaml --config configs/methods/source_only.yaml
@@ -13,25 +13,27 @@ if __name__ == "__main__":
 
     CONFIG = configure(__doc__)  # before torch is imported: --help and faults of the configuration answer at once
 
-import numpy as np
+from functools import partial
+from typing import Any
+
 from torch import Tensor, nn
 
-from losses import cross_entropy, mean_entropy, soft_jaccard
-from losses.alignment import alignment, entropy_map
+from losses import Side, cross_entropy, focal, mean_entropy, soft_jaccard
+from losses.registry import ALIGNMENTS
 from nets.discriminator import Discriminator
-from nets.segmenter import HEADS, statistics_held, upsampled
+from nets.segmenter import HEADS, Segmenter, statistics_held, upsampled
 from nets.weights import save_segmenter
 from utils.cli import run
 from utils.config import Config
 from utils.engine import Batch, Losses, device_of, fit, stage_length
+from utils.errors import ConfigError
 from utils.optim import discriminator_optimizer, segmenter_optimizer
-from utils.plots import prediction_grid
-from utils.run import build_segmenter, make_generated, open_stage, training_items, training_stream
+from utils.run import build_choice, build_segmenter, make_generated, open_stage, training_items, training_stream
 from utils.schedule import Clock
 
 
 class TeacherStage:
-    """Segmentation on the source plus, unless switched off, entropy-map alignment of the target (AdvEnt)."""
+    """Segmentation on the labelled domain plus, unless switched off, an alignment of the target."""
 
     def __init__(self, config: Config) -> None:
         self.w = config.teacher
@@ -39,44 +41,47 @@ class TeacherStage:
         self.segmenter = build_segmenter(config).to(device)
         self.networks: dict[str, nn.Module] = {"segmenter": self.segmenter}
         self.optimizers = {"segmenter": segmenter_optimizer(self.segmenter, config.optim)}
-        self.adversarial = self.w.adversarial != "none"
-        if self.adversarial:
-            width = config.net.discriminator_width
-            self.discriminators = nn.ModuleDict({h: Discriminator(self.segmenter.classes, width) for h in HEADS}).to(
-                device
-            )
-            self.networks["discriminators"] = self.discriminators
-            self.optimizers["discriminators"] = discriminator_optimizer(self.discriminators, config.optim)
+        self.aligned = self.w.alignment != "none"
+        if self.aligned:
+            discriminator = partial(Discriminator, width=config.net.discriminator_width)
+            weights = {"main": self.w.adv_main, "aux": self.w.adv_aux}
+            given = (self.segmenter.classes, discriminator, weights)
+            self.alignment = build_choice(ALIGNMENTS, self.w.alignment, self.w.options, *given).to(device)
+            self.networks["alignment"] = self.alignment
+            if list(self.alignment.parameters()):
+                self.optimizers["discriminators"] = discriminator_optimizer(self.alignment, config.optim)
+
+    @property
+    def exported(self) -> Segmenter:
+        return self.segmenter
 
     def step(self, batch: Batch, clock: Clock) -> Losses:
-        """One source and one target batch -> the weighted terms of docs/method.md, section 3."""
+        """One labelled and one target batch -> the weighted terms of docs/method.md, section 3."""
         self.segmenter.train()
-        w, source = self.w, batch["source"]
-        with statistics_held(self.segmenter, held=self.adversarial and w.batch_norm == "target"):
-            logits_s = upsampled(self.segmenter(source["image"]), source["image"].shape[-2:])
-        seg = {head: self.segmentation(logits_s[head], source["label"]) for head in HEADS}
+        w, labelled = self.w, batch[self.w.supervise]
+        with statistics_held(self.segmenter, held=self.aligned and w.batch_norm == "target"):
+            source = self.look(labelled)
+        seg = {head: self.segmentation(source.logits[head], labelled["label"]) for head in HEADS}
         terms = {"seg_main": (w.seg_main, seg["main"]), "seg_aux": (w.seg_aux, seg["aux"])}
-        stats = {"entropy_source": mean_entropy(logits_s["main"], source["valid"])}
+        stats = {f"entropy_{w.supervise}": mean_entropy(source.logits["main"], source.valid)}
 
-        if self.adversarial:
-            target = batch["target"]
-            logits_t = upsampled(self.segmenter(target["image"]), target["image"].shape[-2:])
-            maps_s = {head: entropy_map(logits_s[head], source["valid"]) for head in HEADS}
-            maps_t = {head: entropy_map(logits_t[head], target["valid"]) for head in HEADS}
-            adv, dis = alignment(self.discriminators, maps_s, maps_t)
-            terms |= {"adv_main": (w.adv_main, adv["main"]), "adv_aux": (w.adv_aux, adv["aux"])}
-            terms |= {"dis_main": (1.0, dis["main"]), "dis_aux": (1.0, dis["aux"])}
-            stats["entropy_target"] = mean_entropy(logits_t["main"], target["valid"])
+        if self.aligned:
+            target = self.look(batch["target"])
+            terms |= self.alignment(source, target, self.segmenter.heads, clock)
+            stats["entropy_target"] = mean_entropy(target.logits["main"], target.valid)
         return Losses(terms, stats)
 
+    def look(self, samples: dict[str, Any]) -> Side:
+        """The predictions for one domain's batch."""
+        image = samples["image"]
+        return Side(upsampled(self.segmenter(image), image.shape[-2:]), samples["valid"])
+
     def segmentation(self, logits: Tensor, label: Tensor) -> Tensor:
-        return cross_entropy(logits, label) + self.w.jaccard * soft_jaccard(logits, label)
+        surprise = focal(logits, label, self.w.focal) if self.w.focal else cross_entropy(logits, label)
+        return surprise + self.w.jaccard * soft_jaccard(logits, label)
 
     def after_update(self, clock: Clock) -> None:
         pass
-
-    def picture(self, batch: Batch) -> np.ndarray:
-        return prediction_grid(self.segmenter, batch)
 
 
 def train_teacher(config: Config) -> None:
@@ -88,16 +93,26 @@ def train_teacher(config: Config) -> None:
     if weights.exists():
         print(f"{weights}: finished before, left as it is")
         return
-    target = training_items(config.target, "target", labels=False)
-    streams = {"source": training_items(config.source, "source", labels=True), "target": target}
     stage = TeacherStage(config)
-    if not stage.adversarial:
-        del streams["target"]
+    if w.supervise == "target":  # the oracle, the only one that sees target labels
+        if config.target.eval is None:
+            raise ConfigError(
+                "teacher.supervise is 'target' and target.eval is null: the oracle would be scored on the images it "
+                "learnt; give held-back images, or let compare.py cross-validate"
+            )
+        target = training_items(config.target, "target", labels=True)
+        streams = {"target": target}
+    else:
+        target = training_items(config.target, "target", labels=False)
+        streams = {"source": training_items(config.source, "source", labels=True)}
+        if stage.aligned:
+            streams["target"] = target
+    domains = {"source": config.source, "target": config.target}
     print(f"{folder}: {', '.join(f'{len(items)} {name} images' for name, items in streams.items())}")
     steps, epoch_steps = stage_length(w.steps, w.epochs, len(target), w.batch)
     fit(
         stage,
-        {s: training_stream(config, items, s, w.augment, config.source.label_map) for s, items in streams.items()},
+        {s: training_stream(config, items, s, w.augment, domains[s].label_map) for s, items in streams.items()},
         folder,
         config,
         batch=w.batch,

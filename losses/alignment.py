@@ -1,15 +1,24 @@
-"""Adversarial alignment of two domains on entropy maps (AdvEnt, Vu et al. 2019), for any number of heads."""
+"""How unlabelled target images draw on the segmenter in training: the alignments that a config may choose from.
+
+An alignment is a module, so that its discriminators are trained, saved and resumed with everything else. It is built
+with the weights of its terms and called with both sides of a batch; it returns its terms, weighted.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from losses.adversarial import SOURCE, TARGET, discriminator_loss
-from losses.entropy import weighted_self_information
+from losses.category import discrepancy, weight_divergence, weighted_discriminator_loss
+from losses.entropy import entropy_loss, weighted_self_information
+from losses.side import Moment, Side
+
+Terms = dict[str, tuple[float, Tensor]]
 
 
 def entropy_map(logits: Tensor, valid: Tensor) -> Tensor:
@@ -52,3 +61,121 @@ def alignment(
         on_source, on_target = both.split([len(source[head]), len(target[head])])
         dis[head] = 0.5 * (discriminator_loss(on_source, SOURCE) + discriminator_loss(on_target, TARGET))
     return adv, dis
+
+
+class Alignment(nn.Module):
+    """Base of the alignments.
+
+    Args:
+        classes: K.
+        discriminator: makes a discriminator of maps with that many channels.
+        weights: weight of the segmenter's term by head.
+    """
+
+    def __init__(
+        self, classes: int, discriminator: Callable[[int], nn.Module], weights: Mapping[str, float], **options: float
+    ) -> None:
+        super().__init__()
+        self.weights = dict(weights)
+
+    def forward(self, source: Side, target: Side, heads: Mapping[str, nn.Module], moment: Moment) -> Terms:
+        """The weighted terms of one step; `heads` are the segmenter's classifiers by name."""
+        raise NotImplementedError
+
+
+class EntropyAlignment(Alignment):
+    """One discriminator per head on maps of weighted self-information (AdvEnt, Vu et al., CVPR 2019; ASDA)."""
+
+    def __init__(self, classes: int, discriminator: Callable[[int], nn.Module], weights: Mapping[str, float]) -> None:
+        super().__init__(classes, discriminator, weights)
+        self.discriminators = nn.ModuleDict({head: discriminator(classes) for head in weights})
+
+    def view(self, logits: Tensor, valid: Tensor) -> Tensor:
+        """What the discriminator sees, (B, K, H, W)."""
+        return entropy_map(logits, valid)
+
+    def forward(self, source: Side, target: Side, heads: Mapping[str, nn.Module], moment: Moment) -> Terms:
+        on_source, on_target = (
+            {head: self.view(side.logits[head], side.valid) for head in self.weights} for side in (source, target)
+        )
+        adv, dis = alignment(self.discriminators, on_source, on_target)
+        terms = {f"adv_{head}": (weight, adv[head]) for head, weight in self.weights.items()}
+        return terms | {f"dis_{head}": (1.0, dis[head]) for head in self.weights}
+
+
+class SoftmaxAlignment(EntropyAlignment):
+    """One discriminator per head on class probabilities (AdaptSegNet, Tsai et al., CVPR 2018)."""
+
+    def view(self, logits: Tensor, valid: Tensor) -> Tensor:
+        return logits.softmax(1) * valid[:, None]
+
+
+class EntropyMinimisation(Alignment):
+    """No adversary: the entropy of target predictions itself is minimised (MinEnt, Vu et al., CVPR 2019)."""
+
+    def forward(self, source: Side, target: Side, heads: Mapping[str, nn.Module], moment: Moment) -> Terms:
+        return {
+            f"ent_{head}": (weight, entropy_loss(target.logits[head].softmax(1), target.valid))
+            for head, weight in self.weights.items()
+        }
+
+
+class CategoryAlignment(Alignment):
+    """Category-level adversary (CLAN, Luo et al., CVPR 2019).
+
+    Two classifiers on the same features are kept different (`divergence`); one discriminator sees the softmax of the
+    sum of their scores, and where they disagree on the target, its loss weighs more. All but the discriminator's own
+    loss fade linearly to the end of the stage. Needs `net.aux_level: last`.
+
+    Args:
+        weights: that of `main` is the adversary's; `aux` is not used.
+        epsilon, lambda_local: a target pixel weighs `epsilon + lambda_local * discrepancy`.
+        divergence: weight of the divergence of the classifiers' weights.
+        preheat: share of the stage in which every pixel weighs 1.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        discriminator: Callable[[int], nn.Module],
+        weights: Mapping[str, float],
+        epsilon: float = 0.4,
+        lambda_local: float = 40.0,
+        divergence: float = 0.02,
+        preheat: float = 0.05,
+    ) -> None:
+        super().__init__(classes, discriminator, weights)
+        self.discriminator = discriminator(classes)
+        self.epsilon, self.lambda_local = epsilon, lambda_local
+        self.divergence, self.preheat = divergence, preheat
+
+    def forward(self, source: Side, target: Side, heads: Mapping[str, nn.Module], moment: Moment) -> Terms:
+        on_source, on_target = (self.view(side) for side in (source, target))
+        gap = discrepancy(target.logits["main"].softmax(1), target.logits["aux"].softmax(1)).detach()
+        with frozen(self.discriminator):
+            adv = self.judge(on_target, SOURCE, gap, moment)
+        dis = self.judge(on_source.detach(), SOURCE, None, moment) + self.judge(on_target.detach(), TARGET, gap, moment)
+        fading = 1 - moment.progress
+        return {
+            "adv_main": (self.weights["main"] * fading, adv),
+            "divergence": (self.divergence * fading, weight_divergence(heads["main"], heads["aux"])),
+            "dis_main": (1.0, dis),
+        }
+
+    def view(self, side: Side) -> Tensor:
+        return (side.logits["main"] + side.logits["aux"]).softmax(1) * side.valid[:, None]
+
+    def judge(self, view: Tensor, domain: int, gap: Tensor | None, moment: Moment) -> Tensor:
+        """The discriminator's loss at every pixel of the image, weighted by the gap after the preheating."""
+        logits = F.interpolate(self.discriminator(view), view.shape[-2:], mode="bilinear", align_corners=True)
+        if gap is None or moment.progress < self.preheat:
+            return discriminator_loss(logits, domain)
+        return weighted_discriminator_loss(logits, domain, gap, self.epsilon, self.lambda_local)
+
+
+ALIGNMENTS: dict[str, type[Alignment]] = {
+    "entropy": EntropyAlignment,
+    "softmax": SoftmaxAlignment,
+    "minent": EntropyMinimisation,
+    "clan": CategoryAlignment,
+}

@@ -1,10 +1,14 @@
 """Contrast between clear and uncertain pixels, as the method describes it and as it was released."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from losses.entropy import normalised_entropy
 from losses.segmentation import IGNORE
+from losses.side import Moment, Side
 
 
 def info_nce(
@@ -41,10 +45,74 @@ def info_nce(
     return per_anchor.masked_fill(~valid, 0.0).sum() / valid.sum().clamp(min=1)
 
 
-class ContrastMemory(nn.Module):
-    """Class prototypes and a first-in-first-out bank of reliable features, carried across steps and checkpoints.
+def draw_anchors(candidate: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Choose up to `count` of the candidates at random; the results have a fixed size, so that no device is waited for.
+
+    Args:
+        candidate: True where a pixel may be chosen, (P,) bool.
+        count: largest number of anchors.
+        generator: a CPU generator.
+
+    Returns:
+        Pixel indices (M,) with M = min(count, P), and True where an index is a candidate's, (M,) bool.
+    """
+    # The candidates of highest rank in a random order; when they are too few, others fill up and do not count.
+    rank = torch.randperm(len(candidate), generator=generator).to(candidate.device)
+    rank, index = rank.masked_fill(~candidate, -1).topk(min(count, len(candidate)))
+    return index, rank >= 0
+
+
+class FeatureBank(nn.Module):
+    """A first-in-first-out bank of features per class, carried across steps and checkpoints.
 
     It holds buffers only. All work is done in tensors of fixed size, so that no step waits for the device.
+
+    Args:
+        classes: number of classes K.
+        dim: feature length D.
+        capacity: features kept per class.
+
+    Attributes:
+        bank: features, (K, capacity, D). Slot `pushed % capacity` is the next to be overwritten.
+        pushed: features ever pushed per class, (K,) int64.
+    """
+
+    bank: Tensor
+    pushed: Tensor
+
+    def __init__(self, classes: int, dim: int, capacity: int = 4096) -> None:
+        super().__init__()
+        self.register_buffer("bank", torch.zeros(classes, capacity, dim))
+        self.register_buffer("pushed", torch.zeros(classes, dtype=torch.int64))
+
+    @property
+    def stored(self) -> Tensor:
+        """Features now in the bank of each class, (K,) int64."""
+        return self.pushed.clamp(max=self.bank.shape[1])
+
+    @torch.no_grad()
+    def push(self, features: Tensor, member: Tensor) -> None:
+        """Append to the bank of each class, in their order, those of the features (P, D) that `member` (K, P) marks."""
+        classes, capacity, _ = self.bank.shape
+        count = member.sum(1)  # (K,)
+        # Which pixel lands in which slot. Pixels that are not pushed, and those that later ones of the same batch
+        # would overwrite, all go to one spare slot at the end, which is cut off.
+        order = member.cumsum(1) - 1
+        kept = member & (order >= (count - capacity)[:, None])
+        slot = torch.where(kept, (self.pushed[:, None] + order) % capacity, capacity)  # (K, P)
+        pixel = torch.arange(len(features), device=slot.device).expand_as(slot)
+        origin = slot.new_full((classes, capacity + 1), -1).scatter(1, slot, pixel)[:, :capacity]
+        self.bank.copy_(torch.where((origin >= 0)[..., None], features[origin.clamp(min=0)], self.bank))
+        self.pushed += count
+
+    def sample(self, cls: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Draw features (*shape, D) of one class, uniformly and with replacement, by a CPU generator; zeros if none."""
+        draw = torch.randint(2**62, shape, generator=generator).to(self.bank.device)
+        return self.bank[cls, draw % self.stored[cls].clamp(min=1)]
+
+
+class ContrastMemory(FeatureBank):
+    """Class prototypes beside a bank of reliable unit features of each class.
 
     Args:
         classes: number of classes K.
@@ -55,27 +123,16 @@ class ContrastMemory(nn.Module):
     Attributes:
         prototypes: running class means of unit features, (K, D); zero before the first update of a class.
         has_prototype: True once a class has one, (K,) bool.
-        bank: unit features, (K, capacity, D). Slot `pushed % capacity` is the next to be overwritten.
-        pushed: features ever pushed per class, (K,) int64.
     """
 
     prototypes: Tensor
     has_prototype: Tensor
-    bank: Tensor
-    pushed: Tensor
 
     def __init__(self, classes: int, dim: int, capacity: int = 4096, momentum: float = 0.99) -> None:
-        super().__init__()
+        super().__init__(classes, dim, capacity)
         self.momentum = momentum
         self.register_buffer("prototypes", torch.zeros(classes, dim))
         self.register_buffer("has_prototype", torch.zeros(classes, dtype=torch.bool))
-        self.register_buffer("bank", torch.zeros(classes, capacity, dim))
-        self.register_buffer("pushed", torch.zeros(classes, dtype=torch.int64))
-
-    @property
-    def stored(self) -> Tensor:
-        """Features now in the bank of each class, (K,) int64."""
-        return self.pushed.clamp(max=self.bank.shape[1])
 
     @torch.no_grad()
     def update(self, features: Tensor, label: Tensor, low_mask: Tensor) -> None:
@@ -88,7 +145,7 @@ class ContrastMemory(nn.Module):
             label: class indices, 255 for a pixel that does not count, (B, h, w) int64.
             low_mask: True where the entropy is low, (B, h, w) bool.
         """
-        classes, capacity, dim = self.bank.shape
+        classes, _, dim = self.bank.shape
         unit = F.normalize(features.to(self.bank.dtype), dim=1).movedim(1, -1).reshape(-1, dim)  # (P, D)
         class_index = torch.arange(classes, device=label.device)[:, None]
         member = (label.flatten() == class_index) & low_mask.flatten()  # (K, P)
@@ -100,15 +157,7 @@ class ContrastMemory(nn.Module):
         self.prototypes.copy_(torch.where((count > 0)[:, None], started, self.prototypes))
         self.has_prototype |= count > 0
 
-        # Which pixel lands in which slot. Pixels that are not pushed, and those that later ones of the same batch
-        # would overwrite, all go to one spare slot at the end, which is cut off.
-        order = member.cumsum(1) - 1
-        kept = member & (order >= (count - capacity)[:, None])
-        slot = torch.where(kept, (self.pushed[:, None] + order) % capacity, capacity)  # (K, P)
-        pixel = torch.arange(len(unit), device=label.device).expand_as(slot)
-        origin = slot.new_full((classes, capacity + 1), -1).scatter(1, slot, pixel)[:, :capacity]
-        self.bank.copy_(torch.where((origin >= 0)[..., None], unit[origin.clamp(min=0)], self.bank))
-        self.pushed += count
+        self.push(unit, member)
 
     def sample_negatives(self, cls: int, anchors: int, negatives: int, generator: torch.Generator) -> Tensor:
         """Draw features of all classes but one, uniformly and with replacement.
@@ -199,10 +248,7 @@ def high_entropy_contrast(
     used_anchors = used_classes = torch.zeros((), device=features.device)
     for cls, prototype in enumerate(memory.prototypes):
         candidate = ((label == cls) & high).flatten()
-        # The candidates of highest rank in a random order; when they are too few, others fill up and do not count.
-        rank = torch.randperm(len(features), generator=generator).to(features.device)
-        rank, index = rank.masked_fill(~candidate, -1).topk(min(anchors_per_class, len(features)))
-        chosen = rank >= 0  # (M,)
+        index, chosen = draw_anchors(candidate, anchors_per_class, generator)
         bank = memory.sample_negatives(cls, len(index), negatives, generator)
         loss = info_nce(features[index], prototype, bank, temperature, chosen)
         rivals = memory.stored.sum() - memory.stored[cls]
@@ -254,3 +300,72 @@ def pix_contrast(logits: Tensor, label: Tensor, epoch: int, epochs: int) -> Tens
         return loss
     elapsed = epoch / epochs
     return loss * ((1.0 - elapsed) / (elapsed + 1e-5))
+
+
+class Contrast(nn.Module):
+    """A contrast term of the training: what it carries from step to step is in its buffers; it has no parameters.
+
+    Args:
+        classes: number of classes K.
+        features: channels D of `Side.features`.
+        projected: channels P of `Side.projected`.
+        options: settings of the kind; the base has none.
+
+    Raises:
+        TypeError: if an option is not known.
+
+    Attributes:
+        two_sided: True where the unlabelled side must have labels too.
+    """
+
+    two_sided = False
+
+    def __init__(self, classes: int, features: int, projected: int, **options: Any) -> None:
+        if options:
+            raise TypeError(f"{type(self).__name__} has no option {', '.join(options)}")
+        super().__init__()
+
+    def forward(self, labelled: Side, unlabelled: Side, moment: Moment) -> tuple[Tensor, dict[str, Tensor]]:
+        """Give the loss, a scalar that is connected to the graph, and detached scalars for the log."""
+        raise NotImplementedError
+
+
+class HighEntropyContrast(Contrast):
+    """`high_entropy_contrast` on the labelled side, with its memory.
+
+    Args:
+        classes: number of classes K.
+        features: not used.
+        projected: channels P of `Side.projected`.
+        momentum: weight of the old prototype in an update, in [0, 1].
+    """
+
+    def __init__(self, classes: int, features: int, projected: int, momentum: float = 0.99) -> None:
+        super().__init__(classes, features, projected)
+        self.memory = ContrastMemory(classes, projected, momentum=momentum)
+
+    def forward(self, labelled: Side, unlabelled: Side, moment: Moment) -> tuple[Tensor, dict[str, Tensor]]:
+        """See the base; the unlabelled side is not used."""
+        assert labelled.projected is not None and labelled.ema_projected is not None
+        assert labelled.ema_scores is not None
+        return high_entropy_contrast(
+            labelled.projected,
+            labelled.ema_projected,
+            normalised_entropy(labelled.ema_scores.softmax(1)),
+            labelled.grid_label("main"),
+            self.memory,
+            moment.progress,
+            generator=torch.Generator().manual_seed(moment.seed),
+        )
+
+
+class PixContrast(Contrast):
+    """`pix_contrast` of the labelled side, summed over the heads; for parity with the released code only."""
+
+    def forward(self, labelled: Side, unlabelled: Side, moment: Moment) -> tuple[Tensor, dict[str, Tensor]]:
+        """See the base; the unlabelled side is not used and nothing is logged."""
+        terms = [
+            pix_contrast(logits, labelled.label[head], moment.epoch, moment.epochs)
+            for head, logits in labelled.logits.items()
+        ]
+        return torch.stack(terms).sum(), {}

@@ -47,14 +47,15 @@ def normalised_entropy(prob: Tensor) -> Tensor:
     return weighted_self_information(prob).sum(1).clamp(0.0, 1.0)
 
 
-def entropy_loss(prob: Tensor) -> Tensor:
-    """Mean normalised entropy of all pixels, minimised on unlabelled images.
+def entropy_loss(prob: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Mean normalised entropy of the valid pixels, minimised on unlabelled images.
 
     Args:
         prob: class probabilities in [0, 1], (B, K, ...).
+        valid: True where a pixel counts, (B, ...) bool; None for all.
 
     Returns:
-        A scalar in [0, 1] up to rounding.
+        A scalar in [0, 1] up to rounding; exactly 0, and still connected to the graph, when no pixel is valid.
 
     Raises:
         ValueError: if there are fewer than two classes.
@@ -62,7 +63,8 @@ def entropy_loss(prob: Tensor) -> Tensor:
     Reference:
         The direct entropy minimisation (MinEnt) of ADVENT.
     """
-    return weighted_self_information(prob).sum(1).mean()
+    entropy = weighted_self_information(prob).sum(1)
+    return entropy.mean() if valid is None else (entropy * valid).sum() / valid.sum().clamp(min=1)
 
 
 @torch.no_grad()

@@ -24,6 +24,26 @@ def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     return per_pixel.sum() / (label != IGNORE).sum().clamp(min=1)
 
 
+def focal(logits: Tensor, label: Tensor, gamma: float = 2.0) -> Tensor:
+    """Mean of `(1 - p)^gamma * -log p` over the labelled pixels, with `p` the probability of the labelled class.
+
+    Args:
+        logits: scores, (B, K, H, W).
+        label: class indices 0..K-1, or 255 for a pixel that does not count, (B, H, W) int64.
+        gamma: how fast a pixel loses weight as it becomes sure; 0 is the cross-entropy. Between 0 and 1 the gradient
+            is not finite at p = 1.
+
+    Returns:
+        A scalar >= 0; exactly 0, and still connected to the graph, when every pixel is ignored.
+
+    Reference:
+        Lin et al., ICCV 2017; the segmentation loss of CLAN.
+    """
+    surprise = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")  # (B, H, W), 0 where ignored
+    doubt = -torch.expm1(-surprise)
+    return (doubt**gamma * surprise).sum() / (label != IGNORE).sum().clamp(min=1)
+
+
 def soft_jaccard(logits: Tensor, label: Tensor) -> Tensor:
     """One minus the soft intersection over union, counted over batch, classes and pixels at once.
 

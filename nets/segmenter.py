@@ -20,16 +20,16 @@ from utils.errors import ConfigError
 
 DILATIONS = (6, 12, 18, 24)
 Head = Literal["main", "aux"]
-HEADS = ("main", "aux")
+HEADS = ("main", "aux")  # losses/side.py has the same names
 DEEPLAB_V2_BACKBONES = ("resnet50", "resnet101")
 
 
 class Prediction(NamedTuple):
     """What the network says about a batch, at feature resolution.
 
-    `main` (B, K, h, w) and `aux` (B, K, h', w') are logits on the last and the last but one backbone level,
-    `features` (B, D, h, w) is the last level itself. With an output stride (h', w') is (h, w); with the backbone's own
-    strides the auxiliary level is usually twice as fine.
+    `main` (B, K, h, w) and `aux` (B, K, h', w') are logits on the last and, unless `aux_level` says otherwise, the last
+    but one backbone level, `features` (B, D, h, w) is the last level itself. With an output stride (h', w') is (h, w);
+    with the backbone's own strides the auxiliary level is usually twice as fine.
     """
 
     main: Tensor
@@ -90,6 +90,7 @@ class Segmenter(nn.Module):
             0 and 1 feed the image as it is.
         init: "kaiming" starts every convolution from a fan-in normal and batch-norm scales from N(1, 0.02), biases 0;
             pretrained weights are loaded on top.
+        aux_level: what the auxiliary head reads: the last but one level, or the last one as the main head does (CLAN).
 
     Attributes:
         num_features: D, channels of the last level.
@@ -118,6 +119,7 @@ class Segmenter(nn.Module):
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
         init: Literal["default", "kaiming"] = "default",
+        aux_level: Literal["previous", "last"] = "previous",
     ) -> None:
         super().__init__()
         extractor = _build_backbone(backbone, in_channels, output_stride)
@@ -130,6 +132,9 @@ class Segmenter(nn.Module):
             _to_deeplab_v2(extractor)
         self.backbone: nn.Module = extractor
         aux_channels, self.num_features = extractor.feature_info.channels()
+        self.aux_level = aux_level
+        if aux_level == "last":
+            aux_channels = self.num_features
         self.stride: int = extractor.feature_info.reduction()[-1]
         self.head_aux = AtrousHead(aux_channels, classes)
         self.head_main = AtrousHead(self.num_features, classes)
@@ -155,6 +160,7 @@ class Segmenter(nn.Module):
                 "output_stride": output_stride,
                 "layout": layout,
                 "freeze_bn": freeze_bn,
+                "aux_level": aux_level,
             },
             sort_keys=True,
         )
@@ -165,7 +171,14 @@ class Segmenter(nn.Module):
         aux_features, features = self.backbone((image - self.mean) / self.std)
         if getattr(self.backbone, "output_fmt", None) == Format.NHWC:
             aux_features, features = aux_features.permute(0, 3, 1, 2), features.permute(0, 3, 1, 2)
+        if self.aux_level == "last":
+            aux_features = features
         return Prediction(main=self.head_main(features), aux=self.head_aux(aux_features), features=features)
+
+    @property
+    def heads(self) -> dict[str, nn.Module]:
+        """The classifiers by the names in `HEADS`."""
+        return {"main": self.head_main, "aux": self.head_aux}
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
         """The trainable parameters of the backbone, each once."""

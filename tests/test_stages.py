@@ -26,6 +26,7 @@ from datasets.files import Item
 from nets.weights import load_segmenter, load_weights
 from utils.config import Config, SplitConfig, load_config
 from utils.errors import ConfigError, DataError
+from utils.plots import prediction_grid
 
 ROOT = Path(__file__).resolve().parents[1]
 Arguments = Callable[..., list[str]]
@@ -192,7 +193,9 @@ def test_preview_leaves_the_stage_as_it_was(tmp_path: Path, tiny_arguments: Argu
     stage.segmenter.train()
     before = {name: value.clone() for name, value in stage.segmenter.state_dict().items()}
     image = torch.rand(2, 3, 32, 32)
-    picture = stage.picture({"source": {"image": image, "label": torch.ones(2, 32, 32, dtype=torch.int64)}})
+    picture = prediction_grid(
+        stage.exported, {"source": {"image": image, "label": torch.ones(2, 32, 32, dtype=torch.int64)}}
+    )
     assert picture.dtype == np.uint8 and picture.shape == (4 * 36 - 4, 2 * 36 - 4, 3)
     np.testing.assert_array_equal(picture[:32, :32], (image[0].permute(1, 2, 0) * 255).byte().numpy())
     assert stage.segmenter.training
@@ -311,10 +314,10 @@ def test_score_is_the_mean_entropy_and_ranks_do_not_depend_on_order(
     prob = {head: torch.tensor([0.9, 0.1])[:, None, None].expand(2, 40, 48) for head in ("main", "aux")}
     monkeypatch.setattr(split_entropy, "probabilities", lambda *_: prob)
     items = [Item(path.stem, path, None) for path in images]
-    ranked = sorted(split_entropy.score_image(None, item, config, tmp_path / "p") for item in reversed(items))  # type: ignore[arg-type]
+    ranked = sorted(split_entropy.score_image(None, item, config, tmp_path / "p", None) for item in reversed(items))  # type: ignore[arg-type]
     entropy = -(0.9 * np.log2(0.9) + 0.1 * np.log2(0.1))
     assert [place.score for place in ranked] == pytest.approx([entropy] * 6, abs=1e-6)
     assert [place.name for place in ranked] == sorted(path.stem for path in images)  # ties by name
     prob["main"] = torch.full((2, 40, 48), torch.nan)
     with pytest.raises(DataError, match=items[0].image.name):
-        split_entropy.score_image(None, items[0], config, tmp_path / "p")  # type: ignore[arg-type]
+        split_entropy.score_image(None, items[0], config, tmp_path / "p", None)  # type: ignore[arg-type]

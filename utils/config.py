@@ -15,13 +15,18 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import yaml
 
 from utils.errors import ConfigError
 
 PARTS = ("scores", "masks", "entropy", "tsne", "gradcam", "report")
+# The choices of losses/registry.py, by name. They stand here again so that a config is checked without torch.
+ALIGNMENTS = ("entropy", "softmax", "minent", "clan")
+CONTRASTS = ("hec", "pix", "u2pl", "sdca")
+SELF_TRAINING = ("stored", "entropy_drop", "confident", "classmix", "masked")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,8 @@ class NetConfig:
     """deeplab_v2: stride on the first 1x1 and ceil-mode pooling, as in checkpoints of ADVENT and ASDA (ResNets only)"""
     init: Literal["default", "kaiming"] = "default"
     """random start of what is not loaded; kaiming is the released code's"""
+    aux_level: Literal["previous", "last"] = "previous"
+    """what the auxiliary head reads: the last but one feature level, or the last one as the main head does (CLAN)"""
     freeze_bn: bool = False
     """keep scale and shift of batch normalisation fixed; running statistics still follow the data"""
     mean: list[float] | None = None
@@ -148,8 +155,10 @@ class OptimConfig:
 class TeacherConfig:
     """Stage 1: source with labels + target without."""
 
-    name: Literal["teacher", "source_only"] = "teacher"
+    name: Literal["teacher", "source_only", "oracle"] = "teacher"
     """folder and weights file of this stage below out"""
+    supervise: Literal["source", "target"] = "source"
+    """whose labels train the network; target is the oracle alone, and needs held-back target images to be scored on"""
     steps: int = 20000
     """optimiser steps"""
     epochs: float | None = None
@@ -162,12 +171,17 @@ class TeacherConfig:
     """weight of the auxiliary head's segmentation loss"""
     jaccard: float = 1.0
     """weight of the soft Jaccard loss beside cross-entropy"""
-    adversarial: Literal["entropy", "none"] = "entropy"
-    """what the discriminators see: maps of weighted self-information (AdvEnt), or no adversarial term at all"""
+    focal: float = 0.0
+    """exponent of the focal factor on cross-entropy; 0: plain cross-entropy, 2: CLAN"""
+    alignment: str = "entropy"
+    """how the target is aligned: entropy (a discriminator on entropy maps, AdvEnt), softmax (on probabilities,
+    AdaptSegNet), minent (minimal entropy, no discriminator), clan (a category-level adversary), or none"""
     adv_main: float = 1e-3
-    """weight of the main head's adversarial loss"""
+    """weight of the main head's alignment"""
     adv_aux: float = 2e-4
-    """weight of the auxiliary head's adversarial loss"""
+    """weight of the auxiliary head's alignment"""
+    options: dict[str, dict[str, int | float]] = field(default_factory=dict)
+    """settings of the alignment that differ from its own defaults, such as {clan: {lambda_local: 10}}"""
     batch_norm: Literal["both", "target"] = "both"
     """whose batches the running statistics of batch normalisation follow: both domains' in turn, as in AdvEnt, or the
     target's alone (AdaBN); in training each domain has its own; source-only sees the source alone"""
@@ -187,6 +201,10 @@ class SplitConfig:
     """easy split of int(ratio * n) + 1 images, as released, instead of int(ratio * n)"""
     iou_weight: float = 0.0
     """rank by score - iou_weight * IoU of the two heads' masks; 0: entropy alone"""
+    pseudo_label: Literal["argmax", "class_median"] = "argmax"
+    """what the stored masks keep: every pixel, or of each predicted class the half of lower entropy (ESL)"""
+    entropy_floor: float = 0.1
+    """class_median: an entropy up to this is kept in any case"""
 
 
 @dataclass(frozen=True)
@@ -195,21 +213,24 @@ class IntraConfig:
 
     enabled: bool = True
     """false: the method ends with stage 1; stages 2 and 3 do nothing"""
-    steps: int = 10000
-    """optimiser steps"""
+    steps: int | None = 10000
+    """optimiser steps; null: as many as stage 1"""
     epochs: float | None = None
-    """passes over the hard images; when given, replaces steps"""
+    """passes over the hard images, or over the target's; when given, replaces steps"""
     batch: int = 16
     """images per step and split"""
     lr_factor: float = 1.0
     """learning rate of the segmentation network in this stage, as a multiple of optim.lr"""
     init: Literal["teacher", "fresh"] = "teacher"
     """start of the trainee: the teacher's weights, or the same start as stage 1 (IntraDA)"""
+    domains: Literal["easy_hard", "source_target"] = "easy_hard"
+    """the labelled and the unlabelled side of a batch: easy and hard target images, or source images with their true
+    labels and any target images; running batch-norm statistics follow target images alone in either case"""
     joint_forward: bool = True
     """easy and hard images pass the trainee together and share batch-norm statistics; false: one after the other, as
-    released"""
+    released; source and target images never pass together"""
     pseudo_label: Literal["online", "stored"] = "online"
-    """online: anchor and EMA label each batch anew; stored: the masks that stage 2 wrote (IntraDA)"""
+    """labels of easy images. online: anchor and EMA label each batch anew; stored: the masks of stage 2 (IntraDA)"""
     fuse: Literal["union", "anchor", "ema", "agree", "mean"] = "union"
     """how the anchor's and the EMA's predictions become one pseudo-label"""
     floor: float = 0.0
@@ -218,20 +239,31 @@ class IntraConfig:
     """weight of the cross-entropy on easy pseudo-labels, both heads"""
     seg_aux: float = 1.0
     """the auxiliary head's share of it, relative to the main head"""
-    contrast: Literal["hec", "pix", "none"] = "hec"
-    """hec: high-entropy contrast; pix: the released term, for parity only"""
+    self_training: list[str] = field(default_factory=list)
+    """what else is learnt from pseudo-labels of the unlabelled side, any of: stored (masks of stage 2, ESL),
+    entropy_drop (U2PL), confident (SDCA), classmix (DACS), masked (MIC)"""
+    self_weight: float = 1.0
+    """weight of the main head's cross-entropy on each of them; that of the auxiliary head is seg_aux times this"""
+    contrast: str = "hec"
+    """hec: high-entropy contrast; pix: the released term, for parity only; u2pl, sdca: the terms of these methods; or
+    none"""
     contrast_weight: float = 0.1
     """weight of the contrast"""
-    contrast_momentum: float = 0.99
-    """momentum of the class prototypes of hec"""
+    contrast_floor: float = 0.0
+    """u2pl and sdca: a pseudo-label of the unlabelled side below this confidence is not contrasted"""
+    options: dict[str, dict[str, int | float]] = field(default_factory=dict)
+    """settings of the contrast, the alignment and the self-training that differ from their own defaults, such as
+    {masked: {ratio: 0.5}, hec: {momentum: 0.9}}"""
     consistency: Literal["logits", "prob", "kl", "none"] = "logits"
     """what the two heads are asked to agree on"""
     consistency_weight: float = 0.1
     """weight of the consistency"""
+    alignment: str = "entropy"
+    """how the unlabelled side is aligned with the labelled one; the choices are those of teacher.alignment"""
     adv_main: float = 1e-3
-    """weight of the main head's adversarial loss, hard towards easy"""
+    """weight of the main head's alignment, hard towards easy"""
     adv_aux: float = 2e-4
-    """weight of the auxiliary head's adversarial loss, hard towards easy"""
+    """weight of the auxiliary head's alignment, hard towards easy"""
     ema_decay: float = 0.995
     """decay of the EMA per step"""
     ema_ramp: bool = True
@@ -254,6 +286,8 @@ class LogConfig:
     """steps between two grids of predictions in TensorBoard"""
     checkpoint: int = 500
     """steps between two checkpoints"""
+    snapshots: int | None = None
+    """steps between two copies of the network as it would be exported, for compare.py to choose from; null: none"""
 
 
 @dataclass(frozen=True)
@@ -308,31 +342,102 @@ class Config:
     """evaluation"""
 
 
+@dataclass(frozen=True)
+class CompareConfig:
+    """A comparison: every method on every pair with every seed, under one protocol."""
+
+    name: str = "table"
+    """folder of the tables below out"""
+    out: str = "runs/compare"
+    """folder of the runs; several comparisons may share one, and then share what they have in common"""
+    pairs: dict[str, str] = field(default_factory=dict)
+    """name of a pair of domains -> its configuration file"""
+    methods: dict[str, Any] = field(default_factory=dict)
+    """name of a row -> null for configs/methods/NAME.yaml, or what differs from the method given as `base`, such as
+    {base: asda, intra: {contrast: none}}"""
+    protocol: dict[str, Any] = field(default_factory=dict)
+    """settings that are the same for all methods and win over their own, such as {net: {backbone: resnet50}}"""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """training seeds"""
+    only: list[str] = field(default_factory=list)
+    """train these methods alone; the table shows every method that is finished; empty: all"""
+    reference: str = "asda"
+    """the method that the paired test compares the others with"""
+    folds: int = 4
+    """an oracle on a target without held-back images is cross-validated with that many folds"""
+    workers: int | None = None
+    """jobs at the same time; null: one per GPU, or one"""
+    threads: int | None = None
+    """CPU threads of a job; null: the cores, divided by workers; another number changes the last digits"""
+    selection: Literal["last", "entropy"] = "last"
+    """which checkpoint is scored: the last, or that of the lowest mean entropy on the target's training images (needs
+    protocol.log.snapshots); no label is involved"""
+    best_on_labels: bool = False
+    """add a column with the checkpoint that is best on the target's labels, which no user can choose"""
+    published: str | None = None
+    """YAML file of published scores to show beside ours"""
+
+
 def load_config(arguments: Sequence[str] | None = None, description: str | None = None) -> Config:
     """Read `--config FILE` (any number, in order) and `--key value` overrides into a checked `Config`.
 
     Raises:
         ConfigError: an unknown key, a wrong type or an impossible value, with file, key and nearest match.
     """
+    config = _load(Config, arguments, description)
+    _check_values(config)
+    return config
+
+
+def load_compare_config(arguments: Sequence[str] | None = None, description: str | None = None) -> CompareConfig:
+    """The same for a comparison.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    config = _load(CompareConfig, arguments, description)
+    for key in ("pairs", "methods", "seeds"):
+        if not getattr(config, key):
+            raise ConfigError(f"configuration: {key} is empty, expected at least one; give --config FILE")
+    for key, least in (("folds", 2), ("workers", 1), ("threads", 1)):
+        value = getattr(config, key)
+        if value is not None and value < least:
+            raise ConfigError(f"configuration: {key} is {value}, expected {least} or more")
+    if len(set(config.seeds)) < len(config.seeds):
+        raise ConfigError(f"configuration: seeds is {config.seeds}, expected each seed once")
+    for key, value in config.methods.items():
+        if value is not None and not isinstance(value, dict):
+            raise ConfigError(f"configuration: methods.{key} is {value!r}, expected null or a mapping of settings")
+    if unknown := [name for name in config.only if name not in config.methods]:
+        near = _nearest(unknown[0], list(config.methods))
+        raise ConfigError(f"configuration: only names {unknown[0]!r}, which is not one of the methods{near}")
+    needs_snapshots = config.selection != "last" or config.best_on_labels
+    if needs_snapshots and not config.protocol.get("log", {}).get("snapshots"):
+        raise ConfigError(
+            "configuration: choosing among checkpoints needs copies of the network; give protocol.log.snapshots, "
+            "the steps between two of them"
+        )
+    return config
+
+
+def _load(schema: type[T], arguments: Sequence[str] | None, description: str | None) -> T:
     from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file; may be given several times, later wins")
-    parser.add_class_arguments(Config, None)
+    parser.add_class_arguments(schema, None)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for path in _config_files(arguments):
-        _check_file(path, parser)
+        _check_file(path, parser, schema)
     try:
         namespace = parser.parse_args(arguments)
     except (ArgumentError, SystemExit) as error:
         if isinstance(error, SystemExit) and not error.code:
             raise
-        raise ConfigError(f"command line: {_explain(str(error), arguments)}") from None
+        raise ConfigError(f"command line: {_explain(str(error), arguments, schema)}") from None
     values = {key: value for key, value in vars(parser.instantiate(namespace)).items() if key != "config"}
-    config = Config(**values)
-    _check_values(config)
-    return config
+    return schema(**values)
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -360,7 +465,7 @@ def _config_files(arguments: Sequence[str]) -> Iterator[Path]:
             yield Path(word.removeprefix("--config="))
 
 
-def _check_file(path: Path, parser: Any) -> None:
+def _check_file(path: Path, parser: Any, schema: type) -> None:
     """Stop at the first fault of one YAML file, so that the message can name the file."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -370,7 +475,7 @@ def _check_file(path: Path, parser: Any) -> None:
         raise ConfigError(f"{path}: is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: found {type(values).__name__}, expected a mapping of keys to values")
-    for fault in _key_faults(values, Config):
+    for fault in _key_faults(values, schema):
         raise ConfigError(f"{path}: {fault}")
     try:
         parser.parse_path(str(path))
@@ -397,19 +502,25 @@ def _nearest(key: str, known: list[str]) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else f"; known here: {', '.join(known)}"
 
 
-def _explain(message: str, arguments: Sequence[str]) -> str:
-    known = [f"--{key}" for key in flatten(Config(generated=GeneratedConfig()))]
+def _explain(message: str, arguments: Sequence[str], schema: type) -> str:
+    known = [f"--{key}" for key in flatten(Config(generated=GeneratedConfig()) if schema is Config else schema())]
     for word in (word.split("=")[0] for word in arguments if word.startswith("--")):
         if word not in known and f"error: unrecognized arguments: {word}"[7:] in message:
             return f"unknown option {word!r}{_nearest(word, known)}"
     return " ".join(message.split())
 
 
-_SHARES = ("hflip", "vflip", "jitter", "brightness", "contrast", "saturation", "floor", "contrast_momentum", "momentum")
-_COUNTS = ("steps", "batch", "size", "train", "evaluation", "every", "checkpoint", "pictures", "discriminator_width")
+_SHARES = (
+    *("hflip", "vflip", "jitter", "brightness", "contrast", "saturation", "momentum"),
+    *("floor", "contrast_floor", "entropy_floor"),
+)
+_COUNTS = (
+    *("steps", "batch", "size", "train", "evaluation", "discriminator_width"),
+    *("every", "checkpoint", "pictures", "snapshots"),
+)
 _WEIGHTS = (
     *("seed", "workers", "strength", "jaccard", "iou_weight", "weight_decay", "power"),
-    *("consistency_weight", "contrast_weight", "head_factor", "lr_factor"),
+    *("consistency_weight", "contrast_weight", "self_weight", "head_factor", "lr_factor", "focal"),
 )
 
 
@@ -446,6 +557,27 @@ def _check_values(config: Config) -> None:
         "false when stepping per epoch",
     )
     need(0 <= config.intra.ema_decay < 1, "intra.ema_decay", "a number in [0, 1)")
+    for stage in ("teacher", "intra"):
+        chosen = getattr(config, stage).alignment
+        need(chosen in (*ALIGNMENTS, "none"), f"{stage}.alignment", f"one of {', '.join(ALIGNMENTS)} or none")
+    need(config.intra.contrast in (*CONTRASTS, "none"), "intra.contrast", f"one of {', '.join(CONTRASTS)} or none")
+    rules = config.intra.self_training
+    need(set(rules) <= set(SELF_TRAINING), "intra.self_training", f"any of {', '.join(SELF_TRAINING)}")
+    need(len(set(rules)) == len(rules), "intra.self_training", "each rule once")
+    need(
+        "clan" not in (config.teacher.alignment, config.intra.alignment) or config.net.aux_level == "last",
+        "net.aux_level",
+        "last, where alignment is clan: its two classifiers read the same features",
+    )
+    oracle = config.teacher.supervise == "target"
+    need(not (oracle and config.intra.enabled), "intra.enabled", "false for the oracle (teacher.supervise: target)")
+    need(not oracle or config.teacher.alignment == "none", "teacher.alignment", "none for the oracle")
+    stored = "stored" in config.intra.self_training
+    need(
+        not stored or config.intra.domains == "source_target",
+        "intra.domains",
+        "source_target where self_training uses stored masks; intra.pseudo_label stores those of easy images",
+    )
     need(config.data.size >= 32, "data.size", "32 or more: the discriminators halve the map five times")
     need((config.net.mean is None) == (config.net.std is None), "net.mean", "both net.mean and net.std, or neither")
     betas = config.optim.discriminator_betas

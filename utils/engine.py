@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import resource
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -13,12 +15,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from nets.segmenter import Segmenter
+from nets.weights import save_segmenter
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.config import Config
 from utils.errors import ConfigError, TrainingError
 from utils.log import Logger
+from utils.plots import prediction_grid
+from utils.run import WARNINGS, write_text
 from utils.schedule import Clock, asda_released, poly
 
+EARLY = 50  # steps after which a term that was always 0 is reported for the first time
+SNAPSHOTS = "snapshots"
 Batch = dict[str, dict[str, Any]]  # stream -> image, valid, name and, in a labelled stream, label
 
 
@@ -35,6 +43,11 @@ class Stage(Protocol):
     networks: dict[str, nn.Module]  # everything that belongs into a checkpoint
     optimizers: dict[str, torch.optim.Optimizer]  # "segmenter" and, with an adversary, "discriminators"
 
+    @property
+    def exported(self) -> Segmenter:
+        """The network that the stage is for."""
+        ...
+
     def step(self, batch: Batch, clock: Clock) -> Losses:
         """The losses of one batch; the engine differentiates, checks and updates."""
         ...
@@ -43,9 +56,35 @@ class Stage(Protocol):
         """What follows an update, such as the EMA."""
         ...
 
-    def picture(self, batch: Batch) -> np.ndarray:
-        """A grid of predictions (H, W, 3) uint8."""
-        ...
+
+class Ledger(nn.Module):
+    """Counts, for each term and each share of accepted pseudo-labels, the steps on which it was not exactly 0.
+
+    A term that is 0 on every step trains nothing, and nobody would notice. The counts are part of the checkpoint.
+    """
+
+    active: Tensor
+
+    def __init__(self, capacity: int = 64) -> None:
+        super().__init__()
+        self.register_buffer("active", torch.zeros(capacity, dtype=torch.int64))
+        self.names: list[str] = []
+
+    @torch.no_grad()
+    def count(self, losses: Losses) -> None:
+        watched = {f"term {name}": value for name, (weight, value) in losses.terms.items() if weight}
+        watched |= {name: value for name, value in losses.stats.items() if name.startswith("accepted")}
+        self.names = list(watched)
+        self.active[: len(watched)] += torch.stack([value.detach() for value in watched.values()]) != 0
+
+    def silent(self, steps: int) -> list[str]:
+        """A sentence for each name that was 0 on all of `steps` steps."""
+        return [
+            f"{name} was exactly 0 on each of {steps} steps: "
+            + ("it trained nothing" if name.startswith("term ") else "every pseudo-label was ignored")
+            for name, count in zip(self.names, self.active.tolist(), strict=False)
+            if count == 0
+        ]
 
 
 class Stream(Protocol):
@@ -90,7 +129,9 @@ def fit(
     device = device_of(config)
     torch.backends.cudnn.deterministic = True
     checkpoint = folder / "checkpoint.pt"
-    start = load_checkpoint(checkpoint, stage.networks, stage.optimizers) if checkpoint.exists() else 0
+    ledger = Ledger().to(device)
+    networks = {**stage.networks, "ledger": ledger}
+    start = load_checkpoint(checkpoint, networks, stage.optimizers) if checkpoint.exists() else 0
     sources = {name: stream.batches(batch, start, steps, config.data.workers) for name, stream in streams.items()}
     with (
         Logger(folder, start) as log,
@@ -115,9 +156,12 @@ def fit(
                 for optimizer in stage.optimizers.values():
                     optimizer.step()
                 stage.after_update(clock)
+            ledger.count(losses)
 
             done = step + 1
             bar.update()
+            if done == min(EARLY, steps):
+                _warn(bar, ledger.silent(done))
             if done % config.log.every == 0 or done == steps:
                 elapsed, count = time.perf_counter() - since, done - last_logged
                 metrics = _row(losses, norms, lr)
@@ -125,14 +169,34 @@ def fit(
                     "data_time": data_time / count,
                     "step_time": elapsed / count,
                     "images_per_s": count * batch * len(streams) / elapsed,
+                    "peak_mib": peak_mib(device),
                 }
                 log.scalars(done, metrics, timing)
                 bar.set_postfix(loss=f"{metrics['loss']:.3f}", lr=f"{lr:.1e}", data=f"{timing['data_time']:.2f}s")
                 since, data_time, last_logged = time.perf_counter(), 0.0, done
             if done % config.log.pictures == 0 or done == steps:
-                log.picture(done, "predictions", stage.picture(batches))
+                log.picture(done, "predictions", prediction_grid(stage.exported, batches))
+            if config.log.snapshots and done % config.log.snapshots == 0 and done < steps:
+                (folder / SNAPSHOTS).mkdir(exist_ok=True)
+                save_segmenter(folder / SNAPSHOTS / f"step_{done:08d}.safetensors", stage.exported)
             if done % config.log.checkpoint == 0 or done == steps:
-                save_checkpoint(checkpoint, done, stage.networks, stage.optimizers)
+                save_checkpoint(checkpoint, done, networks, stage.optimizers)
+        if start < steps and (warnings := ledger.silent(steps)):
+            _warn(bar, warnings)
+            write_text(folder / WARNINGS, "".join(f"{warning}\n" for warning in warnings))
+
+
+def peak_mib(device: torch.device) -> float:
+    """Peak memory so far in MiB: of PyTorch's tensors on a GPU, else of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def _warn(bar: tqdm, warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        bar.write(f"\n{'!' * 78}\nWARNING: {warning}\n{'!' * 78}\n")
 
 
 def device_of(config: Config) -> torch.device:

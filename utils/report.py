@@ -14,10 +14,10 @@ from PIL import Image
 
 from utils.config import PARTS, Config, to_yaml
 from utils.plots import training_curves
-from utils.run import COMMAND, command_line, write_text
+from utils.run import COMMAND, WARNINGS, command_line, write_text
 from utils.tables import FEW, HEADER, TRIVIAL, row, sign_rows
 
-STAGES = (("source_only", "source_only"), ("teacher", "teacher"), ("intra", "student"))
+STAGES = (("source_only", "source_only"), ("teacher", "teacher"), ("intra", "student"), ("oracle", "oracle"))
 LOWER_IS_BETTER = ("ECE",)
 
 
@@ -73,6 +73,7 @@ def write_report(
         split=_split(Path(config.out)),
         failures=failures,
         missing=missing or {},
+        warnings=_warnings(Path(config.out)),
         config=to_yaml(config),
         commands=commands,
     )
@@ -83,7 +84,7 @@ def write_report(
 def _commands(folder: Path, out: Path) -> list[tuple[str, str]]:
     """What was made and the command that made it: the stages, then the parts of the evaluation, equal ones together."""
     found: dict[str, list[str]] = {}
-    for stage in ("source_only", "teacher", "split", "intra"):
+    for stage in ("source_only", "teacher", "split", "intra", "oracle"):
         record = out / stage / "config.yaml"
         if record.exists():
             for line in record.read_text("utf-8").splitlines():
@@ -94,6 +95,12 @@ def _commands(folder: Path, out: Path) -> list[tuple[str, str]]:
     for part, command in (parts | {"report": command_line()}).items():
         found.setdefault(command, []).append(part)
     return [(", ".join(made), command) for command, made in found.items()]
+
+
+def _warnings(out: Path) -> list[str]:
+    """What the training stages warned of."""
+    files = [(name, out / stage / WARNINGS) for stage, name in STAGES]
+    return [f"{name}: {line}" for name, path in files if path.exists() for line in path.read_text("utf-8").splitlines()]
 
 
 def _domain(role: str, entry: dict[str, Any]) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import yaml
@@ -22,6 +24,7 @@ from nets.weights import import_deeplab_v2, is_segmenter_file, load_segmenter, l
 from utils.config import AugmentConfig, Config, DomainConfig, flatten, to_yaml
 from utils.errors import ConfigError, DataError, WeightsError
 
+T = TypeVar("T")
 # What a stage's result does not depend on: it may differ when a run is continued.
 FREE_KEYS = (
     "out",
@@ -35,11 +38,13 @@ FREE_KEYS = (
     "source.scene",
     "target.scene",
 )
+Kind = Literal["teacher", "split", "intra"]
 COMMAND = "# command: "
-LATER_KEYS = {"teacher": ("split.", "intra."), "split": ("intra.",), "intra": ()}
+WARNINGS = "warnings.txt"  # of a training stage
+LATER_KEYS: dict[Kind, tuple[str, ...]] = {"teacher": ("split.", "intra."), "split": ("intra.",), "intra": ()}
 
 
-def open_stage(config: Config, kind: Literal["teacher", "split", "intra"], name: str) -> Path:
+def open_stage(config: Config, kind: Kind, name: str) -> Path:
     """Make the directory of a stage, or continue it.
 
     Raises:
@@ -47,13 +52,8 @@ def open_stage(config: Config, kind: Literal["teacher", "split", "intra"], name:
     """
     folder = Path(config.out) / name
     record = folder / "config.yaml"
-    bound = {k: v for k, v in flatten(config).items() if not k.startswith((*FREE_KEYS, *LATER_KEYS[kind]))}
     if record.exists():
-        before = _flatten_yaml(yaml.safe_load(record.read_text("utf-8")))
-        changed = [
-            f"{key} was {before.get(key)!r}, is {value!r}" for key, value in bound.items() if before.get(key) != value
-        ]
-        if changed:
+        if changed := differences(record, bound_settings(config, kind)):
             raise ConfigError(
                 f"{folder}: begun with other settings: {'; '.join(changed)}. Give the same settings, or another --out"
             )
@@ -67,6 +67,20 @@ def open_stage(config: Config, kind: Literal["teacher", "split", "intra"], name:
     return folder
 
 
+def bound_settings(config: Config, kind: Kind) -> dict[str, Any]:
+    """The settings on which the result of a stage depends, by their full names."""
+    free = (*FREE_KEYS, *LATER_KEYS[kind])
+    return {key: value for key, value in flatten(config).items() if not key.startswith(free)}
+
+
+def differences(record: Path, settings: dict[str, Any]) -> list[str]:
+    """What differs between a config.yaml on disk and these settings, one sentence for each key."""
+    before = _flatten_yaml(yaml.safe_load(record.read_text("utf-8")))
+    return [
+        f"{key} was {before.get(key)!r}, is {value!r}" for key, value in settings.items() if before.get(key) != value
+    ]
+
+
 def command_line() -> str:
     """The command that this process was started with, without the place of the interpreter."""
     script, *arguments = sys.argv
@@ -76,7 +90,7 @@ def command_line() -> str:
 def _flatten_yaml(values: dict[str, object], prefix: str = "") -> dict[str, object]:
     leaves: dict[str, object] = {}
     for key, value in values.items():
-        if isinstance(value, dict) and key != "label_map":
+        if isinstance(value, dict) and key not in ("label_map", "options"):
             leaves |= _flatten_yaml(value, f"{prefix}{key}.")
         else:
             leaves[f"{prefix}{key}"] = value
@@ -104,6 +118,11 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def uses_split(config: Config) -> bool:
+    """Whether stage 3 needs stage 2: for easy and hard images, or for stored masks."""
+    return config.intra.enabled and (config.intra.domains == "easy_hard" or "stored" in config.intra.self_training)
 
 
 def make_generated(config: Config) -> None:
@@ -154,6 +173,7 @@ def build_segmenter(config: Config) -> Segmenter:
         mean=net.mean,
         std=net.std,
         init=net.init,
+        aux_level=net.aux_level,
     )
     if net.checkpoint is not None:
         if not Path(net.checkpoint).is_file():
@@ -165,6 +185,36 @@ def build_segmenter(config: Config) -> Segmenter:
         else:
             import_deeplab_v2(Path(net.checkpoint), segmenter)
     return segmenter
+
+
+def build_choice(
+    choices: Mapping[str, Callable[..., T]], name: str, options: Mapping[str, Mapping[str, float]], *given: Any
+) -> T:
+    """Build what a config chose by name, with its entry of `options` as keyword arguments.
+
+    Raises:
+        ConfigError: an option that the choice does not have.
+    """
+    return choices[name](*given, **options_of(choices, name, options))
+
+
+def options_of(
+    choices: Mapping[str, Callable[..., Any]], name: str, options: Mapping[str, Mapping[str, float]]
+) -> Mapping[str, float]:
+    """The entry of `options` for what a config chose by name.
+
+    Raises:
+        ConfigError: an option that the choice does not have.
+    """
+    known = [
+        parameter.name
+        for parameter in inspect.signature(choices[name]).parameters.values()
+        if isinstance(parameter.default, (int, float))
+    ]
+    mine = options.get(name, {})
+    if unknown := [key for key in mine if key not in known]:
+        raise ConfigError(f"options.{name}.{unknown[0]}: unknown; {name} has {', '.join(known) or 'no options'}")
+    return mine
 
 
 def trained(config: Config, stage: str, weights: str) -> Segmenter:

@@ -7,7 +7,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from losses import IGNORE, ContrastMemory, high_entropy_contrast, info_nce, normalised_entropy, pix_contrast
+from losses import (
+    CONTRASTS,
+    IGNORE,
+    ContrastMemory,
+    FeatureBank,
+    HighEntropyContrast,
+    PixContrast,
+    Side,
+    high_entropy_contrast,
+    info_nce,
+    normalised_entropy,
+    pix_contrast,
+)
+from utils.schedule import Clock
 
 DIM = 6
 
@@ -366,3 +379,117 @@ def test_pix_without_labelled_pixels_is_a_connected_zero(known):
 def test_pix_needs_two_classes():
     with pytest.raises(ValueError, match="2 classes"):
         pix_contrast(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64), 0, 25)
+
+
+# Modules
+
+
+def side(seed=0, dtype=torch.float32, logit_scale=2.0):
+    """A side with both heads; its grid is a third of its image."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def maps(channels, size=(6, 5)):
+        return torch.randn(2, channels, *size, generator=rng, dtype=dtype)
+
+    label = torch.randint(2, (2, 18, 15), generator=rng)
+    return Side(
+        logits={head: logit_scale * maps(2, (18, 15)) for head in ("main", "aux")},
+        valid=torch.ones(2, 18, 15, dtype=torch.bool),
+        label={head: label.clone() for head in ("main", "aux")},
+        features=maps(8).requires_grad_(),
+        projected=maps(DIM).requires_grad_(),
+        scores=maps(2).requires_grad_(),
+        ema_projected=maps(DIM),
+        ema_scores=logit_scale * maps(2),
+    )
+
+
+def clock(progress=0.0, seed=7):
+    return Clock(step=int(progress * 100), steps=100, epoch_steps=10, seed=seed)
+
+
+def inputs(one):
+    return [t for t in (one.features, one.projected, one.scores) if t is not None]
+
+
+def test_bank_sample_is_uniform_over_the_stored_features_of_the_class():
+    bank = FeatureBank(2, 1, capacity=4)
+    bank.push(torch.arange(6.0)[:, None], torch.tensor([[True] * 6, [False] * 6]))
+    values, count = bank.sample(0, (100, 40), torch.Generator().manual_seed(0)).unique(return_counts=True)
+    assert values.tolist() == [2, 3, 4, 5] and (count - 1000).abs().max() < 120
+    assert not bank.sample(1, (3, 2), torch.Generator()).any()
+
+
+def test_hec_module_is_the_function_on_the_grid():
+    one, module = side(), HighEntropyContrast(2, 8, DIM)
+    loss, stats = module(one, side(1), clock(0.3))
+    entropy = normalised_entropy(one.ema_scores.softmax(1))
+    expected, _ = high_entropy_contrast(
+        one.projected,
+        one.ema_projected,
+        entropy,
+        one.grid_label(),
+        ContrastMemory(2, DIM),
+        0.3,
+        generator=torch.Generator().manual_seed(7),
+    )
+    assert torch.equal(loss, expected) and loss > 0 and stats["classes"] == 2
+    assert {name.split(".")[0] for name in module.state_dict()} == {"memory"}
+
+
+def test_pix_module_sums_the_heads():
+    one = side()
+    loss, stats = PixContrast(2, 8, DIM)(one, side(1), clock(0.6))
+    expected = sum(pix_contrast(one.logits[h], one.label[h], 6, 10) for h in ("main", "aux"))
+    torch.testing.assert_close(loss, expected)
+    assert stats == {}
+
+
+@pytest.mark.parametrize("name", CONTRASTS)
+def test_every_contrast_is_deterministic_resumes_and_has_only_buffers(name):
+    first, second = (CONTRASTS[name](2, 8, DIM) for _ in range(2))
+    assert not list(first.parameters())
+    first(side(1), side(2), clock())
+    second.load_state_dict(first.state_dict())
+    (loss, stats), (again, _) = (module(side(3), side(4), clock(0.2)) for module in (first, second))
+    assert torch.equal(loss, again) and loss.isfinite()
+    assert all(v.shape == () and not v.requires_grad for v in stats.values())
+    assert all(torch.equal(a, b) for a, b in zip(first.buffers(), second.buffers(), strict=True))
+
+
+@pytest.mark.parametrize("name", CONTRASTS)
+def test_every_contrast_without_labels_is_a_connected_zero(name):
+    sides = [side(1), side(2)]
+    for one in sides:
+        for tensor in one.label.values():
+            tensor.fill_(IGNORE)
+        for z in one.logits.values():
+            z.requires_grad_()
+    loss, _ = CONTRASTS[name](2, 8, DIM)(*sides, clock())
+    loss.backward()
+    assert loss.item() == 0
+    tensors = [t for one in sides for t in (*inputs(one), *one.logits.values())]
+    grads = [t.grad for t in tensors if t.grad is not None]
+    assert grads and not any(g.any() for g in grads)
+
+
+@pytest.mark.parametrize("name", ["hec", "u2pl", "sdca"])
+@pytest.mark.parametrize("ignored", [True, False])
+def test_every_contrast_survives_a_huge_feature(name, ignored):
+    sides = [side(1), side(2)]
+    for one in sides:
+        for tensor in (*inputs(one), one.ema_projected):
+            tensor.data[:, :, 0, 0] = 1e30
+        if ignored:
+            one.label["main"][:, :2, :2] = IGNORE
+    loss, _ = CONTRASTS[name](2, 8, DIM)(*sides, clock())
+    loss.backward()
+    grads = [t.grad for one in sides for t in inputs(one) if t.grad is not None]
+    assert loss.isfinite() and grads and all(g.isfinite().all() for g in grads)
+    if ignored:
+        assert not any(g[:, :, 0, 0].any() for g in grads)
+
+
+def test_an_unknown_option_raises():
+    with pytest.raises(TypeError, match="momentum"):
+        PixContrast(2, 8, DIM, momentum=0.9)

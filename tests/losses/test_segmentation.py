@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from losses import IGNORE, cross_entropy, soft_jaccard
+from losses import IGNORE, cross_entropy, focal, soft_jaccard
 
-LOSSES = [cross_entropy, soft_jaccard]
+LOSSES = [cross_entropy, focal, soft_jaccard]
 
 
 def random_case(seed, classes=3, ignored=0.3):
@@ -20,6 +20,7 @@ def random_case(seed, classes=3, ignored=0.3):
 def test_known_answers(known):
     assert soft_jaccard(known.z1, known.y).item() == pytest.approx(0.6682657016, abs=5e-11)
     assert cross_entropy(known.z1, known.y).item() == pytest.approx(0.7940868828, abs=5e-11)
+    assert focal(known.z1, known.y).item() == pytest.approx(0.3265534965, abs=5e-11)
 
 
 @given(seed=st.integers(0, 2**31), classes=st.integers(2, 5), ignored=st.sampled_from([0.0, 0.3, 0.9]))
@@ -43,6 +44,13 @@ def test_against_plain_numpy(seed, classes, ignored):
 def test_cross_entropy_equals_the_library_mean():
     logits, label = random_case(0)
     torch.testing.assert_close(cross_entropy(logits, label), F.cross_entropy(logits, label, ignore_index=IGNORE))
+
+
+def test_focal_is_the_cross_entropy_at_gamma_0_and_falls_with_gamma():
+    logits, label = random_case(3)
+    torch.testing.assert_close(focal(logits, label, gamma=0.0), cross_entropy(logits, label))
+    values = [focal(logits, label, gamma=g).item() for g in (0.0, 1.0, 2.0, 5.0)]
+    assert values == sorted(values, reverse=True)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

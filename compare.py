@@ -1,0 +1,462 @@
+"""Every method on every pair of domains with every seed, under one protocol, in one table.
+
+    python compare.py --config configs/compare/demo.yaml
+    python compare.py --config configs/compare/demo.yaml --workers 2 --threads 1 --only asda,advent
+
+A run of one method is what bash.sh does with its configuration; a stage that another method of the same pair and seed
+has finished with the same settings is copied from there. Started again, it continues: nothing finished is done twice.
+Writes OUT/PAIR/seedS/METHOD/ (the runs) and OUT/NAME/: table.{md,csv,tex}, results.json, plot_*.png.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    from utils.cli import configure
+    from utils.config import load_compare_config
+
+    CONFIG = configure(__doc__, load_compare_config)
+
+import contextlib
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from tqdm import tqdm
+
+from datasets.files import Item, list_domain
+from eval import evaluation_domains, scenes_of
+from nets.weights import load_segmenter
+from split_entropy import split_entropy
+from train_intra import train_intra
+from train_teacher import train_teacher
+from utils.cli import run
+from utils.comparison import Comparison, Result, read_published, write
+from utils.config import CompareConfig, Config, flatten, load_config, to_yaml
+from utils.engine import SNAPSHOTS, device_of, stage_length
+from utils.errors import ConfigError, EvaluationError
+from utils.run import (
+    WARNINGS,
+    Kind,
+    bound_settings,
+    differences,
+    make_generated,
+    training_items,
+    uses_split,
+    write_text,
+)
+from utils.survey import Domain, Tally, survey
+
+METHODS = Path(__file__).resolve().parent / "configs" / "methods"
+RESULT = "result.json"
+NOT_SCORED = (
+    "device",
+    "out",
+    "log.",
+    "data.workers",
+    *(f"eval.{key}" for key in ("parts", "pictures", "cam_layer", "tsne")),
+)
+
+
+class Job(NamedTuple):
+    """One method on one pair with one seed.
+
+    `choice` says how it is scored: which checkpoint and, for an oracle without held-back images, how many folds.
+    `after` is the run from which it will take its finished stage 1.
+    """
+
+    pair: str
+    method: str
+    config: Config
+    choice: dict[str, Any]
+    after: Path | None
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.out)
+
+    @property
+    def name(self) -> str:
+        return f"{self.pair}, {self.method}, seed {self.config.seed}"
+
+
+def compare(config: CompareConfig) -> None:
+    """Run what is not finished, then write the tables.
+
+    Raises:
+        EvaluationError: at the end, if a run failed; the table shows the others.
+    """
+    jobs = plan(config)
+    failed = run_jobs([job for job in jobs if not config.only or job.method in config.only], config)
+    folder = Path(config.out) / config.name
+    write(folder, [gather(pair, jobs, config) for pair in config.pairs])
+    print(
+        f"\n{(folder / 'table.md').read_text('utf-8')}\n{folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}"
+    )
+    if failed:
+        raise EvaluationError(
+            f"{len(failed)} of {len(jobs)} runs failed: "
+            + "; ".join(f"{job.name} (see {job.folder / 'log.txt'})" for job in failed)
+        )
+
+
+def plan(config: CompareConfig) -> list[Job]:
+    """All jobs in the order of pairs, seeds and methods.
+
+    Raises:
+        ConfigError: a setting that is unknown or impossible, before anything runs.
+    """
+    jobs: list[Job] = []
+    choice = {"selection": config.selection, "best_on_labels": config.best_on_labels}
+    for pair, file in config.pairs.items():
+        for seed in config.seeds:
+            first: dict[str, Path] = {}
+            for method in config.methods:
+                out = Path(config.out) / pair / f"seed{seed}" / method
+                resolved = resolve(config, file, method, seed, out)
+                stage_1 = json.dumps(bound_settings(resolved, "teacher"), sort_keys=True, default=str)
+                transductive_oracle = resolved.teacher.supervise == "target" and resolved.target.eval is None
+                mine = choice | {"folds": config.folds} if transductive_oracle else choice
+                jobs.append(Job(pair, method, resolved, mine, first.get(stage_1)))
+                if not config.only or method in config.only:
+                    first.setdefault(stage_1, out)
+    return jobs
+
+
+def resolve(config: CompareConfig, file: str, method: str, seed: int, out: Path) -> Config:
+    """The configuration of one run: the pair's, the method's, what a variant changes, and the protocol; later wins."""
+    changes = dict(config.methods[method] or {})
+    base = METHODS / f"{changes.pop('base', method)}.yaml"
+    if not base.exists():
+        known = ", ".join(sorted(path.stem for path in METHODS.glob("*.yaml")))
+        raise ConfigError(
+            f"methods.{method}: there is no {base.name} in configs/methods (there are {known}); give base"
+        )
+    overrides = Path(config.out) / config.name / "overrides" / f"{method}.yaml"
+    overrides.parent.mkdir(parents=True, exist_ok=True)
+    write_text(overrides, yaml.safe_dump(_merged(changes, config.protocol), sort_keys=False))
+    files = [word for path in (file, base, overrides) for word in ("--config", str(path))]
+    return load_config([*files, "--seed", str(seed), "--out", str(out)])
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    both = {key: _merged(below[key], above[key]) for key in below.keys() & above.keys() if isinstance(above[key], dict)}
+    return {**below, **above, **both}
+
+
+# Running
+
+
+def run_jobs(jobs: Sequence[Job], config: CompareConfig) -> list[Job]:
+    """Run each unfinished job in a process of its own and return those that failed.
+
+    One after another, or `workers` at a time; with several GPUs, one on each.
+    """
+    gpus = torch.cuda.device_count()
+    workers = config.workers or max(1, gpus)
+    threads = config.threads or max(1, (os.cpu_count() or 1) // workers)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # inherited by the jobs
+    waiting = [job for job in jobs if not finished(job)]
+    print(
+        f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished before; {workers} at a time, {threads} threads"
+    )
+    if not waiting:
+        return []
+    for pair in {job.pair: job for job in waiting}.values():
+        make_generated(pair.config)
+    lengths = {job.folder: planned_steps(job) for job in waiting}
+    running: dict[int, tuple[Job, BaseProcess]] = {}
+    failed: list[Job] = []
+    spawn = multiprocessing.get_context("spawn")
+    with tqdm(total=sum(lengths.values()), desc="compare", unit="step", dynamic_ncols=True, smoothing=0.02) as bar:
+        bar.update(sum(steps_done(job.folder) for job in waiting))
+        bar.unpause()
+        try:
+            while waiting or running:
+                for slot, (job, process) in list(running.items()):
+                    if not process.is_alive():
+                        del running[slot]
+                        if not (job.folder / RESULT).exists():
+                            failed.append(job)
+                            bar.write(f"FAILED: {job.name}; the reason stands in {job.folder / 'log.txt'}")
+                unsettled = {job.folder for job in waiting} | {job.folder for job, _ in running.values()}
+                for slot in set(range(workers)) - set(running):
+                    job = next((job for job in waiting if job.after not in unsettled), None)
+                    if job is None:
+                        break
+                    waiting.remove(job)
+                    process = spawn.Process(target=work, args=(job, slot % gpus if gpus else None))
+                    process.start()
+                    running[slot] = (job, process)
+                    unsettled.add(job.folder)
+                bar.set_postfix_str("; ".join(f"{job.method} {job.config.seed}" for job, _ in running.values()))
+                time.sleep(0.5)
+                done = sum(
+                    lengths[folder] if (folder / RESULT).exists() else min(steps_done(folder), lengths[folder])
+                    for folder in lengths
+                )
+                bar.update(done - bar.n)
+        finally:
+            for _, process in running.values():
+                process.terminate()
+                process.join()
+    return failed
+
+
+def finished(job: Job) -> bool:
+    """Whether the job's result is there, and was made with these settings.
+
+    Raises:
+        ConfigError: the folder was begun with other settings.
+    """
+    record = job.folder / "config.yaml"
+    if record.exists():
+        settings = {key: value for key, value in flatten(job.config).items() if not key.startswith(NOT_SCORED)}
+        if changed := differences(record, settings):
+            raise ConfigError(
+                f"{job.folder}: begun with other settings: {'; '.join(changed)}. Give the same settings, another name "
+                "to the method, or another --out"
+            )
+    result = job.folder / RESULT
+    return result.exists() and json.loads(result.read_text("utf-8"))["choice"] == job.choice
+
+
+def work(job: Job, gpu: int | None) -> None:
+    """What the process of one job does; it ends when compare.py ends."""
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with (
+        open(job.folder / "log.txt", "a", encoding="utf-8") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        try:
+            write_text(job.folder / "config.yaml", to_yaml(job.config))
+            write_text(job.folder / RESULT, json.dumps(make_result(job)))
+        except BaseException:
+            traceback.print_exc()
+            sys.exit(1)
+
+
+def make_result(job: Job) -> dict[str, Any]:
+    """Train and score; an oracle without held-back images is cross-validated, its folds' scores put together."""
+    config = job.config
+    if folds := job.choice.get("folds"):
+        parts = [train_and_score(part, job) for part in cross_validation(config, folds)]
+        together: dict[str, Any] = {
+            key: [value for part in parts for value in part[key]] for key in ("images", "scenes", "matrices", "best")
+        }
+        totals = {key: sum(part[key] for part in parts) for key in ("steps", "seconds")}
+        warnings = sorted({warning for part in parts for warning in part["warnings"]})
+        peak = max(part["peak_mib"] for part in parts)
+        selected = f"{parts[0]['selected']}, cross-validated with {folds} folds"
+        return {
+            "choice": job.choice,
+            **together,
+            **totals,
+            "peak_mib": peak,
+            "warnings": warnings,
+            "selected": selected,
+        }
+    return {"choice": job.choice, **train_and_score(config, job)}
+
+
+def cross_validation(config: Config, folds: int) -> Iterator[Config]:
+    """A configuration per fold: trained on the other folds' target images, scored on its own; scenes stay whole."""
+    items = list_domain(config.target.root, config.target.train, labels=True)
+    groups = scenes_of(items, config.target) or [item.name for item in items]
+    order = {name: place for place, name in enumerate(sorted(set(groups)))}
+    if len(order) < folds:
+        raise ConfigError(
+            f"{config.target.root}: {len(order)} images or scenes, too few for {folds} folds; lower folds"
+        )
+    for fold in range(folds):
+        out = Path(config.out) / f"fold{fold}"
+        out.mkdir(parents=True, exist_ok=True)
+        parts: dict[str, list[Item]] = {"train": [], "eval": []}
+        for item, group in zip(items, groups, strict=True):
+            parts["eval" if order[group] % folds == fold else "train"].append(item)
+        root, lists = Path(config.target.root), {}
+        for name, part in parts.items():
+            rows = [[path.relative_to(root).as_posix() for path in (i.image, i.label) if path] for i in part]
+            write_text(out / f"{name}.txt", "".join(f"{' '.join(row)}\n" for row in rows))
+            lists[name] = os.path.relpath(out / f"{name}.txt", root)
+        yield replace(config, out=str(out), target=replace(config.target, **lists))
+
+
+def train_and_score(config: Config, job: Job) -> dict[str, Any]:
+    """All stages of one configuration, then the confusion matrix of each evaluation image."""
+    out = Path(config.out)
+    stages: list[Kind] = ["teacher"]
+    borrow(config, job, "teacher", config.teacher.name, f"{config.teacher.name}.safetensors")
+    train_teacher(config)
+    if uses_split(config):
+        borrow(config, job, "split", "split", "entropy.csv")
+        split_entropy(config)
+    if config.intra.enabled:
+        stages.append("intra")
+        train_intra(config)
+    folders = [out / (config.teacher.name if stage == "teacher" else "intra") for stage in stages]
+    rows = [row for folder in folders for row in _timing(folder)]
+    warnings = [
+        f"{folder.name}: {line}"
+        for folder in folders
+        if (folder / WARNINGS).exists()
+        for line in (folder / WARNINGS).read_text("utf-8").splitlines()
+    ]
+    weights = folders[-1] / ("student" if config.intra.enabled else config.teacher.name)
+    cost = {
+        "steps": sum(row["steps"] for row in rows),
+        "seconds": sum(row["steps"] * row["step_time"] for row in rows),
+        "peak_mib": max(row["peak_mib"] for row in rows),
+        "warnings": warnings,
+    }
+    return {**score(config, weights.with_suffix(".safetensors"), job.choice), **cost}
+
+
+def borrow(config: Config, job: Job, kind: Kind, name: str, last: str) -> None:
+    """Copy a stage that another method of this pair and seed has finished with the same settings."""
+    mine = Path(config.out) / name
+    if mine.exists() or config.out != str(job.folder):
+        return
+    settings = bound_settings(config, kind)
+    for other in sorted(job.folder.parent.iterdir()):
+        stage = other / name
+        if other != job.folder and (stage / last).exists() and not differences(stage / "config.yaml", settings):
+            temporary = mine.with_name(f".{name}.tmp")
+            shutil.rmtree(temporary, ignore_errors=True)  # of a copy that was interrupted
+            shutil.copytree(stage, temporary, ignore=shutil.ignore_patterns("checkpoint.pt", "tensorboard", "*.tmp"))
+            temporary.rename(mine)
+            print(f"{mine}: copied from {stage}, which has the same settings")
+            return
+
+
+def score(config: Config, weights: Path, choice: Mapping[str, Any]) -> dict[str, Any]:
+    """Confusion matrices (images, 2, 2) on the target's evaluation images, of the checkpoint that is chosen."""
+    candidates = {"last": weights}
+    if choice["selection"] != "last" or choice["best_on_labels"]:
+        copies = sorted((weights.parent / SNAPSHOTS).glob("*.safetensors"))
+        if not copies:
+            raise EvaluationError(
+                f"{weights.parent / SNAPSHOTS}: holds no checkpoint to choose from; the run was made without "
+                "log.snapshots, or with as many steps as the stage has; give another --out, or a smaller number"
+            )
+        candidates = {**{copy.stem.replace("_", " "): copy for copy in copies}, **candidates}
+    domain = next(domain for domain in evaluation_domains(config) if domain.role == "target")
+    models = {name: load_segmenter(path).to(device_of(config)) for name, path in candidates.items()}
+    chosen, selected = "last", "last"
+    if choice["selection"] == "entropy":
+        seen = Domain("target", config.target, "", training_items(config.target, "target", labels=False), None)
+        tallies = survey(seen, models, config, Path(config.out), masks=False, entropy=False).tallies
+        chosen = min(tallies, key=lambda name: float(np.mean(tallies[name].entropy)))
+        selected = f"lowest mean entropy of {len(models)} checkpoints on the target's training images"
+    scored = models if choice["best_on_labels"] else {chosen: models[chosen]}
+    tallies = survey(domain, scored, config, Path(config.out), masks=False, entropy=False).tallies
+    best = max(tallies, key=lambda name: _miou(tallies[name]))
+    found = {
+        name: [np.zeros((2, 2)).tolist() if m is None else m.tolist() for m in t.matrices]
+        for name, t in tallies.items()
+    }
+    return {
+        "images": [item.name for item in domain.items],
+        "scenes": domain.scenes or [],
+        "matrices": found[chosen],
+        "selected": selected,
+        "chosen": chosen,
+        "best": found[best] if choice["best_on_labels"] else [],
+    }
+
+
+# Gathering
+
+
+def gather(pair: str, jobs: Sequence[Job], config: CompareConfig) -> Comparison:
+    """The finished results of one pair."""
+    mine = [job for job in jobs if job.pair == pair]
+    results = []
+    for job in mine:
+        path = job.folder / RESULT
+        if not path.exists():
+            continue
+        found = json.loads(path.read_text("utf-8"))
+        results.append(
+            Result(
+                method=job.method,
+                seed=job.config.seed,
+                images=found["images"],
+                scenes=found["scenes"] or None,
+                matrices=np.array(found["matrices"], np.int64),
+                steps=found["steps"],
+                seconds=found["seconds"],
+                peak_mib=found["peak_mib"],
+                warnings=found["warnings"],
+                selected=found["selected"],
+                best_matrices=np.array(found["best"], np.int64) if found["best"] else None,
+            )
+        )
+    first = mine[0].config
+    protocol = (
+        "held-back images" if first.target.eval is not None else "transductive: the images adapted to, labels hidden"
+    )
+    return Comparison(
+        pair=pair,
+        protocol=protocol,
+        methods=list(config.methods),
+        results=results,
+        reference=config.reference,
+        published=read_published(Path(config.published), pair) if config.published else [],
+    )
+
+
+def planned_steps(job: Job) -> int:
+    """Optimiser steps of a job, an epoch of stage 3 counted as one of all target images."""
+    config = job.config
+    teacher, intra = config.teacher, config.intra
+    images = len(list_domain(config.target.root, config.target.train, labels=False))
+    steps, _ = stage_length(teacher.steps, teacher.epochs, images, teacher.batch)
+    if not intra.enabled:
+        return steps * job.choice.get("folds", 1)
+    like = teacher if intra.steps is None else intra
+    return steps + stage_length(like.steps or 0, like.epochs, images, intra.batch)[0]
+
+
+def steps_done(folder: Path) -> int:
+    """Optimiser steps in the stages of a run, by what they have logged."""
+    return sum(row["steps"] for file in folder.rglob("timing.jsonl") for row in _timing(file.parent))
+
+
+def _timing(stage: Path) -> list[dict[str, float]]:
+    """The rows of timing.jsonl, each with the steps that it stands for."""
+    rows, before = [], 0
+    with contextlib.suppress(OSError, json.JSONDecodeError):  # read while it is written
+        for line in (stage / "timing.jsonl").read_text("utf-8").splitlines():
+            row = json.loads(line)
+            rows.append({**row, "steps": row["step"] - before})
+            before = row["step"]
+    return rows
+
+
+def _miou(tally: Tally) -> float:
+    from utils.metrics import scores
+
+    return float(scores(tally.matrix)["miou"])
+
+
+if __name__ == "__main__":
+    run(compare, CONFIG)

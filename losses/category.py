@@ -1,0 +1,78 @@
+"""Category-level alignment: the adversarial pressure is strongest where two classifiers of one network disagree."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from losses.adversarial import SOURCE, TARGET
+
+
+def discrepancy(prob_a: Tensor, prob_b: Tensor) -> Tensor:
+    """One minus the cosine of the two class distributions of each pixel.
+
+    Args:
+        prob_a: class probabilities of one classifier, (B, K, H, W).
+        prob_b: those of the other, same shape.
+
+    Returns:
+        A tensor (B, H, W) in [0, 1]: 0 where the classifiers agree, 1 where they are sure of different classes. It has
+        a gradient; detach it for a weight that nothing can lower.
+
+    Reference:
+        The local alignment score of CLAN (Luo et al., CVPR 2019).
+    """
+    return (1.0 - F.cosine_similarity(prob_a, prob_b, dim=1)).clamp(0.0, 1.0)
+
+
+def weighted_discriminator_loss(
+    logits: Tensor, domain: int, weight: Tensor, epsilon: float = 0.4, lambda_local: float = 40.0
+) -> Tensor:
+    """Mean binary cross-entropy against one domain, times `epsilon + lambda_local * weight` at each pixel.
+
+    Args:
+        logits: discriminator scores before the sigmoid, (B, 1, H, W).
+        domain: `SOURCE` (0) or `TARGET` (1).
+        weight: the discrepancy of the classifiers, (B, H, W) or (B, 1, H, W).
+        epsilon: what a pixel counts where the classifiers agree.
+        lambda_local: how much more it counts where they do not.
+
+    Returns:
+        A scalar >= 0.
+
+    Raises:
+        ValueError: if `domain` is neither or the weight does not cover the logits.
+
+    Reference:
+        The self-adaptive adversarial loss of CLAN (Luo et al., CVPR 2019); 40 is its value for GTA, 10 for SYNTHIA.
+    """
+    if domain not in (SOURCE, TARGET):
+        raise ValueError(f"domain must be SOURCE ({SOURCE}) or TARGET ({TARGET}), got {domain!r}")
+    if weight.dim() == logits.dim() - 1:
+        weight = weight[:, None]
+    if weight.shape != logits.shape:
+        raise ValueError(f"weight {tuple(weight.shape)} does not cover the logits {tuple(logits.shape)}")
+    per_pixel = F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, domain), reduction="none")
+    return (per_pixel * (epsilon + lambda_local * weight)).mean()
+
+
+def weight_divergence(module_a: nn.Module, module_b: nn.Module) -> Tensor:
+    """Cosine of all parameters of two classifiers, plus one; lowered, it keeps them two different views.
+
+    Args:
+        module_a: one classifier.
+        module_b: another, with parameters of the same shapes in the same order.
+
+    Returns:
+        A scalar in [0, 2]: 2 for equal directions, 1 for orthogonal ones.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Reference:
+        The weight discrepancy loss of CLAN (Luo et al., CVPR 2019).
+    """
+    a, b = list(module_a.parameters()), list(module_b.parameters())
+    if [p.shape for p in a] != [p.shape for p in b]:
+        raise ValueError("the two modules have parameters of different shapes")
+    flat_a, flat_b = (torch.cat([p.flatten() for p in ps]) for ps in (a, b))
+    return F.cosine_similarity(flat_a, flat_b, dim=0) + 1.0

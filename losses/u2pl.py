@@ -1,0 +1,158 @@
+"""Unreliable pseudo-labels: uncertain pixels leave the cross-entropy and serve as negatives of a contrast instead."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from losses.contrast import Contrast, FeatureBank, draw_anchors, info_nce
+from losses.segmentation import IGNORE, cross_entropy
+from losses.side import Moment, Side
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    """Entropy (B, ...) in nats of the softmax of scores (B, K, ...), without gradient, in float32 at least."""
+    log_prob = logits.detach().to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)
+    return -(log_prob.exp() * log_prob).sum(1)
+
+
+def entropy_drop(target_label: Tensor, teacher_logits: Tensor, percent: float) -> Tensor:
+    """Take the most uncertain pixels out of a label.
+
+    Args:
+        target_label: class indices, 255 for a pixel that does not count, (B, H, W) int64.
+        teacher_logits: scores of the EMA network, (B, K, H, W).
+        percent: pixels whose entropy is at or above this percentile of the known pixels are dropped, in [0, 100]; 100
+            drops those at the maximum only.
+
+    Returns:
+        The label with 255 at the dropped pixels.
+
+    Reference:
+        U2PL (Wang et al., CVPR 2022), whose percentage grows from 80 to 100 during the training.
+    """
+    entropy = _entropy(teacher_logits).masked_fill(target_label == IGNORE, torch.nan)
+    highest = torch.nanquantile(entropy, percent / 100.0)
+    return target_label.masked_fill(entropy >= highest, IGNORE)
+
+
+def unsupervised_loss(logits: Tensor, label: Tensor, teacher_logits: Tensor, percent: float) -> Tensor:
+    """Mean cross-entropy over the pixels that `entropy_drop` keeps, times all pixels over those kept.
+
+    Args:
+        logits: scores of the trainee, (B, K, H, W).
+        label: pseudo-label, 255 for a pixel that does not count, (B, H, W) int64.
+        teacher_logits: scores of the EMA network, (B, K, H, W).
+        percent: see `entropy_drop`.
+
+    Returns:
+        A scalar >= 0; exactly 0, and still connected to the graph, when no pixel is kept.
+
+    Reference:
+        U2PL (Wang et al., CVPR 2022).
+    """
+    kept = entropy_drop(label, teacher_logits, percent)
+    return cross_entropy(logits, kept) * kept.numel() / (kept != IGNORE).sum().clamp(min=1)
+
+
+class UncertainContrast(Contrast):
+    """Contrast of reliable pixels with pixels that are surely not, or wrongly taken to be, of their class.
+
+    With `a = low_percent * (1 - progress)`, the pixels of a side whose entropy is at most the `a`-th percentile of its
+    valid pixels are reliable. For each class c
+        the anchors are trainee features of reliable pixels of both sides, labelled c, with `p_c > min_prob`;
+        the positive is the mean EMA feature of the reliable pixels labelled c of this step;
+        the negatives are drawn from a bank of EMA features: of unlabelled pixels whose entropy is at or above the
+        `(100 - a)`-th percentile and for which c is not the most probable class, and of labelled pixels of another
+        class that are taken for c.
+    Percentiles need no label, so an unlabelled pixel that is 255 because it is uncertain can be a negative. Of the
+    ranks of a class, only the first counts (`low_rank` 1), the one choice that means anything for two classes.
+
+    Args:
+        classes: number of classes K.
+        features: not used.
+        projected: channels P of `Side.projected`.
+        capacity: negatives kept per class.
+        anchors_per_class: largest number of anchors M of one class.
+        negatives: number of negatives N of an anchor.
+        temperature: divides the cosine similarities.
+        low_percent: size in percent of each of the two sets at the start.
+        min_prob: lowest EMA probability of its own class for an anchor.
+
+    Attributes:
+        bank: `bank.bank[c]` holds the unit EMA features that are negatives of c.
+
+    Reference:
+        U2PL (Wang et al., CVPR 2022). Its released code asks that a negative of c be labelled c, which leaves the bank
+        all but empty, and finds a class by its place in a list of those present; neither is so here.
+    """
+
+    two_sided = True
+
+    def __init__(
+        self,
+        classes: int,
+        features: int,
+        projected: int,
+        capacity: int = 4096,
+        anchors_per_class: int = 256,
+        negatives: int = 50,
+        temperature: float = 0.5,
+        low_percent: float = 20.0,
+        min_prob: float = 0.3,
+    ) -> None:
+        super().__init__(classes, features, projected)
+        self.bank = FeatureBank(classes, projected, capacity)
+        self.anchors_per_class = anchors_per_class
+        self.negatives = negatives
+        self.temperature = temperature
+        self.low_percent = low_percent
+        self.min_prob = min_prob
+
+    def forward(self, labelled: Side, unlabelled: Side, moment: Moment) -> tuple[Tensor, dict[str, Tensor]]:
+        """See the base.
+
+        The loss is the mean over the classes that have an anchor and a negative. The log gets `anchors` (number used),
+        `classes` (number in the loss) and `bank` (negatives stored for the class that has fewest).
+        """
+        share = self.low_percent / 100.0 * (1.0 - moment.progress)
+        views = [self._pixels(side, share) for side in (labelled, unlabelled)]
+        features, ema, prob, label, low, high = (torch.cat(parts) for parts in zip(*views, strict=True))
+        is_labelled = torch.arange(len(label), device=label.device) < len(views[0][0])
+
+        cls = torch.arange(len(self.bank.bank), device=label.device)[:, None]  # (K, 1)
+        predicted = prob.argmax(1)
+        uncertain = ~is_labelled & high & (predicted != cls)  # (K, P)
+        mistaken = is_labelled & (label != IGNORE) & (label != cls) & (predicted == cls)
+        self.bank.push(ema, uncertain | mistaken)
+
+        reliable = low & (label == cls)
+        positives = reliable.to(ema.dtype) @ ema  # (K, D), the sum: only the direction matters
+        stored = self.bank.stored
+        generator = torch.Generator().manual_seed(moment.seed)
+        total = features.new_zeros(())
+        used_anchors = used_classes = torch.zeros((), device=label.device)
+        for c, positive in enumerate(positives):
+            index, chosen = draw_anchors(reliable[c] & (prob[:, c] > self.min_prob), self.anchors_per_class, generator)
+            negatives = self.bank.sample(c, (len(index), self.negatives), generator)
+            loss = info_nce(features[index], positive, negatives, self.temperature, chosen)
+            used = (stored[c] > 0) & chosen.any()
+            total = total + loss * used
+            used_classes = used_classes + used
+            used_anchors = used_anchors + chosen.sum() * used
+        stats = {"anchors": used_anchors, "classes": used_classes, "bank": stored.min().float()}
+        return total / used_classes.clamp(min=1), stats
+
+    def _pixels(self, side: Side, share: float) -> tuple[Tensor, ...]:
+        """Trainee and unit EMA features (P, D), EMA probabilities (P, K), label, low and high entropy (P,)."""
+        assert side.projected is not None and side.ema_projected is not None and side.ema_scores is not None
+        dtype = self.bank.bank.dtype
+        valid = replace(side, label={"main": side.valid.long()}).grid_label() == 1
+        label = side.grid_label().masked_fill(~valid, IGNORE)
+        entropy = _entropy(side.ema_scores).masked_fill(~valid, torch.nan)
+        low = entropy <= torch.nanquantile(entropy, share)  # a comparison with NaN is False
+        high = entropy >= torch.nanquantile(entropy, 1.0 - share)
+        maps = (side.projected.to(dtype), F.normalize(side.ema_projected.to(dtype), dim=1), side.ema_scores.softmax(1))
+        features, ema, prob = (m.movedim(1, -1).flatten(0, -2) for m in maps)
+        return features, ema, prob, label.flatten(), low.flatten(), high.flatten()

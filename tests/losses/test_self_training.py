@@ -1,0 +1,219 @@
+import pytest
+import torch
+
+from losses import IGNORE, SELF_TRAINING, cross_entropy, strong_colour, unsupervised_loss, weighted_cross_entropy
+from utils.schedule import Clock
+
+HEADS = ("main", "aux")
+
+
+def clock(progress=0.5):
+    return Clock(step=int(100 * progress), steps=100, epoch_steps=10, seed=0)
+
+
+def scene(seed=0, bands=3, size=(3, 24, 40), classes=2):
+    """A labelled and an unlabelled batch with some invalid pixels, and scores of two heads."""
+    rng = torch.Generator().manual_seed(seed)
+    labelled, unlabelled = (
+        {
+            "image": torch.rand(size[0], bands, *size[1:], generator=rng),
+            "valid": torch.rand(size, generator=rng) < 0.9,
+            "label": torch.randint(classes, size, generator=rng),
+        }
+        for _ in range(2)
+    )
+    labelled["label"][torch.rand(size, generator=rng) < 0.1] = IGNORE
+    logits = {head: 4 * torch.randn(size[0], classes, *size[1:], generator=rng) for head in HEADS}
+    return labelled, unlabelled, logits
+
+
+def apply(name, case, progress=0.5, seed=0, **options):
+    return SELF_TRAINING[name](*case, clock(progress), torch.Generator().manual_seed(seed), **options)
+
+
+def guess(case, head="main"):
+    """The EMA argmax, 255 outside the valid area."""
+    return case[2][head].argmax(1).masked_fill(~case[1]["valid"], IGNORE)
+
+
+def loss_of(view, logits, head="main"):
+    return weighted_cross_entropy(logits, view.label[head], view.weight[head])
+
+
+# All rules
+
+
+@pytest.mark.parametrize("name", SELF_TRAINING)
+@pytest.mark.parametrize("bands", [1, 3, 4])
+def test_every_rule_gives_a_view_of_the_batch_by_its_generator(name, bands):
+    case = scene(bands=bands)
+    before = [{k: v.clone() for k, v in part.items()} for part in case]
+    view, again = apply(name, case), apply(name, case)
+    assert view.image.shape == case[1]["image"].shape and view.image.min() >= 0 and view.image.max() <= 1
+    assert set(view.label) == set(view.weight) == set(HEADS)
+    assert torch.equal(view.image, again.image)
+    for head in HEADS:
+        assert view.label[head].dtype == torch.int64 and set(view.label[head].unique().tolist()) <= {0, 1, IGNORE}
+        assert view.weight[head].shape in ((), view.label[head].shape) and (view.weight[head] >= 0).all()
+        assert torch.equal(view.label[head], again.label[head]) and torch.equal(view.weight[head], again.weight[head])
+        if name != "classmix":
+            assert (view.label[head][~case[1]["valid"]] == IGNORE).all()
+    assert all(torch.equal(old[k], part[k]) for old, part in zip(before, case, strict=True) for k in part)
+
+
+@pytest.mark.parametrize("name", SELF_TRAINING)
+def test_nothing_valid_gives_a_connected_zero(name):
+    case = scene()
+    for part in case[:2]:
+        part["valid"].fill_(False)
+    view = apply(name, case)
+    logits = torch.randn(3, 2, 24, 40, requires_grad=True)
+    loss = loss_of(view, logits)
+    loss.backward()
+    assert (view.label["main"] == IGNORE).all() and loss.item() == 0 and not logits.grad.any()
+
+
+# Weighted cross-entropy
+
+
+def test_weighted_cross_entropy_is_the_mean_over_the_known_pixels():
+    case = scene()
+    label, logits = guess(case), case[2]["aux"]
+    value = weighted_cross_entropy(logits, label, torch.tensor(0.3))
+    torch.testing.assert_close(value, 0.3 * cross_entropy(logits, label))
+    half = (torch.rand(label.shape) < 0.5).float()
+    part = cross_entropy(logits, label.masked_fill(half == 0, IGNORE)) * ((half == 1) & (label != IGNORE)).sum()
+    torch.testing.assert_close(weighted_cross_entropy(logits, label, half) * (label != IGNORE).sum(), part)
+    half[label == IGNORE] = 1e30
+    assert weighted_cross_entropy(logits, label, half).isfinite()
+
+
+# Stored, entropy drop, confident
+
+
+def test_stored_hands_on_the_image_itself_and_the_label_of_the_valid_pixels():
+    case = scene()
+    view = apply("stored", case)
+    assert view.image is case[1]["image"]
+    expected = case[1]["label"].masked_fill(~case[1]["valid"], IGNORE)
+    assert all(torch.equal(view.label[h], expected) and view.weight[h] == 1 for h in HEADS)
+
+
+@pytest.mark.parametrize(("progress", "percent"), [(0.0, 80.0), (0.5, 90.0), (0.99, 99.8)])
+def test_entropy_drop_costs_what_the_unsupervised_loss_costs(progress, percent):
+    case = scene()
+    view = apply("entropy_drop", case, progress)
+    for head in HEADS:
+        trainee = torch.randn(3, 2, 24, 40)
+        expected = unsupervised_loss(trainee, guess(case, head), case[2][head], percent)
+        torch.testing.assert_close(loss_of(view, trainee, head), expected)
+
+
+def test_entropy_drop_at_100_drops_the_maximum_only():
+    case = scene()
+    view = apply("entropy_drop", case, start=100.0)
+    assert (guess(case) != IGNORE).sum() - (view.label["main"] != IGNORE).sum() == 1
+
+
+def test_confident_keeps_the_sure_and_the_better_half_of_an_unsure_class():
+    case = scene()
+    case[2]["main"][:, 1] -= 2.0  # class 1 is less sure
+    case[2]["main"] *= 0.4
+    view = apply("confident", case, floor=0.9)
+    prob, label = case[2]["main"].softmax(1).max(1)
+    kept = view.label["main"] != IGNORE
+    for cls in (0, 1):
+        member = (label == cls) & case[1]["valid"]
+        median = prob[member].median()
+        assert torch.equal(kept & (label == cls), member & (prob >= min(median, torch.tensor(0.9))))
+        assert 2 * (kept & member).sum() >= member.sum()
+    assert torch.equal(view.label["main"][kept], label[kept])
+
+
+def test_confident_without_one_class_keeps_the_other():
+    case = scene()
+    case[2]["main"][:, 0] += 50.0
+    label = apply("confident", case).label["main"]
+    assert torch.equal(label, guess(case))
+
+
+# ClassMix
+
+
+def test_every_pixel_of_a_mixture_comes_from_one_image_with_its_label():
+    case = scene()
+    view = apply("classmix", case, strong=False)
+    labelled, unlabelled, logits = case
+    from_labelled = (view.image == labelled["image"]).all(1)
+    from_unlabelled = (view.image == unlabelled["image"]).all(1)
+    assert (from_labelled ^ from_unlabelled).all() and from_labelled.any() and from_unlabelled.any()
+    for image in range(3):
+        pasted = labelled["label"][image][from_labelled[image]].unique()
+        assert len(pasted) == 1
+        all_of_it = (labelled["label"][image] == pasted) & labelled["valid"][image]
+        assert torch.equal(from_labelled[image], all_of_it)
+    for head in HEADS:
+        expected = torch.where(from_labelled, labelled["label"], guess(case, head))
+        assert torch.equal(view.label[head], expected)
+        sure = (logits[head].softmax(1).amax(1) >= 0.968)[unlabelled["valid"]].float().mean()
+        assert 0 < sure < 1
+        torch.testing.assert_close(view.weight[head], torch.where(from_labelled, 1.0, sure))
+
+
+def test_both_classes_get_pasted_and_a_lone_class_always():
+    case = scene(size=(1, 6, 6))
+    lone = scene(size=(1, 6, 6))
+    lone[0]["label"].fill_(1)
+    drawn = set()
+    for seed in range(20):
+        view = apply("classmix", case, seed=seed, strong=False)
+        pasted = (view.image == case[0]["image"]).all(1)
+        drawn.add(case[0]["label"][pasted].unique().item())
+        view = apply("classmix", lone, seed=seed, strong=False)
+        assert torch.equal((view.image == lone[0]["image"]).all(1), lone[0]["valid"])
+    assert drawn == {0, 1}
+
+
+def test_half_of_many_classes_are_pasted():
+    case = scene(classes=5)
+    view = apply("classmix", case, strong=False)
+    pasted = (view.image == case[0]["image"]).all(1)
+    assert [len(case[0]["label"][i][pasted[i]].unique()) for i in range(3)] == [3, 3, 3]
+
+
+# Masking
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 0.7, 1.0])
+def test_masked_hides_about_that_share_of_the_blocks_and_no_label(ratio):
+    case = scene(size=(4, 85, 90))
+    view = apply("masked", case, block=4, ratio=ratio, strong=False)
+    hidden = (view.image == 0).all(1)
+    assert torch.equal(view.image, case[1]["image"].masked_fill(hidden[:, None], 0.0))
+    corner = hidden[:, ::4, ::4]
+    assert torch.equal(hidden, corner.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, :85, :90])
+    assert corner.float().mean().item() == pytest.approx(ratio, abs=0.05)
+    for head in HEADS:
+        assert torch.equal(view.label[head], guess(case, head))
+        sure = (case[2][head].softmax(1).amax(1) >= 0.968)[case[1]["valid"]].float().mean()
+        torch.testing.assert_close(view.weight[head], sure)
+
+
+# Colour
+
+
+@pytest.mark.parametrize("bands", [1, 3, 4, 8])
+def test_strong_colour_changes_most_images_each_in_its_way(bands):
+    images = torch.rand(1, bands, 12, 13, generator=torch.Generator().manual_seed(0)).expand(40, -1, -1, -1)
+    changed = strong_colour(images, torch.Generator().manual_seed(1))
+    assert changed.shape == images.shape and changed.min() >= 0 and changed.max() <= 1
+    same = (changed == images).flatten(1).all(1).sum()
+    assert 0 < same < 12  # 0.2 * 0.5 of them
+    assert len(changed.flatten(1).unique(dim=0)) == 41 - same
+    assert torch.equal(changed, strong_colour(images, torch.Generator().manual_seed(1)))
+    assert not torch.equal(changed, strong_colour(images, torch.Generator().manual_seed(2)))
+
+
+def test_strong_colour_of_strength_0_only_blurs():
+    images = torch.full((20, 4, 9, 9), 0.25)
+    torch.testing.assert_close(strong_colour(images, torch.Generator().manual_seed(0), strength=0.0), images)

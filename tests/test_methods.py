@@ -1,0 +1,226 @@
+"""Every file of configs/methods/ runs through the stages, and keeps what defines it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import split_entropy
+import train_intra
+import train_teacher
+from losses import registry
+from nets.weights import load_segmenter
+from utils import config as schema
+from utils.config import Config, load_config
+from utils.errors import ConfigError
+from utils.run import WARNINGS
+
+ROOT = Path(__file__).resolve().parents[1]
+METHODS = sorted(path.stem for path in (ROOT / "configs" / "methods").glob("*.yaml"))
+Arguments = Callable[..., list[str]]
+
+# What each method's stages minimise: stage 1, stage 3.
+SEG = {"seg_main", "seg_aux"}
+ADVERSARY = {"adv_main", "adv_aux", "dis_main", "dis_aux"}
+TERMS: dict[str, tuple[set[str], set[str] | None]] = {
+    "source_only": (SEG, None),
+    "oracle": (SEG, None),
+    "minent": (SEG | {"ent_main", "ent_aux"}, None),
+    "advent": (SEG | ADVERSARY, None),
+    "adaptsegnet": (SEG | ADVERSARY, None),
+    "clan": (SEG | {"adv_main", "divergence", "dis_main"}, None),
+    "esl": (SEG | ADVERSARY, SEG | ADVERSARY | {"stored_main", "stored_aux"}),
+    "intrada": (SEG | ADVERSARY, SEG | ADVERSARY),
+    "u2pl": (SEG, SEG | {"entropy_drop_main", "entropy_drop_aux", "contrast"}),
+    "sdca": (SEG, SEG | {"contrast"}),
+    "dacs": (SEG, SEG | {"classmix_main", "classmix_aux"}),
+    "mic": (SEG, SEG | {"classmix_main", "classmix_aux", "masked_main", "masked_aux"}),
+    "asda": (SEG | ADVERSARY, SEG | ADVERSARY | {"contrast", "consistency"}),
+    "asda_released": (SEG | ADVERSARY, SEG | ADVERSARY | {"contrast", "consistency"}),
+}
+SMALL = {  # of asda_released, whose own network is large
+    "net": {"backbone": "mobilenetv3_small_050", "layout": "timm", "output_stride": 16},
+    "teacher": {"batch": 2},
+    "intra": {"batch": 2},
+}
+
+
+def arguments_for(method: str, tmp_path: Path, tiny_arguments: Arguments, *extra: str) -> list[str]:
+    small = tmp_path / "small.yaml"
+    tmp_path.mkdir(parents=True, exist_ok=True)
+    small.write_text(yaml.safe_dump(SMALL))
+    files = ["--config", str(ROOT / "configs/methods" / f"{method}.yaml"), "--config", str(small)]
+    arguments = [*tiny_arguments(tmp_path), *files, "--data.size", "32", "--net.discriminator_width", "4", *extra]
+    if method == "oracle":
+        rows = [f"images/scene_{i:02d}.png labels/scene_{i:02d}.png\n" for i in range(6)]
+        (tmp_path / "target/train.txt").write_text("".join(rows[:4]))
+        (tmp_path / "target/eval.txt").write_text("".join(rows[4:]))
+        arguments += ["--target.train", "train.txt", "--target.eval", "eval.txt"]
+    return arguments
+
+
+def run_stages(arguments: list[str]) -> Config:
+    config = load_config(arguments)
+    train_teacher.train_teacher(config)
+    split_entropy.split_entropy(config)
+    train_intra.train_intra(config)
+    return config
+
+
+def terms_of(stage: Path) -> tuple[set[str], list[dict[str, Any]]]:
+    rows = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+    return {key.removeprefix("raw/") for key in rows[0] if key.startswith("raw/")}, rows
+
+
+def test_every_method_is_expected() -> None:
+    assert sorted(TERMS) == METHODS
+
+
+def test_names_of_choices_are_those_of_the_registry() -> None:
+    assert set(schema.ALIGNMENTS) == set(registry.ALIGNMENTS)
+    assert set(schema.CONTRASTS) == set(registry.CONTRASTS)
+    assert set(schema.SELF_TRAINING) == set(registry.SELF_TRAINING)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_method_runs_with_exactly_its_terms(method: str, tmp_path: Path, tiny_arguments: Arguments) -> None:
+    config = run_stages(arguments_for(method, tmp_path, tiny_arguments))
+    out = Path(config.out)
+    first, third = TERMS[method]
+    found, rows = terms_of(out / config.teacher.name)
+    assert found == first and rows[-1]["step"] == config.teacher.steps
+    assert (out / "intra").exists() == (third is not None)
+    assert (out / "split").exists() == (method in ("esl", "intrada", "asda", "asda_released"))
+    if third is None:
+        return
+    found, rows = terms_of(out / "intra")
+    assert found == third
+    steps = config.teacher.steps if method in ("esl", "intrada") else config.intra.steps
+    assert rows[-1]["step"] == steps
+    assert all(row["weighted/" + term] is not None for row in rows for term in third)
+    before = load_segmenter(out / config.teacher.name / f"{config.teacher.name}.safetensors")
+    after = load_segmenter(out / "intra/student.safetensors")
+    assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "oracle"])
+def test_no_method_sees_a_target_label(method: str, tmp_path: Path, tiny_arguments: Arguments) -> None:
+    """Target labels that cannot be read change nothing, as nobody reads them."""
+    arguments = arguments_for(method, tmp_path, tiny_arguments)
+    for path in (tmp_path / "target" / "labels").iterdir():
+        path.write_bytes(b"not a picture")
+    run_stages(arguments)
+
+
+def test_the_oracle_sees_target_labels_alone_and_refuses_to_be_scored_on_them(
+    tmp_path: Path, tiny_arguments: Arguments
+) -> None:
+    arguments = arguments_for("oracle", tmp_path, tiny_arguments)
+    with pytest.raises(ConfigError, match=r"compare\.py cross-validate"):
+        train_teacher.train_teacher(load_config([*arguments, "--target.eval", "null"]))
+    for path in (tmp_path / "source" / "images").iterdir():
+        path.unlink()  # the source is not even listed
+    train_teacher.train_teacher(load_config(arguments))
+    assert (tmp_path / "run/oracle/oracle.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        (["--teacher.alignment", "clan"], "net.aux_level"),
+        (["--teacher.alignment", "cosine"], "one of entropy, softmax, minent, clan or none"),
+        (["--intra.contrast", "hecc"], "one of hec, pix, u2pl, sdca or none"),
+        (["--intra.self_training", "[classmix, classmix]"], "each rule once"),
+        (["--intra.self_training", "[stored]"], "intra.domains"),
+        (["--teacher.supervise", "target"], "intra.enabled"),
+    ],
+)
+def test_choices_that_cannot_be(extra: list[str], reason: str, tmp_path: Path, tiny_arguments: Arguments) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        load_config(tiny_arguments(tmp_path, *extra))
+
+
+def test_an_unknown_option_names_the_known_ones(tmp_path: Path, tiny_arguments: Arguments) -> None:
+    config = load_config(arguments_for("clan", tmp_path, tiny_arguments, "--teacher.options", "{clan: {lambda: 1}}"))
+    with pytest.raises(ConfigError, match=r"options.clan.lambda: unknown; clan has epsilon, lambda_local, divergence"):
+        train_teacher.train_teacher(config)
+
+
+def test_statistics_of_stage_3_follow_the_target_alone(tmp_path: Path, tiny_arguments: Arguments) -> None:
+    config = load_config(arguments_for("u2pl", tmp_path, tiny_arguments))
+    train_teacher.train_teacher(config)
+    anchor = load_segmenter(tmp_path / "run/source_only/source_only.safetensors")
+
+    def running(source: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        stage = train_intra.IntraStage(config, anchor)
+        valid, label = torch.ones(2, 32, 32, dtype=torch.bool), torch.zeros(2, 32, 32, dtype=torch.int64)
+        batch = {
+            "source": {"image": source, "valid": valid, "label": label},
+            "target": {"image": target, "valid": valid},
+        }
+        stage.step(batch, train_intra.Clock(0, 10, 5, seed=0))
+        return {name: value for name, value in stage.trainee.named_buffers() if "running" in name}
+
+    one, other = (torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    first, other_source, other_target = running(one, one), running(other, one), running(one, other)
+    assert all(torch.equal(first[name], other_source[name]) for name in first)
+    assert any(not torch.equal(first[name], other_target[name]) for name in first)
+
+
+def test_a_term_that_is_always_zero_is_reported_loudly(
+    tmp_path: Path, tiny_arguments: Arguments, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """No cloud, no contrast: with one class there is no negative."""
+    arguments = tiny_arguments(tmp_path, "--intra.fuse", "agree", "--intra.floor", "1", "--split.ratio", "0.5")
+    run_stages(arguments)
+    text = (tmp_path / "run/intra" / WARNINGS).read_text()
+    assert "term contrast was exactly 0 on each of 6 steps" in text and "term seg_main was exactly 0" in text
+    assert "accepted was exactly 0 on each of 6 steps: every pseudo-label was ignored" in text
+    assert "consistency" not in text
+    shown = capfd.readouterr()
+    assert "WARNING: term contrast was exactly 0 on each of 6 steps" in shown.out + shown.err
+    assert not (tmp_path / "run/teacher" / WARNINGS).exists()
+
+
+def test_reports_survive_an_interruption(tmp_path: Path, tiny_arguments: Arguments) -> None:
+    """A term that was active before the interruption only is not reported after it."""
+    from utils.engine import Ledger, Losses
+
+    ledger, one = Ledger(), torch.ones(())
+    terms = {"a": (1.0, one), "b": (1.0, 0 * one), "off": (0.0, 0 * one)}
+    ledger.count(Losses(terms, {"accepted": one, "accepted_masked": 0 * one, "share": 0 * one}))
+    again = Ledger()
+    again.load_state_dict(ledger.state_dict())
+    again.count(
+        Losses(
+            {name: (weight, 0 * one) for name, (weight, _) in terms.items()},
+            {"accepted": 0 * one, "accepted_masked": 0 * one},
+        )
+    )
+    assert [line.split(" was ")[0] for line in again.silent(2)] == ["term b", "accepted_masked"]
+
+
+def test_the_worked_example_of_the_documentation(
+    tmp_path: Path, tiny_arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/methods.md adds a method by one class, one name and one file; here the text itself is run."""
+    text = (ROOT / "docs/methods.md").read_text("utf-8")
+    blocks = {language: re.search(rf"```{language}\n(.*?)```", text, re.S) for language in ("python", "yaml")}
+    assert blocks["python"] is not None and blocks["yaml"] is not None
+    scope: dict[str, Any] = {}
+    exec(blocks["python"].group(1), scope)
+    monkeypatch.setitem(registry.ALIGNMENTS, "squares", scope["MaximumSquares"])
+    monkeypatch.setattr(schema, "ALIGNMENTS", (*schema.ALIGNMENTS, "squares"))
+    method = tmp_path / "squares.yaml"
+    method.write_text(blocks["yaml"].group(1))
+    config = run_stages(tiny_arguments(tmp_path, "--config", str(method)))
+    found, rows = terms_of(Path(config.out) / "teacher")
+    assert found == SEG | {"squares_main", "squares_aux"}
+    assert all(-0.5 <= row["raw/squares_main"] <= -0.25 for row in rows)  # p = (1, 0) and (1/2, 1/2)
