@@ -47,6 +47,7 @@ from utils.comparison import Comparison, Result, read_published, write
 from utils.config import CompareConfig, Config, flatten, load_config, to_yaml
 from utils.engine import SNAPSHOTS, device_of, stage_length
 from utils.errors import ConfigError, EvaluationError
+from utils.metrics import scores
 from utils.run import (
     WARNINGS,
     Kind,
@@ -453,8 +454,6 @@ def _timing(stage: Path) -> list[dict[str, float]]:
 
 
 def _miou(tally: Tally) -> float:
-    from utils.metrics import scores
-
     return float(scores(tally.matrix)["miou"])
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from utils.config import load_config
+from utils.config import load_compare_config, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHELL = {"bash.sh", "eval.sh"}
 STAGES = {"train_teacher.py", "split_entropy.py", "train_intra.py", "eval.py"}
+COMPARE = "compare.py"
 
 
 def anchors(document: Path) -> set[str]:
@@ -34,7 +35,7 @@ def test_links_and_pictures_exist(document: Path) -> None:
 def commands() -> list[str]:
     """Lines of the fenced blocks, and of the scripts' docstrings, that start one of the project's programs."""
     texts = [block for path in DOCUMENTS for block in re.findall(r"```\n(.*?)```", path.read_text("utf-8"), re.S)]
-    texts += [(ROOT / script).read_text("utf-8").split('"""')[1] for script in STAGES]
+    texts += [(ROOT / script).read_text("utf-8").split('"""')[1] for script in STAGES | {COMPARE}]
     lines = [part.strip() for text in texts for line in text.splitlines() for part in re.split(r";| do ", line)]
     found = sorted({line for line in lines if re.match(r"(OMP_NUM_THREADS=1 )?(bash|python) ", line)})
     return [line.split("  #")[0].removeprefix("OMP_NUM_THREADS=1 ") for line in found]
@@ -54,9 +55,12 @@ def test_commands_are_understood(command: str) -> None:
     assert (ROOT / script).is_file()
     if script in SHELL and arguments and not arguments[0].startswith("--"):
         arguments = ["--config", *arguments]
-    if script in SHELL | STAGES:
+    if script in SHELL | STAGES | {COMPARE}:
         arguments = [str(ROOT / word) if word.startswith("configs/") else word for word in arguments]
         for name in ("configs/mine.yaml",):  # the reader's own
             if str(ROOT / name) in arguments:
                 pytest.skip(f"{name} is an example")
+        if script == COMPARE:
+            load_compare_config(arguments)
+            return
         load_config(arguments if "--config" in arguments else [*arguments, "--config", str(ROOT / "configs/demo.yaml")])

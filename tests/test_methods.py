@@ -189,29 +189,11 @@ def test_a_term_that_is_always_zero_is_reported_loudly(
     assert not (tmp_path / "run/teacher" / WARNINGS).exists()
 
 
-def test_reports_survive_an_interruption(tmp_path: Path, tiny_arguments: Arguments) -> None:
-    """A term that was active before the interruption only is not reported after it."""
-    from utils.engine import Ledger, Losses
-
-    ledger, one = Ledger(), torch.ones(())
-    terms = {"a": (1.0, one), "b": (1.0, 0 * one), "off": (0.0, 0 * one)}
-    ledger.count(Losses(terms, {"accepted": one, "accepted_masked": 0 * one, "share": 0 * one}))
-    again = Ledger()
-    again.load_state_dict(ledger.state_dict())
-    again.count(
-        Losses(
-            {name: (weight, 0 * one) for name, (weight, _) in terms.items()},
-            {"accepted": 0 * one, "accepted_masked": 0 * one},
-        )
-    )
-    assert [line.split(" was ")[0] for line in again.silent(2)] == ["term b", "accepted_masked"]
-
-
 def test_the_worked_example_of_the_documentation(
     tmp_path: Path, tiny_arguments: Arguments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """docs/methods.md adds a method by one class, one name and one file; here the text itself is run."""
-    text = (ROOT / "docs/methods.md").read_text("utf-8")
+    """docs/compared_methods.md adds a method by one class, one name and one file; here the text itself is run."""
+    text = (ROOT / "docs/compared_methods.md").read_text("utf-8")
     blocks = {language: re.search(rf"```{language}\n(.*?)```", text, re.S) for language in ("python", "yaml")}
     assert blocks["python"] is not None and blocks["yaml"] is not None
     scope: dict[str, Any] = {}

@@ -13,9 +13,11 @@ import pytest
 import torch
 from torch import nn
 
+from utils import engine
 from utils.config import Config, LogConfig, OptimConfig
 from utils.engine import Batch, Losses, device_of, fit, set_rates, stage_length
 from utils.errors import ConfigError, TrainingError
+from utils.run import WARNINGS
 from utils.schedule import Clock, asda_released, poly
 
 CONFIG = Config(device="cpu", seed=3, log=LogConfig(every=1, pictures=3, checkpoint=2))
@@ -35,6 +37,21 @@ class FakeStream:
         for i in range(start, stop):
             image = torch.randn(batch, 4, generator=torch.Generator().manual_seed(i))
             yield {"image": image, "name": [f"{self.name}_{i * batch + k}" for k in range(batch)]}
+
+
+@pytest.fixture(autouse=True)
+def no_segmenter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fake stage has no segmenter to draw or to write; it counts both."""
+
+    def picture(stage: FakeStage, batch: Batch) -> np.ndarray:
+        stage.pictures += 1
+        return np.zeros((4, 4, 3), np.uint8)
+
+    def write(path: Path, stage: FakeStage) -> None:
+        path.write_text(str(stage.net.weight.tolist()))
+
+    monkeypatch.setattr(engine, "prediction_grid", picture)
+    monkeypatch.setattr(engine, "save_segmenter", write)
 
 
 class FakeStage:
@@ -72,9 +89,9 @@ class FakeStage:
         with torch.no_grad():
             self.follower.weight.lerp_(self.net.weight, 0.1)
 
-    def picture(self, batch: Batch) -> np.ndarray:
-        self.pictures += 1
-        return np.zeros((4, 4, 3), np.uint8)
+    @property
+    def exported(self) -> Any:
+        return self
 
     def state(self) -> dict[str, torch.Tensor]:
         return {f"{n}.{k}": v.clone() for n, part in self.networks.items() for k, v in part.state_dict().items()}
@@ -241,3 +258,31 @@ def test_stage_length() -> None:
 def test_an_unknown_device_is_named(device: str) -> None:
     with pytest.raises(ConfigError, match=f"device is '{device}'.*give auto or cpu"):
         device_of(replace(Config(), device=device))
+
+
+def test_snapshots_are_the_networks_of_their_steps(tmp_path: Path) -> None:
+    stage = FakeStage()
+    train(stage, tmp_path, replace(CONFIG, log=LogConfig(every=1, pictures=3, checkpoint=2, snapshots=3)), steps=9)
+    found = {path.stem: path.read_text() for path in sorted((tmp_path / "snapshots").iterdir())}
+    assert found == {f"step_{step:08d}": str(stage.seen[step].tolist()) for step in (3, 6)}  # the last is the result
+
+
+def test_a_term_that_is_zero_until_an_interruption_and_after_it_is_reported(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Silent(FakeStage):
+        def step(self, batch: Batch, clock: Clock) -> Losses:
+            losses = super().step(batch, clock)
+            zero = 0 * losses.terms["fit"][1]
+            once = losses.terms["fit"][1] * (clock.step == 0)
+            return Losses({**losses.terms, "never": (1.0, zero), "once": (1.0, once), "off": (0.0, zero)}, losses.stats)
+
+    with pytest.raises(StoppedError):
+        train(Silent(stop_at=5), tmp_path)
+    train(Silent(), tmp_path)
+    text = (tmp_path / WARNINGS).read_text()
+    assert text == "term never was exactly 0 on each of 8 steps: it trained nothing\n"
+    shown = capfd.readouterr()
+    assert f"WARNING: {text.strip()}" in shown.out + shown.err
+    train(FakeStage(), tmp_path / "sound")
+    assert not (tmp_path / "sound" / WARNINGS).exists()

@@ -1,0 +1,279 @@
+"""The comparison as a user runs it, on tiny domains: plan, sharing, interruption, selection, table."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+import compare
+from utils.config import CompareConfig, load_compare_config
+from utils.errors import ConfigError, EvaluationError
+
+ROOT = Path(__file__).resolve().parents[1]
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def comparison(tmp_path: Path, make_domain: Make) -> Callable[..., Path]:
+    """Write a comparison of a tiny pair and return its file; `extra` replaces keys of it."""
+    for seed, role in enumerate(("source", "target")):
+        make_domain(tmp_path / role, seed=seed)
+    pair = {
+        "device": "cpu",
+        "source": {"root": str(tmp_path / "source")},
+        "target": {"root": str(tmp_path / "target")},
+        "data": {"size": 32, "geometry": "crop"},
+        "net": {"backbone": "mobilenetv3_small_050", "discriminator_width": 4, "output_stride": 16},
+        "teacher": {"steps": 6, "batch": 2},
+        "intra": {"steps": 4, "batch": 2},
+        "log": {"every": 1, "checkpoint": 2},
+    }
+    (tmp_path / "pair.yaml").write_text(yaml.safe_dump(pair))
+
+    def write(methods: Sequence[str] = ("source_only", "advent", "asda"), **extra: Any) -> Path:
+        values = {
+            "out": str(tmp_path / "out"),
+            "pairs": {"tiny": str(tmp_path / "pair.yaml")},
+            "methods": dict.fromkeys(methods),
+            "seeds": [0],
+            "threads": 1,
+        }
+        path = tmp_path / "compare.yaml"
+        path.write_text(yaml.safe_dump(values | extra, sort_keys=False))
+        return path
+
+    return write
+
+
+def config_of(path: Path, *extra: str) -> CompareConfig:
+    return load_compare_config(["--config", str(path), *extra])
+
+
+def run_here(config: CompareConfig) -> list[compare.Job]:
+    """Every job in this process, in the order of the plan."""
+    jobs = compare.plan(config)
+    for job in jobs:
+        if not compare.finished(job):
+            compare.work(job, None)
+    return jobs
+
+
+def start(path: Path, *extra: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "compare.py"), "--config", str(path), *extra]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_killed_and_started_again_repeats_nothing_and_gives_the_same_table(
+    tmp_path: Path, comparison: Callable[..., Path]
+) -> None:
+    path = comparison()
+    whole = start(path, "--out", str(tmp_path / "whole"), "--workers", "2")
+    text, _ = whole.communicate(timeout=300)
+    assert whole.returncode == 0, text
+    assert "| asda |" in text and "finished before; 2 at a time" in text
+
+    out = tmp_path / "killed"
+    first = start(path, "--out", str(out))
+    while not list(out.glob("tiny/seed0/*/result.json")):
+        assert first.poll() is None
+        time.sleep(0.01)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    done = {file: file.stat().st_mtime_ns for file in out.glob("tiny/seed0/*/result.json")}
+    weights = {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
+    assert len(done) < 3
+    time.sleep(1)  # the job ends with compare.py: nobody writes any more
+    files = sorted(str(file) for file in out.rglob("*"))
+    time.sleep(1)
+    assert files == sorted(str(file) for file in out.rglob("*"))
+
+    again = start(path, "--out", str(out))
+    text, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, text
+    assert f"3 runs, {len(done)} of them finished before" in text
+    assert all(file.stat().st_mtime_ns == changed for file, changed in {**done, **weights}.items())
+    tables = [json.loads((folder / "table/results.json").read_text()) for folder in (tmp_path / "whole", out)]
+    for row in (row for found in tables for row in found["tiny"]["table"]):
+        row["minutes"] = row["peak_mib"] = None
+    assert tables[0]["tiny"]["table"] == tables[1]["tiny"]["table"]
+
+
+def test_a_common_stage_is_trained_once(tmp_path: Path, comparison: Callable[..., Path]) -> None:
+    methods = ("source_only", "advent", "intrada", "esl", "asda", "dacs")
+    jobs = run_here(config_of(comparison(methods)))
+    after = {job.method: None if job.after is None else job.after.name for job in jobs}
+    assert after == dict.fromkeys(("source_only", "advent")) | dict.fromkeys(("intrada", "esl", "asda"), "advent") | {
+        "dacs": "source_only"
+    }
+    runs = tmp_path / "out/tiny/seed0"
+    teachers = {
+        (runs / name / "teacher/teacher.safetensors").read_bytes() for name in ("advent", "intrada", "esl", "asda")
+    }
+    assert len(teachers) == 1
+    for name in ("intrada", "esl", "asda"):
+        assert "copied from" in (runs / name / "log.txt").read_text()
+        assert not (runs / name / "teacher/checkpoint.pt").exists()
+    assert (runs / "asda/split").is_dir() and "asda/split: copied" in (runs / "asda/log.txt").read_text()  # IntraDA's
+    assert "split: copied" not in (runs / "esl/log.txt").read_text()  # its masks leave pixels out
+    results = {job.method: json.loads((job.folder / "result.json").read_text()) for job in jobs}
+    assert {name: result["steps"] for name, result in results.items()} == {
+        "source_only": 6,
+        "advent": 6,
+        "intrada": 12,
+        "esl": 12,
+        "asda": 10,
+        "dacs": 10,
+    }
+    assert all(result["seconds"] > 0 and result["peak_mib"] > 0 for result in results.values())
+
+
+def test_the_protocol_wins_over_the_method_and_a_variant_over_its_base(comparison: Callable[..., Path]) -> None:
+    path = comparison(
+        methods=[],
+        protocol={"net": {"backbone": "resnet18", "layout": "timm"}, "teacher": {"batch": 3}},
+    )
+    values = yaml.safe_load(path.read_text())
+    values["methods"] = {
+        "asda_released": None,
+        "more": {"base": "asda", "intra": {"seg_para": 7}, "teacher": {"batch": 9}},
+    }
+    path.write_text(yaml.safe_dump(values))
+    released, more = (job.config for job in compare.plan(config_of(path)))
+    assert released.net.backbone == "resnet18" and released.net.layout == "timm" and released.net.freeze_bn
+    assert released.intra.contrast == "pix" and released.teacher.batch == 3
+    assert more.intra.seg_para == 7 and more.intra.fuse == "union" and more.teacher.batch == 3
+    assert Path(more.out).parts[-3:] == ("tiny", "seed0", "more")
+
+
+def test_an_oracle_without_held_back_images_is_cross_validated(tmp_path: Path, comparison: Callable[..., Path]) -> None:
+    (job,) = run_here(config_of(comparison(["oracle"], folds=3)))
+    result = json.loads((job.folder / "result.json").read_text())
+    names = sorted(path.stem for path in (tmp_path / "target/images").iterdir())
+    assert sorted(result["images"]) == names and result["selected"] == "last, cross-validated with 3 folds"
+    for fold in range(3):
+        parts = [(job.folder / f"fold{fold}" / f"{part}.txt").read_text().split() for part in ("train", "eval")]
+        assert len(parts[0]) == 2 * 4 and len(parts[1]) == 2 * 2 and not set(parts[0]) & set(parts[1])
+    assert np.array(result["matrices"]).sum((1, 2)).tolist() == [40 * 48] * 6
+    with pytest.raises(ConfigError, match="too few for 7 folds"):
+        list(compare.cross_validation(job.config, 7))
+
+
+def test_selection_without_and_with_labels(tmp_path: Path, comparison: Callable[..., Path]) -> None:
+    path = comparison(
+        ["source_only", "asda"], protocol={"log": {"snapshots": 2}}, best_on_labels=True, selection="entropy"
+    )
+    config = config_of(path)
+    jobs = run_here(config)
+    for job in jobs:
+        result = json.loads((job.folder / "result.json").read_text())
+        assert result["selected"].startswith("lowest mean entropy of ")
+        best, chosen = (np.array(result[key]).sum(0) for key in ("best", "matrices"))
+        assert compare.scores(best)["miou"] >= compare.scores(chosen)["miou"]
+    steps = sorted(file.stem for file in (tmp_path / "out/tiny/seed0/source_only/source_only/snapshots").iterdir())
+    assert steps == ["step_00000002", "step_00000004"]
+    compare.write(tmp_path / "t", [compare.gather("tiny", jobs, config)])
+    text = (tmp_path / "t/table.md").read_text()
+    assert "best on target labels (not a fair choice)" in text and "lowest mean entropy" in text
+    # Another rule: the trained stages stay, the score is made again.
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.safetensors")}
+    last = run_here(config_of(path, "--selection", "last", "--best_on_labels", "false"))
+    assert json.loads((last[0].folder / "result.json").read_text())["selected"] == "last"
+    assert all(file.stat().st_mtime_ns == changed for file, changed in before.items())
+
+
+def test_target_labels_do_not_choose_by_entropy(tmp_path: Path, comparison: Callable[..., Path]) -> None:
+    """Other labels of the same images: the same checkpoint is chosen."""
+    path = comparison(["source_only"], protocol={"log": {"snapshots": 1}}, selection="entropy")
+    chosen = []
+    for out in ("a", "b"):
+        (job,) = run_here(config_of(path, "--out", str(tmp_path / out)))
+        chosen.append(json.loads((job.folder / "result.json").read_text())["chosen"])
+        for label in (tmp_path / "target/labels").iterdir():
+            label.write_bytes((tmp_path / "source/labels" / label.name).read_bytes())
+    assert chosen[0] == chosen[1]
+
+
+def test_one_failure_leaves_the_others_standing(tmp_path: Path, comparison: Callable[..., Path]) -> None:
+    path = comparison(["source_only", "clan"])
+    values = yaml.safe_load(path.read_text())
+    values["methods"]["clan"] = {"teacher": {"options": {"clan": {"lambda": 1.0}}}}
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(EvaluationError, match=r"1 of 2 runs failed: tiny, clan, seed 0 \(see .*log.txt\)"):
+        compare.compare(config_of(path))
+    table = (tmp_path / "out/table/table.md").read_text()
+    assert "clan: has no result" in table and "| source_only | 1 |" in table
+    assert "options.clan.lambda: unknown" in (tmp_path / "out/tiny/seed0/clan/log.txt").read_text()
+
+
+def test_faults_of_a_comparison_stop_it_before_anything_runs(tmp_path: Path, comparison: Callable[..., Path]) -> None:
+    path = comparison()
+    for extra, reason in (
+        (["--only", "[advnt]"], "did you mean 'advent'"),
+        (["--selection", "entropy"], "protocol.log.snapshots"),
+        (["--seeds", "[0, 0]"], "each seed once"),
+        (["--workers", "0"], "workers is 0"),
+        (["--sedes", "[0]"], "unknown option '--sedes'; did you mean '--seeds'"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            config_of(path, *extra)
+    with pytest.raises(ConfigError, match=r"there is no nothing\.yaml in configs/methods"):
+        compare.plan(config_of(comparison(["nothing"])))
+    with pytest.raises(ConfigError, match=r"unknown key 'intra\.contrst'"):
+        values = yaml.safe_load(comparison().read_text())
+        values["methods"] = {"asda": {"intra": {"contrst": "none"}}}
+        path.write_text(yaml.safe_dump(values))
+        compare.plan(config_of(path))
+    assert not (tmp_path / "out/tiny").exists()
+
+
+def test_other_settings_under_the_same_name_are_refused(comparison: Callable[..., Path]) -> None:
+    path = comparison(["source_only"])
+    run_here(config_of(path))
+    values = yaml.safe_load(path.read_text())
+    values["protocol"] = {"optim": {"lr": 0.5}}
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigError, match=r"optim.lr was 0.00025, is 0.5.*another name"):
+        run_here(config_of(path))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs/compare").glob("*.yaml")))
+def test_shipped_comparisons_are_sound(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    if name == "published":
+        published = {
+            pair: compare.read_published(Path("configs/compare/published.yaml"), pair)
+            for pair in ("ms_to_whu", "whu_to_95cloud")
+        }
+        assert all({"advent", "intrada", "asda"} <= {row.method for row in rows} for rows in published.values())
+        return
+    config = config_of(Path(f"configs/compare/{name}.yaml"), "--out", str(tmp_path / "out"))
+    jobs = compare.plan(config)
+    assert len(jobs) == len(config.pairs) * len(config.seeds) * len(config.methods)
+    assert config.reference in config.methods
+    if name in ("demo", "real", "paper"):
+        shipped = {path.stem for path in (ROOT / "configs/methods").glob("*.yaml")}
+        assert set(config.methods) == shipped
+        nets = {json.dumps(vars(job.config.net) | {"aux_level": ""}, sort_keys=True) for job in jobs}
+        views = {(job.config.data.size, job.config.data.geometry) for job in jobs}
+        optims = {str(job.config.optim) for job in jobs}
+        assert len(nets) == len(views) == len(optims) == 1
+
+
+def test_shared_environment_of_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With several GPUs each job sees one."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    job: Any = type("J", (), {"folder": Path(os.devnull) / "no"})()
+    with pytest.raises(OSError):
+        compare.work(job, 1)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
