@@ -17,6 +17,7 @@ if __name__ == "__main__":
     CONFIG = configure(__doc__, load_compare_config)
 
 import contextlib
+import fcntl
 import json
 import multiprocessing
 import os
@@ -45,7 +46,7 @@ from train_teacher import train_teacher
 from utils.cli import run
 from utils.comparison import Comparison, Result, read_published, write
 from utils.config import CompareConfig, Config, flatten, load_config, to_yaml
-from utils.engine import SNAPSHOTS, device_of, stage_length
+from utils.engine import SNAPSHOTS, device_of, intra_length, stage_length
 from utils.errors import ConfigError, EvaluationError
 from utils.metrics import scores
 from utils.run import (
@@ -100,7 +101,9 @@ def compare(config: CompareConfig) -> None:
         EvaluationError: at the end, if a run failed; the table shows the others.
     """
     jobs = plan(config)
-    failed = run_jobs([job for job in jobs if not config.only or job.method in config.only], config)
+    done = {job.folder for job in jobs if finished(job)}
+    wanted = [job for job in jobs if not config.only or job.method in config.only]
+    failed = run_jobs([job for job in wanted if job.folder not in done], len(wanted), config)
     folder = Path(config.out) / config.name
     write(folder, [gather(pair, jobs, config) for pair in config.pairs])
     print(
@@ -108,7 +111,7 @@ def compare(config: CompareConfig) -> None:
     )
     if failed:
         raise EvaluationError(
-            f"{len(failed)} of {len(jobs)} runs failed: "
+            f"{len(failed)} of {len(wanted)} runs failed: "
             + "; ".join(f"{job.name} (see {job.folder / 'log.txt'})" for job in failed)
         )
 
@@ -120,7 +123,7 @@ def plan(config: CompareConfig) -> list[Job]:
         ConfigError: a setting that is unknown or impossible, before anything runs.
     """
     jobs: list[Job] = []
-    choice = {"selection": config.selection, "best_on_labels": config.best_on_labels}
+    choice: dict[str, Any] = {"selection": config.selection, "best_on_labels": config.best_on_labels}
     for pair, file in config.pairs.items():
         for seed in config.seeds:
             first: dict[str, Path] = {}
@@ -130,6 +133,8 @@ def plan(config: CompareConfig) -> list[Job]:
                 stage_1 = json.dumps(bound_settings(resolved, "teacher"), sort_keys=True, default=str)
                 transductive_oracle = resolved.teacher.supervise == "target" and resolved.target.eval is None
                 mine = choice | {"folds": config.folds} if transductive_oracle else choice
+                if config.selection != "last" or config.best_on_labels:
+                    mine = mine | {"snapshots": resolved.log.snapshots}
                 jobs.append(Job(pair, method, resolved, mine, first.get(stage_1)))
                 if not config.only or method in config.only:
                     first.setdefault(stage_1, out)
@@ -145,11 +150,20 @@ def resolve(config: CompareConfig, file: str, method: str, seed: int, out: Path)
         raise ConfigError(
             f"methods.{method}: there is no {base.name} in configs/methods (there are {known}); give base"
         )
+    changes = _merged(changes, config.protocol)
     overrides = Path(config.out) / config.name / "overrides" / f"{method}.yaml"
     overrides.parent.mkdir(parents=True, exist_ok=True)
-    write_text(overrides, yaml.safe_dump(_merged(changes, config.protocol), sort_keys=False))
+    for key, value in config.set.items():
+        changes = _merged(changes, _nested(key, value))
+    write_text(overrides, yaml.safe_dump(changes, sort_keys=False))
     files = [word for path in (file, base, overrides) for word in ("--config", str(path))]
     return load_config([*files, "--seed", str(seed), "--out", str(out)])
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,19 +174,18 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 # Running
 
 
-def run_jobs(jobs: Sequence[Job], config: CompareConfig) -> list[Job]:
-    """Run each unfinished job in a process of its own and return those that failed.
+def run_jobs(jobs: Sequence[Job], planned: int, config: CompareConfig) -> list[Job]:
+    """Run each of these unfinished jobs, of `planned` ones, in a process of its own; return those that failed.
 
     One after another, or `workers` at a time; with several GPUs, one on each.
     """
-    gpus = torch.cuda.device_count()
+    gpus = 0 if all(job.config.device == "cpu" for job in jobs) else torch.cuda.device_count()
+    cards = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
     workers = config.workers or max(1, gpus)
     threads = config.threads or max(1, (os.cpu_count() or 1) // workers)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # inherited by the jobs
-    waiting = [job for job in jobs if not finished(job)]
-    print(
-        f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished before; {workers} at a time, {threads} threads"
-    )
+    waiting = list(jobs)
+    print(f"{planned} runs, {planned - len(waiting)} of them finished before; {workers} at a time, {threads} threads")
     if not waiting:
         return []
     for pair in {job.pair: job for job in waiting}.values():
@@ -189,26 +202,24 @@ def run_jobs(jobs: Sequence[Job], config: CompareConfig) -> list[Job]:
                 for slot, (job, process) in list(running.items()):
                     if not process.is_alive():
                         del running[slot]
-                        if not (job.folder / RESULT).exists():
+                        if process.exitcode:
                             failed.append(job)
-                            bar.write(f"FAILED: {job.name}; the reason stands in {job.folder / 'log.txt'}")
+                            why = f"status {process.exitcode}" + ", killed: out of memory?" * (process.exitcode == -9)
+                            bar.write(f"FAILED ({why}): {job.name}; see the end of {job.folder / 'log.txt'}")
                 unsettled = {job.folder for job in waiting} | {job.folder for job, _ in running.values()}
                 for slot in set(range(workers)) - set(running):
                     job = next((job for job in waiting if job.after not in unsettled), None)
                     if job is None:
                         break
                     waiting.remove(job)
-                    process = spawn.Process(target=work, args=(job, slot % gpus if gpus else None))
+                    process = spawn.Process(target=work, args=(job, cards[slot % gpus] if gpus else None))
                     process.start()
                     running[slot] = (job, process)
                     unsettled.add(job.folder)
-                bar.set_postfix_str("; ".join(f"{job.method} {job.config.seed}" for job, _ in running.values()))
+                now = "; ".join(f"{job.method} {job.config.seed}" for job, _ in running.values())
+                bar.set_postfix_str(now, refresh=False)
                 time.sleep(0.5)
-                done = sum(
-                    lengths[folder] if (folder / RESULT).exists() else min(steps_done(folder), lengths[folder])
-                    for folder in lengths
-                )
-                bar.update(done - bar.n)
+                bar.update(sum(min(steps_done(folder), lengths[folder]) for folder in lengths) - bar.n)
         finally:
             for _, process in running.values():
                 process.terminate()
@@ -234,10 +245,10 @@ def finished(job: Job) -> bool:
     return result.exists() and json.loads(result.read_text("utf-8"))["choice"] == job.choice
 
 
-def work(job: Job, gpu: int | None) -> None:
+def work(job: Job, gpu: str | None) -> None:
     """What the process of one job does; it ends when compare.py ends."""
     if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
@@ -248,11 +259,25 @@ def work(job: Job, gpu: int | None) -> None:
         contextlib.redirect_stderr(log),
     ):
         try:
-            write_text(job.folder / "config.yaml", to_yaml(job.config))
-            write_text(job.folder / RESULT, json.dumps(make_result(job)))
+            with only_one(job.folder):
+                if not finished(job):
+                    write_text(job.folder / "config.yaml", to_yaml(job.config))
+                    write_text(job.folder / RESULT, json.dumps(make_result(job)))
         except BaseException:
             traceback.print_exc()
             sys.exit(1)
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Wait for another comparison that makes the same run; the system frees the lock of a process that dies."""
+    with open(folder / "lock", "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{folder}: another comparison makes this run; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def make_result(job: Job) -> dict[str, Any]:
@@ -263,14 +288,15 @@ def make_result(job: Job) -> dict[str, Any]:
         together: dict[str, Any] = {
             key: [value for part in parts for value in part[key]] for key in ("images", "scenes", "matrices", "best")
         }
-        totals = {key: sum(part[key] for part in parts) for key in ("steps", "seconds")}
+        totals = {key: sum(part[key] for part in parts) / folds for key in ("steps", "seconds")}  # of one model
         warnings = sorted({warning for part in parts for warning in part["warnings"]})
         peak = max(part["peak_mib"] for part in parts)
         selected = f"{parts[0]['selected']}, cross-validated with {folds} folds"
         return {
             "choice": job.choice,
             **together,
-            **totals,
+            "steps": round(totals["steps"]),
+            "seconds": totals["seconds"],
             "peak_mib": peak,
             "warnings": warnings,
             "selected": selected,
@@ -288,7 +314,7 @@ def cross_validation(config: Config, folds: int) -> Iterator[Config]:
             f"{config.target.root}: {len(order)} images or scenes, too few for {folds} folds; lower folds"
         )
     for fold in range(folds):
-        out = Path(config.out) / f"fold{fold}"
+        out = Path(config.out) / f"fold{fold}of{folds}"
         out.mkdir(parents=True, exist_ok=True)
         parts: dict[str, list[Item]] = {"train": [], "eval": []}
         for item, group in zip(items, groups, strict=True):
@@ -296,8 +322,11 @@ def cross_validation(config: Config, folds: int) -> Iterator[Config]:
         root, lists = Path(config.target.root), {}
         for name, part in parts.items():
             rows = [[path.relative_to(root).as_posix() for path in (i.image, i.label) if path] for i in part]
-            write_text(out / f"{name}.txt", "".join(f"{' '.join(row)}\n" for row in rows))
-            lists[name] = os.path.relpath(out / f"{name}.txt", root)
+            text, path = "".join(f"{' '.join(row)}\n" for row in rows), out / f"{name}.txt"
+            if path.exists() and path.read_text("utf-8") != text:
+                raise ConfigError(f"{path}: made from other images than there are now; give another --out")
+            write_text(path, text)
+            lists[name] = os.path.relpath(path.resolve(), root.resolve())
         yield replace(config, out=str(out), target=replace(config.target, **lists))
 
 
@@ -392,10 +421,9 @@ def gather(pair: str, jobs: Sequence[Job], config: CompareConfig) -> Comparison:
     mine = [job for job in jobs if job.pair == pair]
     results = []
     for job in mine:
-        path = job.folder / RESULT
-        if not path.exists():
+        if not finished(job):
             continue
-        found = json.loads(path.read_text("utf-8"))
+        found = json.loads((job.folder / RESULT).read_text("utf-8"))
         results.append(
             Result(
                 method=job.method,
@@ -426,15 +454,13 @@ def gather(pair: str, jobs: Sequence[Job], config: CompareConfig) -> Comparison:
 
 
 def planned_steps(job: Job) -> int:
-    """Optimiser steps of a job, an epoch of stage 3 counted as one of all target images."""
-    config = job.config
-    teacher, intra = config.teacher, config.intra
+    """Optimiser steps of a job."""
+    config, teacher = job.config, job.config.teacher
     images = len(list_domain(config.target.root, config.target.train, labels=False))
     steps, _ = stage_length(teacher.steps, teacher.epochs, images, teacher.batch)
-    if not intra.enabled:
+    if not config.intra.enabled:
         return steps * job.choice.get("folds", 1)
-    like = teacher if intra.steps is None else intra
-    return steps + stage_length(like.steps or 0, like.epochs, images, intra.batch)[0]
+    return steps + intra_length(config, images)[0]
 
 
 def steps_done(folder: Path) -> int:

@@ -36,7 +36,7 @@ from nets.segmenter import HEADS, Prediction, Segmenter, statistics_held, upsamp
 from nets.weights import save_segmenter
 from utils.cli import run
 from utils.config import Config
-from utils.engine import Batch, Losses, device_of, fit, stage_length
+from utils.engine import Batch, Losses, device_of, fit, intra_length
 from utils.errors import DataError, WeightsError
 from utils.optim import discriminator_optimizer, segmenter_optimizer
 from utils.run import (
@@ -129,17 +129,17 @@ class IntraStage:
             generator = torch.Generator().manual_seed(clock.seed)
             views = {name: rule(labelled, unlabelled, guess, clock, generator) for name, rule in self.rules.items()}
 
-        images = [view.image for view in views.values() if view.image is not unlabelled["image"]]
-        predictions = self.forward(labelled["image"], [unlabelled["image"], *images])
-        first = self.side(labelled, label, predictions[0], ema_labelled)
-        second = self.side(unlabelled, self.confident(unlabelled, guess), predictions[1], ema_unlabelled)
+        made = [view.image for view in views.values() if view.image is not unlabelled["image"]]
+        prediction, other, *of_made = self.forward(labelled["image"], unlabelled["image"], made)
+        first = self.side(labelled, label, prediction, ema_labelled)
+        second = self.side(unlabelled, self.confident(unlabelled, guess), other, ema_unlabelled)
 
         seg = {head: cross_entropy(first.logits[head], label[head]) for head in HEADS}
         terms = {"seg_main": (w.seg_para, seg["main"]), "seg_aux": (w.seg_para * w.seg_aux, seg["aux"])}
         counts = {"accepted": label["main"] != IGNORE, "pseudo_cloud": label["main"] == 1}
         stats = {name: pixels.sum() / first.valid.sum().clamp(min=1) for name, pixels in counts.items()}
 
-        rest = iter(predictions[2:])
+        rest = iter(of_made)
         for name, view in views.items():
             logits = (
                 second.logits if view.image is unlabelled["image"] else upsampled(next(rest), view.image.shape[-2:])
@@ -162,24 +162,27 @@ class IntraStage:
             stats[f"entropy_{name}"] = mean_entropy(side.logits["main"], side.valid)
         return Losses(terms, stats)
 
-    def forward(self, labelled: Tensor, others: Sequence[Tensor]) -> list[Prediction]:
-        """The trainee's predictions for the labelled images and for each batch of others.
+    def forward(self, labelled: Tensor, unlabelled: Tensor, made: Sequence[Tensor]) -> list[Prediction]:
+        """The trainee's predictions for both sides of a batch and for each batch of images that a rule has made.
 
-        What comes from the target passes together and shares the statistics of batch normalisation, which are then
-        those that the exported network uses. Source images pass alone and leave the running statistics as they are.
+        Easy and hard images pass together and share the statistics of batch normalisation, which are then those that
+        the exported network uses. Source images and those that are mixed or masked pass apart, normalised by their own
+        statistics, and leave the running ones as they are.
         """
         network = self.trainee.segmenter
-        if self.w.domains == "easy_hard" and not self.w.joint_forward:
-            return [network(image) for image in (labelled, *others)]
-        together = [*others]
-        alone: list[Prediction] = []
         if self.w.domains == "source_target":
             with statistics_held(network):
-                alone = [network(labelled)]
+                alone = network(labelled)
+            both = [alone, network(unlabelled)]
+        elif self.w.joint_forward:
+            parts = [
+                part.split([len(labelled), len(unlabelled)]) for part in network(torch.cat([labelled, unlabelled]))
+            ]
+            both = [Prediction(*one) for one in zip(*parts, strict=True)]
         else:
-            together = [labelled, *others]
-        parts = [part.split([len(image) for image in together]) for part in network(torch.cat(together))]
-        return alone + [Prediction(*parts_of_one) for parts_of_one in zip(*parts, strict=True)]
+            both = [network(labelled), network(unlabelled)]
+        with statistics_held(network):
+            return both + [network(image) for image in made]
 
     def side(
         self, samples: dict[str, Any], label: dict[str, Tensor], prediction: Prediction, ema: Prediction | None
@@ -250,9 +253,8 @@ def train_intra(config: Config) -> None:
         return
     items = sides(config, split)
     print(f"{folder}: {' and '.join(f'{len(images)} {name}' for name, images in items.items())} images")
-    unlabelled = items[SIDES[w.domains][1]]
-    like = config.teacher if w.steps is None else w
-    steps, epoch_steps = stage_length(cast(int, like.steps), like.epochs, len(unlabelled), w.batch)
+    targets = sum(len(images) for name, images in items.items() if name != "source")
+    steps, epoch_steps = intra_length(config, targets)
     stage = IntraStage(config, anchor)
     label_maps = {"source": config.source.label_map}
     fit(

@@ -146,16 +146,16 @@ def masked(
     logits: Batch,
     moment: Moment,
     generator: torch.Generator,
-    block: int = 32,
+    block: int = 16,
     ratio: float = 0.7,
     threshold: float = 0.968,
     strong: bool = True,
 ) -> View:
     """The unlabelled image with squares of `block` pixels hidden, to be labelled from what is around them.
 
-    Each square is set to 0 with probability `ratio`, after `strong_colour` if `strong`. The label is the EMA argmax of
-    the whole image, and its weight the share of the valid pixels whose probability reaches `threshold` (MIC, Hoyer et
-    al., CVPR 2023).
+    Each square gets the mean colour of the batch with probability `ratio`, after `strong_colour` if `strong`. The label
+    is the EMA argmax of the whole image, and its weight the share of the valid pixels whose probability reaches
+    `threshold` (MIC, Hoyer et al., CVPR 2023).
     """
     image, valid = unlabelled["image"], unlabelled["valid"]
     size, (rows, columns) = len(image), image.shape[-2:]
@@ -165,7 +165,8 @@ def masked(
         image = strong_colour(image, generator)
     share = {head: _sure_share(z, valid, threshold) for head, z in logits.items()}
     label = {head: _argmax(z, valid) for head, z in logits.items()}
-    return View(image.masked_fill(hidden.to(image.device), 0.0), label, share, share["main"])
+    image = torch.where(hidden.to(image.device), image.mean((0, 2, 3), keepdim=True), image)
+    return View(image, label, share, share["main"])
 
 
 Rule = Callable[..., View]

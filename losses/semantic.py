@@ -103,7 +103,7 @@ def semantic_contrast(features: Tensor, label: Tensor, statistics: ClassStatisti
 class SemanticContrast(Contrast):
     """`semantic_contrast` of both sides at two levels: the features and the main head's scores on their grid.
 
-    The statistics are those of the labelled side alone. A loss is the mean of the two sides, and the levels add up.
+    The statistics are those of the labelled side alone. Sides and levels add up.
 
     Args:
         classes: number of classes K.
@@ -135,7 +135,7 @@ class SemanticContrast(Contrast):
         first, second = ((_rows(getattr(side, name)), side.grid_label().flatten()) for side in (labelled, unlabelled))
         statistics.update(*first)
         terms = [semantic_contrast(*pixels, statistics, self.temperature) for pixels in (first, second)]
-        return torch.stack(terms).mean()
+        return terms[0] + terms[1]
 
 
 def _rows(maps: Tensor) -> Tensor:

@@ -59,8 +59,8 @@ def unsupervised_loss(logits: Tensor, label: Tensor, teacher_logits: Tensor, per
 class UncertainContrast(Contrast):
     """Contrast of reliable pixels with pixels that are surely not, or wrongly taken to be, of their class.
 
-    With `a = low_percent * (1 - progress)`, the pixels of a side whose entropy is at most the `a`-th percentile of its
-    valid pixels are reliable. For each class c
+    With `a = low_percent * (1 - progress)`, every labelled pixel is reliable, and of the unlabelled ones those whose
+    entropy is at most the `a`-th percentile of the valid pixels. For each class c
         the anchors are trainee features of reliable pixels of both sides, labelled c, with `p_c > min_prob`;
         the positive is the mean EMA feature of the reliable pixels labelled c of this step;
         the negatives are drawn from a bank of EMA features: of unlabelled pixels whose entropy is at or above the
@@ -117,7 +117,7 @@ class UncertainContrast(Contrast):
         `classes` (number in the loss) and `bank` (negatives stored for the class that has fewest).
         """
         share = self.low_percent / 100.0 * (1.0 - moment.progress)
-        views = [self._pixels(side, share) for side in (labelled, unlabelled)]
+        views = [self._pixels(labelled, 1.0, share), self._pixels(unlabelled, share, share)]
         features, ema, prob, label, low, high = (torch.cat(parts) for parts in zip(*views, strict=True))
         is_labelled = torch.arange(len(label), device=label.device) < len(views[0][0])
 
@@ -144,15 +144,15 @@ class UncertainContrast(Contrast):
         stats = {"anchors": used_anchors, "classes": used_classes, "bank": stored.min().float()}
         return total / used_classes.clamp(min=1), stats
 
-    def _pixels(self, side: Side, share: float) -> tuple[Tensor, ...]:
+    def _pixels(self, side: Side, low_share: float, high_share: float) -> tuple[Tensor, ...]:
         """Trainee and unit EMA features (P, D), EMA probabilities (P, K), label, low and high entropy (P,)."""
         assert side.projected is not None and side.ema_projected is not None and side.ema_scores is not None
         dtype = self.bank.bank.dtype
         valid = replace(side, label={"main": side.valid.long()}).grid_label() == 1
         label = side.grid_label().masked_fill(~valid, IGNORE)
         entropy = _entropy(side.ema_scores).masked_fill(~valid, torch.nan)
-        low = entropy <= torch.nanquantile(entropy, share)  # a comparison with NaN is False
-        high = entropy >= torch.nanquantile(entropy, 1.0 - share)
+        low = entropy <= torch.nanquantile(entropy, low_share)  # a comparison with NaN is False
+        high = entropy >= torch.nanquantile(entropy, 1.0 - high_share)
         maps = (side.projected.to(dtype), F.normalize(side.ema_projected.to(dtype), dim=1), side.ema_scores.softmax(1))
         features, ema, prob = (m.movedim(1, -1).flatten(0, -2) for m in maps)
         return features, ema, prob, label.flatten(), low.flatten(), high.flatten()

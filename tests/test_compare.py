@@ -149,7 +149,9 @@ def test_the_protocol_wins_over_the_method_and_a_variant_over_its_base(compariso
         "more": {"base": "asda", "intra": {"seg_para": 7}, "teacher": {"batch": 9}},
     }
     path.write_text(yaml.safe_dump(values))
-    released, more = (job.config for job in compare.plan(config_of(path)))
+    extra = "{net.discriminator_width: 5, data.size: 40}"
+    released, more = (job.config for job in compare.plan(config_of(path, "--set", extra)))
+    assert released.net.discriminator_width == 5 and more.data.size == 40
     assert released.net.backbone == "resnet18" and released.net.layout == "timm" and released.net.freeze_bn
     assert released.intra.contrast == "pix" and released.teacher.batch == 3
     assert more.intra.seg_para == 7 and more.intra.fuse == "union" and more.teacher.batch == 3
@@ -223,6 +225,7 @@ def test_faults_of_a_comparison_stop_it_before_anything_runs(tmp_path: Path, com
         (["--selection", "entropy"], "protocol.log.snapshots"),
         (["--seeds", "[0, 0]"], "each seed once"),
         (["--workers", "0"], "workers is 0"),
+        (["--set", "{net.weihgts: null}"], "did you mean 'net.weights'"),
         (["--sedes", "[0]"], "unknown option '--sedes'; did you mean '--seeds'"),
     ):
         with pytest.raises(ConfigError, match=reason):

@@ -216,7 +216,7 @@ class IntraConfig:
     steps: int | None = 10000
     """optimiser steps; null: as many as stage 1"""
     epochs: float | None = None
-    """passes over the hard images, or over the target's; when given, replaces steps"""
+    """passes over as many images as are hard; when given, replaces steps, unless these are null"""
     batch: int = 16
     """images per step and split"""
     lr_factor: float = 1.0
@@ -357,6 +357,8 @@ class CompareConfig:
     {base: asda, intra: {contrast: none}}"""
     protocol: dict[str, Any] = field(default_factory=dict)
     """settings that are the same for all methods and win over their own, such as {net: {backbone: resnet50}}"""
+    set: dict[str, Any] = field(default_factory=dict)
+    """more of the protocol by full names, for the command line: '{net.weights: FILE, source.root: FOLDER}'"""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """training seeds"""
     only: list[str] = field(default_factory=list)
@@ -408,11 +410,24 @@ def load_compare_config(arguments: Sequence[str] | None = None, description: str
     for key, value in config.methods.items():
         if value is not None and not isinstance(value, dict):
             raise ConfigError(f"configuration: methods.{key} is {value!r}, expected null or a mapping of settings")
+    sections = {"protocol": config.protocol} | {f"methods.{key}": value or {} for key, value in config.methods.items()}
+    if empty := [f"{place}.{key}" for place, section in sections.items() for key in section if section[key] is None]:
+        raise ConfigError(f"configuration: {empty[0]} is empty, expected a value or a mapping of settings")
+    if config.reference not in (*config.methods, "asda"):
+        near = _nearest(config.reference, list(config.methods))
+        raise ConfigError(f"configuration: reference is {config.reference!r}, which is not one of the methods{near}")
+    if config.name in config.pairs:
+        raise ConfigError(f"configuration: name is {config.name!r}, which is also a pair; give the table another name")
     if unknown := [name for name in config.only if name not in config.methods]:
         near = _nearest(unknown[0], list(config.methods))
         raise ConfigError(f"configuration: only names {unknown[0]!r}, which is not one of the methods{near}")
+    if fixed := [key for key in config.set if key in ("seed", "out")]:
+        raise ConfigError(f"configuration: set names {fixed[0]!r}, which compare.py sets itself; give seeds or out")
+    if unknown := [key for key in config.set if key not in flatten(Config(generated=GeneratedConfig()))]:
+        near = _nearest(unknown[0], list(flatten(Config(generated=GeneratedConfig()))))
+        raise ConfigError(f"configuration: set has the unknown key {unknown[0]!r}{near}")
     needs_snapshots = config.selection != "last" or config.best_on_labels
-    if needs_snapshots and not config.protocol.get("log", {}).get("snapshots"):
+    if needs_snapshots and not (config.protocol.get("log", {}).get("snapshots") or config.set.get("log.snapshots")):
         raise ConfigError(
             "configuration: choosing among checkpoints needs copies of the network; give protocol.log.snapshots, "
             "the steps between two of them"
@@ -569,6 +584,12 @@ def _check_values(config: Config) -> None:
         "net.aux_level",
         "last, where alignment is clan: its two classifiers read the same features",
     )
+    for stage, names in (
+        ("teacher", [config.teacher.alignment]),
+        ("intra", [config.intra.alignment, config.intra.contrast, *rules]),
+    ):
+        strange = set(getattr(config, stage).options) - set(names)
+        need(not strange, f"{stage}.options", f"settings of what is chosen ({', '.join(names)}) alone")
     oracle = config.teacher.supervise == "target"
     need(not (oracle and config.intra.enabled), "intra.enabled", "false for the oracle (teacher.supervise: target)")
     need(not oracle or config.teacher.alignment == "none", "teacher.alignment", "none for the oracle")

@@ -99,6 +99,20 @@ def stage_length(steps: int, epochs: float | None, images: int, batch: int) -> t
     return (steps if epochs is None else max(1, round(epochs * epoch_steps))), epoch_steps
 
 
+def intra_length(config: Config, targets: int) -> tuple[int, int]:
+    """The same for stage 3, where an epoch is one pass over as many images as are hard, whatever a method learns from.
+
+    Args:
+        targets: training images of the target.
+    """
+    intra, teacher = config.intra, config.teacher
+    hard = max(1, targets - int(config.split.ratio * targets) - int(config.split.plus_one))
+    if intra.steps is None:
+        steps, _ = stage_length(teacher.steps, teacher.epochs, targets, teacher.batch)
+        return steps, stage_length(0, None, hard, intra.batch)[1]
+    return stage_length(intra.steps, intra.epochs, hard, intra.batch)
+
+
 def fit(
     stage: Stage,
     streams: Mapping[str, Stream],
@@ -160,7 +174,7 @@ def fit(
 
             done = step + 1
             bar.update()
-            if done == min(EARLY, steps):
+            if done == EARLY < steps:
                 _warn(bar, ledger.silent(done))
             if done % config.log.every == 0 or done == steps:
                 elapsed, count = time.perf_counter() - since, done - last_logged
@@ -179,11 +193,11 @@ def fit(
             if config.log.snapshots and done % config.log.snapshots == 0 and done < steps:
                 (folder / SNAPSHOTS).mkdir(exist_ok=True)
                 save_segmenter(folder / SNAPSHOTS / f"step_{done:08d}.safetensors", stage.exported)
+            if done == steps and (warnings := ledger.silent(steps)):
+                _warn(bar, warnings)
+                write_text(folder / WARNINGS, "".join(f"{warning}\n" for warning in warnings))
             if done % config.log.checkpoint == 0 or done == steps:
                 save_checkpoint(checkpoint, done, networks, stage.optimizers)
-        if start < steps and (warnings := ledger.silent(steps)):
-            _warn(bar, warnings)
-            write_text(folder / WARNINGS, "".join(f"{warning}\n" for warning in warnings))
 
 
 def peak_mib(device: torch.device) -> float:

@@ -142,7 +142,7 @@ def test_module_adds_two_levels_over_two_sides_with_the_statistics_of_one():
     for name in ("features", "scores"):
         rows = [(getattr(s, name).movedim(1, -1).flatten(0, 2), s.label["main"].flatten()) for s in (first, second)]
         statistics = filled(*rows[0])
-        expected += 0.5 * sum(semantic_contrast(*r, statistics, module.temperature) for r in rows)
+        expected += sum(semantic_contrast(*r, statistics, module.temperature) for r in rows)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(stats["feature"] + stats["score"], loss.detach())
     loss.backward()

@@ -161,7 +161,7 @@ def test_value_against_a_plain_computation(progress, classes):
             rows(F.normalize(s.projected)),
         )
         h = -(prob * np.log(prob)).sum(1)
-        low, high = (np.percentile(h[valid], q) for q in (alpha, 100 - alpha))
+        low, high = (np.percentile(h[valid], q) for q in (alpha if s is sides[1] else 100, 100 - alpha))
         for p in np.flatnonzero(valid):
             best = prob[p].argmax()
             for c in range(classes):
