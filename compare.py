@@ -145,6 +145,7 @@ def resolve(config: CompareConfig, file: str, method: str, seed: int, out: Path)
     """The configuration of one run: the pair's, the method's, what a variant changes, and the protocol; later wins."""
     changes = dict(config.methods[method] or {})
     base = METHODS / f"{changes.pop('base', method)}.yaml"
+    changes.pop("baseline", None)
     if not base.exists():
         known = ", ".join(sorted(path.stem for path in METHODS.glob("*.yaml")))
         raise ConfigError(
@@ -449,6 +450,8 @@ def gather(pair: str, jobs: Sequence[Job], config: CompareConfig) -> Comparison:
         methods=list(config.methods),
         results=results,
         reference=config.reference,
+        seeds=config.seeds,
+        baselines={name: of["baseline"] for name, of in config.methods.items() if of and "baseline" in of},
         published=read_published(Path(config.published), pair) if config.published else [],
     )
 

@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import yaml
@@ -164,7 +166,7 @@ def test_an_oracle_without_held_back_images_is_cross_validated(tmp_path: Path, c
     names = sorted(path.stem for path in (tmp_path / "target/images").iterdir())
     assert sorted(result["images"]) == names and result["selected"] == "last, cross-validated with 3 folds"
     for fold in range(3):
-        parts = [(job.folder / f"fold{fold}" / f"{part}.txt").read_text().split() for part in ("train", "eval")]
+        parts = [(job.folder / f"fold{fold}of3" / f"{part}.txt").read_text().split() for part in ("train", "eval")]
         assert len(parts[0]) == 2 * 4 and len(parts[1]) == 2 * 2 and not set(parts[0]) & set(parts[1])
     assert np.array(result["matrices"]).sum((1, 2)).tolist() == [40 * 48] * 6
     with pytest.raises(ConfigError, match="too few for 7 folds"):
@@ -197,13 +199,15 @@ def test_selection_without_and_with_labels(tmp_path: Path, comparison: Callable[
 def test_target_labels_do_not_choose_by_entropy(tmp_path: Path, comparison: Callable[..., Path]) -> None:
     """Other labels of the same images: the same checkpoint is chosen."""
     path = comparison(["source_only"], protocol={"log": {"snapshots": 1}}, selection="entropy")
-    chosen = []
+    found = []
     for out in ("a", "b"):
-        (job,) = run_here(config_of(path, "--out", str(tmp_path / out)))
-        chosen.append(json.loads((job.folder / "result.json").read_text())["chosen"])
+        (job,) = run_here(config_of(path, "--out", str(tmp_path / out), "--best_on_labels", "true"))
+        found.append(json.loads((job.folder / "result.json").read_text()))
         for label in (tmp_path / "target/labels").iterdir():
-            label.write_bytes((tmp_path / "source/labels" / label.name).read_bytes())
-    assert chosen[0] == chosen[1]
+            pixels = cv2.imread(str(label), cv2.IMREAD_UNCHANGED)
+            assert cv2.imwrite(str(label), 255 - pixels)
+    assert found[0]["chosen"] == found[1]["chosen"]
+    assert found[0]["best"] != found[1]["best"]  # the labels do decide what is best on them
 
 
 def test_one_failure_leaves_the_others_standing(tmp_path: Path, comparison: Callable[..., Path]) -> None:
@@ -226,6 +230,10 @@ def test_faults_of_a_comparison_stop_it_before_anything_runs(tmp_path: Path, com
         (["--seeds", "[0, 0]"], "each seed once"),
         (["--workers", "0"], "workers is 0"),
         (["--set", "{net.weihgts: null}"], "did you mean 'net.weights'"),
+        (["--set", "{seed: 1}"], "which compare.py sets itself"),
+        (["--reference", "adsa"], "did you mean 'asda'"),
+        (["--name", "tiny"], "also a pair"),
+        (["--protocol", "{log: null}"], "protocol.log is empty"),
         (["--sedes", "[0]"], "unknown option '--sedes'; did you mean '--seeds'"),
     ):
         with pytest.raises(ConfigError, match=reason):
@@ -274,9 +282,60 @@ def test_shipped_comparisons_are_sound(name: str, tmp_path: Path, monkeypatch: p
 
 
 def test_shared_environment_of_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With several GPUs each job sees one."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    """A job sees the card that it is given, by the name that the user's own list has for it."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     job: Any = type("J", (), {"folder": Path(os.devnull) / "no"})()
     with pytest.raises(OSError):
-        compare.work(job, 1)
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+        compare.work(job, "3")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+
+
+def test_folds_of_another_number_are_other_runs(tmp_path: Path, comparison: Callable[..., Path]) -> None:
+    """Their oracles must not be scored on images that they were trained on."""
+    results = []
+    for folds in (2, 3):
+        (job,) = run_here(config_of(comparison(["oracle"], folds=folds)))
+        results.append(json.loads((job.folder / "result.json").read_text()))
+        assert results[-1]["selected"] == f"last, cross-validated with {folds} folds"
+        assert len(list(job.folder.glob(f"fold*of{folds}/oracle/oracle.safetensors"))) == folds
+    for name in ("images", "labels"):
+        (tmp_path / "target" / name / "scene_00.png").unlink()
+    with pytest.raises(ConfigError, match="made from other images than there are now"):
+        list(compare.cross_validation(job.config, 3))
+
+
+def test_a_linked_data_folder(tmp_path: Path, comparison: Callable[..., Path]) -> None:
+    (tmp_path / "elsewhere/deep").mkdir(parents=True)
+    (tmp_path / "target").rename(tmp_path / "elsewhere/deep/target")
+    (tmp_path / "target").symlink_to(tmp_path / "elsewhere/deep/target")
+    (job,) = run_here(config_of(comparison(["oracle"], folds=2)))
+    assert (job.folder / "result.json").exists()
+
+
+def test_a_score_that_cannot_be_made_again_is_a_failure_and_not_in_the_table(
+    tmp_path: Path, comparison: Callable[..., Path]
+) -> None:
+    """Selection is asked for after runs without copies of the network: the old score must not stand for it."""
+    path = comparison(["source_only"])
+    run_here(config_of(path))
+    config = config_of(path, "--selection", "entropy", "--set", "{log.snapshots: 2}")
+    with pytest.raises(EvaluationError, match="1 of 1 runs failed"):
+        compare.compare(config)
+    assert "holds no checkpoint to choose from" in (tmp_path / "out/tiny/seed0/source_only/log.txt").read_text()
+    assert "source_only: has no result" in (tmp_path / "out/table/table.md").read_text()
+
+
+def test_a_run_that_another_process_makes_is_waited_for(tmp_path: Path) -> None:
+    order: list[str] = []
+    with compare.only_one(tmp_path):
+        other = threading.Thread(target=lambda: order.append(_inside(tmp_path)))
+        other.start()
+        time.sleep(0.3)
+        order.append("first")
+    other.join()
+    assert order == ["first", "second"]
+
+
+def _inside(folder: Path) -> str:
+    with compare.only_one(folder):
+        return "second"

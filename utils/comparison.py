@@ -8,16 +8,17 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
+from scipy.stats import t as student
 from scipy.stats import wilcoxon
 
 from utils.errors import ConfigError, DataError
-from utils.metrics import bootstrap, interval, score_at, scores
+from utils.metrics import bootstrap, score_at, scores
 from utils.plots import new_figure
 from utils.run import write_text
 from utils.tables import FEW
@@ -75,6 +76,8 @@ class Comparison(NamedTuple):
     reference: str = "asda"
     published: Sequence[Published] = ()
     methods: Sequence[str] = ()  # the order of the rows, failed methods too; others that have results follow
+    seeds: Sequence[int] = ()  # those that were asked for
+    baselines: Mapping[str, str] = {}  # the row over which a method gains, where it is not source_only
 
 
 def table(comparison: Comparison) -> list[dict[str, Any]]:
@@ -83,7 +86,7 @@ def table(comparison: Comparison) -> list[dict[str, Any]]:
     KEY and KEY_sd are mean and sample standard deviation over the method's seeds, KEY of `MEASURES`, and so is `BEST`,
     the mIoU at the checkpoint that is best on the labels. `gain` is the mean over shared seeds of the difference to
     source_only, `gap_share` = (method - source_only) / (oracle - source_only) of the means over the seeds all three
-    share. `difference` and what follows it compare with the reference on shared seeds: see `paired_bootstrap`; the
+    share. `difference` and what follows it compare with the reference on shared seeds: see `paired_interval`; the
     Wilcoxon test is over images, of the difference of the share of wrong pixels, averaged over seeds.
 
     Raises:
@@ -92,7 +95,8 @@ def table(comparison: Comparison) -> list[dict[str, Any]]:
     runs = _aligned(comparison.results)
     miou = {method: {seed: _score(of.matrices) for seed, of in seeds.items()} for method, seeds in runs.items()}
     resampled = _resampled(runs)
-    seeds = {result.seed for result in comparison.results}
+    groups = len(set(_units([of for seeds in runs.values() for of in seeds.values()])[1]))
+    seeds = {*comparison.seeds, *(result.seed for result in comparison.results)}
     with_best = any(result.best_matrices is not None for result in comparison.results)
     rows = []
     for method in dict.fromkeys([*comparison.methods, *runs]):
@@ -101,11 +105,14 @@ def table(comparison: Comparison) -> list[dict[str, Any]]:
         for key, (_, path) in MEASURES.items():
             row[key], row[f"{key}_sd"] = _spread([_score(of.matrices, path) for of in mine.values()])
         row["miou_of_each_seed"] = [*miou.get(method, {}).values()]
-        row["gain"], row["gain_sd"] = None, None
-        if method != BASELINE and (shared := _shared(miou, method, BASELINE)):
-            row["gain"], row["gain_sd"] = _spread([miou[method][seed] - miou[BASELINE][seed] for seed in shared])
-        row["gap_share"] = None if method == BASELINE else _gap_share(miou, method)
-        row |= _against(comparison.reference, method, runs, miou, resampled)
+        row["gain"], row["gain_sd"], row["gap_share"] = None, None, None
+        baseline = comparison.baselines.get(method, BASELINE)
+        if method != baseline:
+            if shared := _shared(miou, method, baseline):
+                row["gain"], row["gain_sd"] = _spread([miou[method][seed] - miou[baseline][seed] for seed in shared])
+            if baseline == BASELINE:
+                row["gap_share"] = _gap_share(miou, method)
+        row |= _against(comparison.reference, method, runs, miou, resampled, groups)
         row["steps"] = max((of.steps for of in mine.values()), default=None)
         row["minutes"] = _spread([of.seconds / 60 for of in mine.values()])[0]
         row["peak_mib"] = max((of.peak_mib for of in mine.values() if of.peak_mib is not None), default=None)
@@ -116,24 +123,30 @@ def table(comparison: Comparison) -> list[dict[str, Any]]:
     return rows
 
 
-def paired_bootstrap(differences: np.ndarray, seed: int = 0) -> tuple[list[float], float]:
-    """The 95 % interval and two-sided p of a mean difference over seeds.
+def paired_interval(gaps: Sequence[float], resampled: np.ndarray, groups: int) -> tuple[list[float], float]:
+    """The 95 % interval and two-sided p of a mean difference, over seeds and images.
 
-    The resamples of the images are crossed with resamples of the seeds (the pigeonhole bootstrap; Owen, Annals of
-    Applied Statistics 2007). The interval is that of percentiles (Efron and Tibshirani 1993, chapter 13), and
-    p = 2 min(share of draws <= 0, share of draws >= 0), within [1 / draws, 1].
+    Its variance is the sum of two parts: the sample variance of the seeds' differences over their number S, and the
+    variance over resampled images (bootstrap; Efron and Tibshirani 1993, chapter 6). Student's t, with the degrees of
+    freedom of Welch and Satterthwaite, keeps the interval honest with few seeds. Of one seed the first part is unknown
+    and left out: the interval is then one for that seed.
 
     Args:
-        differences: (S, draws), of each seed on resampled images; all seeds share a draw of images.
+        gaps: the difference of each seed, S of them.
+        resampled: (S, draws), of each seed on resampled images; all seeds share a draw of images.
+        groups: number of images or scenes.
 
     Returns:
         The interval, in the unit of the differences, and p.
     """
-    count, draws = differences.shape
-    times = np.random.default_rng([seed, 1]).multinomial(count, np.full(count, 1 / count), size=draws)  # (draws, S)
-    means = (times.T * differences).sum(0) / count
-    p = 2 * min((means <= 0).mean(), (means >= 0).mean())
-    return interval(means), float(np.clip(p, 1 / draws, 1))
+    mean, count = statistics.mean(gaps), len(gaps)
+    between = statistics.variance(gaps) / count if count > 1 else 0.0
+    within = float(resampled.mean(0).var())
+    if (total := between + within) == 0:
+        return [mean, mean], float(mean == 0)
+    freedom = total**2 / (between**2 / max(count - 1, 1) + within**2 / (groups - 1))
+    reach = float(student.ppf(0.975, freedom)) * math.sqrt(total)
+    return [mean - reach, mean + reach], float(2 * student.sf(abs(mean) / math.sqrt(total), freedom))
 
 
 def _aligned(results: Sequence[Result]) -> dict[str, dict[int, Result]]:
@@ -186,6 +199,7 @@ def _against(
     runs: dict[str, dict[int, Result]],
     miou: dict[str, dict[int, float]],
     resampled: dict[tuple[str, int], np.ndarray],
+    groups: int,
 ) -> dict[str, Any]:
     """The comparison with the reference on the seeds that both have; nothing for the reference itself."""
     keys = ("difference", "difference_low", "difference_high", "p", "seeds_won", "wilcoxon_p")
@@ -198,7 +212,7 @@ def _against(
     row["seeds_won"] = f"{sum(gap > 0 for gap in gaps)}/{len(gaps)}"
     if resampled:
         draws = np.stack([resampled[method, seed] - resampled[reference, seed] for seed in shared])
-        (row["difference_low"], row["difference_high"]), row["p"] = paired_bootstrap(draws)
+        (row["difference_low"], row["difference_high"]), row["p"] = paired_interval(gaps, draws, groups)
     errors = [_errors(runs[method][seed].matrices) - _errors(runs[reference][seed].matrices) for seed in shared]
     error = np.mean(errors, 0)
     row["wilcoxon_p"] = float(wilcoxon(error).pvalue) if error.any() else 1.0
@@ -324,16 +338,17 @@ def _how_tested(comparison: Comparison) -> str:
     unit, names = _units([of for seeds in runs.values() for of in seeds.values()])
     groups, seeds = len(set(names)), len({result.seed for result in comparison.results})
     parts = [
-        f"Against {comparison.reference}: mean difference of mIoU over shared seeds, with the interval and two-sided p "
-        f"of a paired bootstrap that resamples {groups} {unit} and {seeds} seed{'s' * (seeds > 1)} together, {DRAWS} "
-        f"times; p is never below {1 / DRAWS:g}."
+        f"Against {comparison.reference}: mean difference of mIoU over shared seeds. Interval and two-sided p are of "
+        f"Student's t; the variance is that between {seeds} seed{'s' * (seeds > 1)} plus that over {groups} {unit}, "
+        f"from {DRAWS} paired bootstrap resamples."
     ]
     if groups < FEW:
         parts.append(f"So few {unit} give an interval that is too narrow.")
     if seeds == 1:
-        parts.append("One seed says nothing of the spread between seeds.")
-    elif seeds < FEW:
-        parts.append("So few seeds understate the spread between seeds.")
+        parts.append("One seed says nothing of the spread between seeds: interval and p are for this seed alone.")
+    if comparison.baselines:
+        named = ", ".join(f"{method} over {baseline}" for method, baseline in comparison.baselines.items())
+        parts.append(f"Gains over another baseline: {named}.")
     parts.append(
         "The Wilcoxon signed-rank test is over images, of the difference of the share of wrong pixels, averaged over "
         "seeds; it takes images as independent and seeds as fixed. No p is corrected for the number of methods."

@@ -354,7 +354,7 @@ class CompareConfig:
     """name of a pair of domains -> its configuration file"""
     methods: dict[str, Any] = field(default_factory=dict)
     """name of a row -> null for configs/methods/NAME.yaml, or what differs from the method given as `base`, such as
-    {base: asda, intra: {contrast: none}}"""
+    {base: asda, intra: {contrast: none}}; `baseline` names the row over which it gains, if that is not source_only"""
     protocol: dict[str, Any] = field(default_factory=dict)
     """settings that are the same for all methods and win over their own, such as {net: {backbone: resnet50}}"""
     set: dict[str, Any] = field(default_factory=dict)
@@ -410,6 +410,8 @@ def load_compare_config(arguments: Sequence[str] | None = None, description: str
     for key, value in config.methods.items():
         if value is not None and not isinstance(value, dict):
             raise ConfigError(f"configuration: methods.{key} is {value!r}, expected null or a mapping of settings")
+        if (baseline := (value or {}).get("baseline", key)) not in config.methods:
+            raise ConfigError(f"configuration: methods.{key}.baseline is {baseline!r}, which is not one of the methods")
     sections = {"protocol": config.protocol} | {f"methods.{key}": value or {} for key, value in config.methods.items()}
     if empty := [f"{place}.{key}" for place, section in sections.items() for key in section if section[key] is None]:
         raise ConfigError(f"configuration: {empty[0]} is empty, expected a value or a mapping of settings")
