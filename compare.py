@@ -209,9 +209,10 @@ def run_jobs(jobs: Sequence[Job], planned: int, config: CompareConfig) -> list[J
                             bar.write(f"FAILED ({why}): {job.name}; see the end of {job.folder / 'log.txt'}")
                 unsettled = {job.folder for job in waiting} | {job.folder for job, _ in running.values()}
                 for slot in set(range(workers)) - set(running):
-                    job = next((job for job in waiting if job.after not in unsettled), None)
-                    if job is None:
+                    ready = [job for job in waiting if job.after not in unsettled]
+                    if not ready:
                         break
+                    job = ready[0]
                     waiting.remove(job)
                     process = spawn.Process(target=work, args=(job, cards[slot % gpus] if gpus else None))
                     process.start()
@@ -250,9 +251,7 @@ def work(job: Job, gpu: str | None) -> None:
     """What the process of one job does; it ends when compare.py ends."""
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     job.folder.mkdir(parents=True, exist_ok=True)
     with (
         open(job.folder / "log.txt", "a", encoding="utf-8") as log,
@@ -267,6 +266,13 @@ def work(job: Job, gpu: str | None) -> None:
         except BaseException:
             traceback.print_exc()
             sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 @contextlib.contextmanager
@@ -320,7 +326,7 @@ def cross_validation(config: Config, folds: int) -> Iterator[Config]:
         parts: dict[str, list[Item]] = {"train": [], "eval": []}
         for item, group in zip(items, groups, strict=True):
             parts["eval" if order[group] % folds == fold else "train"].append(item)
-        root, lists = Path(config.target.root), {}
+        root, lists = Path(config.target.root), dict[str, str]()
         for name, part in parts.items():
             rows = [[path.relative_to(root).as_posix() for path in (i.image, i.label) if path] for i in part]
             text, path = "".join(f"{' '.join(row)}\n" for row in rows), out / f"{name}.txt"
@@ -328,7 +334,8 @@ def cross_validation(config: Config, folds: int) -> Iterator[Config]:
                 raise ConfigError(f"{path}: made from other images than there are now; give another --out")
             write_text(path, text)
             lists[name] = os.path.relpath(path.resolve(), root.resolve())
-        yield replace(config, out=str(out), target=replace(config.target, **lists))
+        target = replace(config.target, train=lists["train"], eval=lists["eval"])
+        yield replace(config, out=str(out), target=target)
 
 
 def train_and_score(config: Config, job: Job) -> dict[str, Any]:
@@ -468,7 +475,7 @@ def planned_steps(job: Job) -> int:
 
 def steps_done(folder: Path) -> int:
     """Optimiser steps in the stages of a run, by what they have logged."""
-    return sum(row["steps"] for file in folder.rglob("timing.jsonl") for row in _timing(file.parent))
+    return sum(int(row["steps"]) for file in folder.rglob("timing.jsonl") for row in _timing(file.parent))
 
 
 def _timing(stage: Path) -> list[dict[str, float]]:

@@ -83,8 +83,10 @@ def drop_uncertain(folder: Path, names: Sequence[str], thresholds: Tensor) -> fl
     levels, kept, pixels = quantise(thresholds).tolist(), 0, 0
     for name in tqdm(names, desc="thresholds", unit="image", dynamic_ncols=True):
         path = folder / "pseudo_labels" / f"{name}.png"
-        mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        entropy = cv2.imread(str(folder / "entropy" / f"{name}.png"), cv2.IMREAD_UNCHANGED)
+        mask, entropy = (
+            np.asarray(cv2.imread(str(file), cv2.IMREAD_UNCHANGED))
+            for file in (path, folder / "entropy" / f"{name}.png")
+        )
         sure = entropy <= np.where(mask == 255, levels[1], levels[0])
         kept, pixels = kept + int(sure.sum()), pixels + sure.size
         write_png(path, np.where(sure, mask, UNCERTAIN).astype(np.uint8))
