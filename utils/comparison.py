@@ -266,8 +266,12 @@ def markdown(comparison: Comparison) -> str:
     cells = [_cells(row, comparison.reference) for row in rows]
     parts = [f"## {comparison.pair}", markdown_table([[*cells[0]], *([*line.values()] for line in cells)])]
     parts.append(f"Percent, mean ± sample standard deviation over seeds. Protocol: {comparison.protocol}.")
-    rules = _who((result.selected, result) for result in comparison.results)
-    parts += [f"Checkpoint: {rule} ({'all runs' if len(rules) == 1 else who})." for rule, who in rules]
+    rules: dict[str, list[str]] = {}
+    for result in comparison.results:
+        rules.setdefault(" ".join(result.selected.split()), []).append(result.method)
+    for i, (rule, methods) in enumerate(sorted(rules.items(), key=lambda item: -len(item[1]))):
+        whose = ", ".join(dict.fromkeys(methods)) if i else "all runs" if len(rules) == 1 else "all others"
+        parts.append(f"Checkpoint: {rule} ({whose}).")
     parts += [f"WARNING: {text}" for text in _warnings(comparison, rows)]
     if any(row["difference"] is not None for row in rows):
         parts.append(_how_tested(comparison))

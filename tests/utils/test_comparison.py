@@ -191,7 +191,7 @@ def test_notes_name_their_runs() -> None:
     runs = [result("asda", seed, warnings=["contrast was 0 on every step"], selected=rule) for seed in (0, 1)]
     text = markdown(compared(*runs, result("advent")))
     assert "\nWARNING: asda, seeds 0, 1: contrast was 0 on every step\n" in text
-    assert f"Checkpoint: {rule} (asda, seeds 0, 1)." in text and "Checkpoint: last (advent, seed 0)." in text
+    assert f"Checkpoint: {rule} (all others)." in text and "Checkpoint: last (advent)." in text
     assert "Protocol: held-back images." in text
     assert f"Checkpoint: {rule} (all runs)." in markdown(compared(*runs))
 
