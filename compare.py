@@ -102,7 +102,7 @@ def compare(config: CompareConfig) -> None:
     """
     jobs = plan(config)
     done = {job.folder for job in jobs if finished(job)}
-    wanted = [job for job in jobs if not config.only or job.method in config.only]
+    wanted = [job for job in jobs if job.method in config.selected]
     failed = run_jobs([job for job in wanted if job.folder not in done], len(wanted), config)
     folder = Path(config.out) / config.name
     write(folder, [gather(pair, jobs, config) for pair in config.pairs])
@@ -136,7 +136,7 @@ def plan(config: CompareConfig) -> list[Job]:
                 if config.selection != "last" or config.best_on_labels:
                     mine = mine | {"snapshots": resolved.log.snapshots}
                 jobs.append(Job(pair, method, resolved, mine, first.get(stage_1)))
-                if not config.only or method in config.only:
+                if method in config.selected:
                     first.setdefault(stage_1, out)
     return jobs
 

@@ -361,8 +361,8 @@ class CompareConfig:
     """more of the protocol by full names, for the command line: '{net.weights: FILE, source.root: FOLDER}'"""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """training seeds"""
-    only: list[str] = field(default_factory=list)
-    """train these methods alone; the table shows every method that is finished; empty: all"""
+    only: str = ""
+    """run these methods alone, comma-separated; the table shows every method that is finished; empty: all"""
     reference: str = "asda"
     """the method that the paired test compares the others with"""
     folds: int = 4
@@ -378,6 +378,11 @@ class CompareConfig:
     """add a column with the checkpoint that is best on the target's labels, which no user can choose"""
     published: str | None = None
     """YAML file of published scores to show beside ours"""
+
+    @property
+    def selected(self) -> list[str]:
+        """The methods to run."""
+        return self.only.split(",") if self.only else list(self.methods)
 
 
 def load_config(arguments: Sequence[str] | None = None, description: str | None = None) -> Config:
@@ -420,7 +425,7 @@ def load_compare_config(arguments: Sequence[str] | None = None, description: str
         raise ConfigError(f"configuration: reference is {config.reference!r}, which is not one of the methods{near}")
     if config.name in config.pairs:
         raise ConfigError(f"configuration: name is {config.name!r}, which is also a pair; give the table another name")
-    if unknown := [name for name in config.only if name not in config.methods]:
+    if unknown := [name for name in config.selected if name not in config.methods]:
         near = _nearest(unknown[0], list(config.methods))
         raise ConfigError(f"configuration: only names {unknown[0]!r}, which is not one of the methods{near}")
     if fixed := [key for key in config.set if key in ("seed", "out")]:
