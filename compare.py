@@ -135,7 +135,9 @@ def plan(config: CompareConfig) -> list[Job]:
                 mine = choice | {"folds": config.folds} if transductive_oracle else choice
                 if config.selection != "last" or config.best_on_labels:
                     mine = mine | {"snapshots": resolved.log.snapshots}
-                jobs.append(Job(pair, method, resolved, mine, first.get(stage_1)))
+                name = resolved.teacher.name
+                there = lender(resolved, "teacher", name, f"{name}.safetensors")
+                jobs.append(Job(pair, method, resolved, mine, None if there else first.get(stage_1)))
                 if method in config.selected:
                     first.setdefault(stage_1, out)
     return jobs
@@ -373,16 +375,21 @@ def borrow(config: Config, job: Job, kind: Kind, name: str, last: str) -> None:
     mine = Path(config.out) / name
     if mine.exists() or config.out != str(job.folder):
         return
+    if stage := lender(config, kind, name, last):
+        temporary = mine.with_name(f".{name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)  # of a copy that was interrupted
+        shutil.copytree(stage, temporary, ignore=shutil.ignore_patterns("checkpoint.pt", "tensorboard", "*.tmp"))
+        temporary.rename(mine)
+        print(f"{mine}: copied from {stage}, which has the same settings")
+
+
+def lender(config: Config, kind: Kind, name: str, last: str) -> Path | None:
+    """A finished stage of the same settings beside this run, if there is one; `last` is the file that ends a stage."""
     settings = bound_settings(config, kind)
-    for other in sorted(job.folder.parent.iterdir()):
-        stage = other / name
-        if other != job.folder and (stage / last).exists() and not differences(stage / "config.yaml", settings):
-            temporary = mine.with_name(f".{name}.tmp")
-            shutil.rmtree(temporary, ignore_errors=True)  # of a copy that was interrupted
-            shutil.copytree(stage, temporary, ignore=shutil.ignore_patterns("checkpoint.pt", "tensorboard", "*.tmp"))
-            temporary.rename(mine)
-            print(f"{mine}: copied from {stage}, which has the same settings")
-            return
+    for stage in sorted(Path(config.out).parent.glob(f"*/{name}")):
+        if (stage / last).exists() and not differences(stage / "config.yaml", settings):
+            return stage
+    return None
 
 
 def score(config: Config, weights: Path, choice: Mapping[str, Any]) -> dict[str, Any]:
