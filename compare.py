@@ -38,7 +38,7 @@ import yaml
 from tqdm import tqdm
 
 from datasets.files import Item, list_domain
-from eval import evaluation_domains, scenes_of
+from eval import HELD_BACK, TRANSDUCTIVE, evaluation_domains, scenes_of
 from nets.weights import load_segmenter
 from split_entropy import split_entropy
 from train_intra import train_intra
@@ -50,11 +50,11 @@ from utils.engine import SNAPSHOTS, device_of, intra_length, stage_length
 from utils.errors import ConfigError, EvaluationError
 from utils.metrics import scores
 from utils.run import (
-    WARNINGS,
     Kind,
     bound_settings,
     differences,
     make_generated,
+    read_warnings,
     training_items,
     uses_split,
     write_text,
@@ -343,23 +343,17 @@ def cross_validation(config: Config, folds: int) -> Iterator[Config]:
 def train_and_score(config: Config, job: Job) -> dict[str, Any]:
     """All stages of one configuration, then the confusion matrix of each evaluation image."""
     out = Path(config.out)
-    stages: list[Kind] = ["teacher"]
     borrow(config, job, "teacher", config.teacher.name, f"{config.teacher.name}.safetensors")
     train_teacher(config)
     if uses_split(config):
         borrow(config, job, "split", "split", "entropy.csv")
         split_entropy(config)
+    folders = [out / config.teacher.name]
     if config.intra.enabled:
-        stages.append("intra")
         train_intra(config)
-    folders = [out / (config.teacher.name if stage == "teacher" else "intra") for stage in stages]
+        folders.append(out / "intra")
     rows = [row for folder in folders for row in _timing(folder)]
-    warnings = [
-        f"{folder.name}: {line}"
-        for folder in folders
-        if (folder / WARNINGS).exists()
-        for line in (folder / WARNINGS).read_text("utf-8").splitlines()
-    ]
+    warnings = [f"{folder.name}: {line}" for folder in folders for line in read_warnings(folder)]
     weights = folders[-1] / ("student" if config.intra.enabled else config.teacher.name)
     cost = {
         "steps": sum(row["steps"] for row in rows),
@@ -455,9 +449,7 @@ def gather(pair: str, jobs: Sequence[Job], config: CompareConfig) -> Comparison:
             )
         )
     first = mine[0].config
-    protocol = (
-        "held-back images" if first.target.eval is not None else "transductive: the images adapted to, labels hidden"
-    )
+    protocol = HELD_BACK if first.target.eval is not None else TRANSDUCTIVE
     return Comparison(
         pair=pair,
         protocol=protocol,

@@ -43,6 +43,7 @@ MODELS = (
     ("student", "intra", "student"),
     ("oracle", "oracle", "oracle"),
 )
+HELD_BACK = "held-back images"
 TRANSDUCTIVE = "transductive: the images adapted to, labels hidden"
 FROM_PREDICTIONS = {"scores", "masks", "entropy"}
 
@@ -153,7 +154,7 @@ def evaluation_domains(config: Config) -> list[Domain]:
         if role == "source" and (domain.eval is None or not domain.root):
             continue
         rows = domain.eval if domain.eval is not None else domain.train
-        protocol = "held-back images" if domain.eval is not None else TRANSDUCTIVE
+        protocol = HELD_BACK if domain.eval is not None else TRANSDUCTIVE
         if config.eval.weights is not None:
             protocol = "given images; whether the weights were trained on them is not known"
         items = list_domain(domain.root, rows, labels=True, partial=role == "target")

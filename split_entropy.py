@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datasets.files import Item, read_image
-from losses import EntropyHistogram, normalised_entropy, quantise
+from losses import IGNORE, EntropyHistogram, below_threshold, normalised_entropy, quantise
 from nets.segmenter import Segmenter
 from utils.cli import run
 from utils.config import Config, SplitConfig
@@ -80,14 +80,15 @@ def drop_uncertain(folder: Path, names: Sequence[str], thresholds: Tensor) -> fl
     Returns:
         The share of pixels that is kept.
     """
-    levels, kept, pixels = quantise(thresholds).tolist(), 0, 0
+    levels, kept, pixels = quantise(thresholds).cpu(), 0, 0
     for name in tqdm(names, desc="thresholds", unit="image", dynamic_ncols=True):
         path = folder / "pseudo_labels" / f"{name}.png"
         mask, entropy = (
             np.asarray(cv2.imread(str(file), cv2.IMREAD_UNCHANGED))
             for file in (path, folder / "entropy" / f"{name}.png")
         )
-        sure = entropy <= np.where(mask == 255, levels[1], levels[0])
+        label = torch.from_numpy(mask == 255).long()
+        sure = (below_threshold(torch.from_numpy(entropy.astype(np.int64)), label, levels) != IGNORE).numpy()
         kept, pixels = kept + int(sure.sum()), pixels + sure.size
         write_png(path, np.where(sure, mask, UNCERTAIN).astype(np.uint8))
     return kept / pixels

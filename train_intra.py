@@ -104,10 +104,10 @@ class IntraStage:
             self.networks["alignment"] = self.alignment
             if list(self.alignment.parameters()):
                 self.optimizers["discriminators"] = discriminator_optimizer(self.alignment, config.optim)
-        two_sided = self.contrast is not None and self.contrast.two_sided
+        self.two_sided = self.contrast is not None and self.contrast.two_sided
         self.online = w.domains == "easy_hard" and w.pseudo_label == "online"
         self.follows_labelled = self.online or self.contrast is not None
-        self.follows_unlabelled = two_sided or bool(set(w.self_training) - {"stored"})
+        self.follows_unlabelled = self.two_sided or bool(set(w.self_training) - {"stored"})
         self.rules = {
             name: partial(SELF_TRAINING[name], **options_of(SELF_TRAINING, name, w.options)) for name in w.self_training
         }
@@ -127,12 +127,13 @@ class IntraStage:
             label = self.labels(labelled, ema_labelled)
             guess = self.guess(unlabelled, ema_unlabelled)
             generator = torch.Generator().manual_seed(clock.seed)
+            sure = self.confident(unlabelled, guess) if self.two_sided else {}
             views = {name: rule(labelled, unlabelled, guess, clock, generator) for name, rule in self.rules.items()}
 
         made = [view.image for view in views.values() if view.image is not unlabelled["image"]]
         prediction, other, *of_made = self.forward(labelled["image"], unlabelled["image"], made)
         first = self.side(labelled, label, prediction, ema_labelled)
-        second = self.side(unlabelled, self.confident(unlabelled, guess), other, ema_unlabelled)
+        second = self.side(unlabelled, sure, other, ema_unlabelled)
 
         seg = {head: cross_entropy(first.logits[head], label[head]) for head in HEADS}
         terms = {"seg_main": (w.seg_para, seg["main"]), "seg_aux": (w.seg_para * w.seg_aux, seg["aux"])}

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 from scipy.stats import t as student
 from scipy.stats import wilcoxon
 
+from utils.config import read_mapping
 from utils.errors import ConfigError, DataError
 from utils.metrics import bootstrap, score_at, scores
 from utils.plots import new_figure
@@ -469,15 +469,7 @@ def read_published(path: Path, pair: str) -> list[Published]:
     Raises:
         ConfigError: the file cannot be read, or a row holds something else.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); expected a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: found {type(values).__name__}, expected a mapping of pairs to rows")
-    rows = values.get(pair, [])
+    rows = read_mapping(path, "a YAML file", "a mapping of pairs to rows").get(pair, [])
     if not isinstance(rows, list):
         raise ConfigError(f"{path}: {pair} is {type(rows).__name__}, expected a list of rows")
     return [_published(row, f"{path}: {pair}[{i}]") for i, row in enumerate(rows)]

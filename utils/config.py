@@ -487,16 +487,26 @@ def _config_files(arguments: Sequence[str]) -> Iterator[Path]:
             yield Path(word.removeprefix("--config="))
 
 
-def _check_file(path: Path, parser: Any, schema: type) -> None:
-    """Stop at the first fault of one YAML file, so that the message can name the file."""
+def read_mapping(path: Path, file: str, mapping: str) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping; `file` and `mapping` say in an error what was expected.
+
+    Raises:
+        ConfigError: it cannot be read, is no YAML, or holds something else.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); expected a YAML file after --config") from None
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); expected {file}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not valid YAML: {error}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: found {type(values).__name__}, expected a mapping of keys to values")
+        raise ConfigError(f"{path}: found {type(values).__name__}, expected {mapping}")
+    return values
+
+
+def _check_file(path: Path, parser: Any, schema: type) -> None:
+    """Stop at the first fault of one YAML file, so that the message can name the file."""
+    values = read_mapping(path, "a YAML file after --config", "a mapping of keys to values")
     for fault in _key_faults(values, schema):
         raise ConfigError(f"{path}: {fault}")
     try:

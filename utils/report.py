@@ -14,7 +14,7 @@ from PIL import Image
 
 from utils.config import PARTS, Config, to_yaml
 from utils.plots import training_curves
-from utils.run import COMMAND, WARNINGS, command_line, write_text
+from utils.run import COMMAND, command_line, read_warnings, write_text
 from utils.tables import FEW, HEADER, TRIVIAL, row, sign_rows
 
 STAGES = (("source_only", "source_only"), ("teacher", "teacher"), ("intra", "student"), ("oracle", "oracle"))
@@ -99,8 +99,7 @@ def _commands(folder: Path, out: Path) -> list[tuple[str, str]]:
 
 def _warnings(out: Path) -> list[str]:
     """What the training stages warned of."""
-    files = [(name, out / stage / WARNINGS) for stage, name in STAGES]
-    return [f"{name}: {line}" for name, path in files if path.exists() for line in path.read_text("utf-8").splitlines()]
+    return [f"{name}: {line}" for stage, name in STAGES for line in read_warnings(out / stage)]
 
 
 def _domain(role: str, entry: dict[str, Any]) -> dict[str, Any]:

@@ -120,6 +120,12 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def read_warnings(stage: Path) -> list[str]:
+    """What a training stage warned of, a line each."""
+    path = stage / WARNINGS
+    return path.read_text("utf-8").splitlines() if path.exists() else []
+
+
 def uses_split(config: Config) -> bool:
     """Whether stage 3 needs stage 2: for easy and hard images, or for stored masks."""
     return config.intra.enabled and (config.intra.domains == "easy_hard" or "stored" in config.intra.self_training)
