@@ -37,8 +37,9 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from datasets.files import Item, list_domain
-from eval import HELD_BACK, TRANSDUCTIVE, evaluation_domains, scenes_of
+from datasets.files import Item
+from datasets.readers import READERS
+from eval import HELD_BACK, TRANSDUCTIVE, evaluation_domains
 from nets.weights import load_segmenter
 from split_entropy import split_entropy
 from train_intra import train_intra
@@ -53,9 +54,11 @@ from utils.run import (
     Kind,
     bound_settings,
     differences,
+    listed,
     make_generated,
     read_warnings,
-    training_items,
+    tiled,
+    training_images,
     uses_split,
     write_text,
 )
@@ -315,8 +318,8 @@ def make_result(job: Job) -> dict[str, Any]:
 
 def cross_validation(config: Config, folds: int) -> Iterator[Config]:
     """A configuration per fold: trained on the other folds' target images, scored on its own; scenes stay whole."""
-    items = list_domain(config.target.root, config.target.train, labels=True)
-    groups = scenes_of(items, config.target) or [item.name for item in items]
+    items = listed(config, "target", "train", labels=True)
+    groups = [item.scene or item.name for item in items]
     order = {name: place for place, name in enumerate(sorted(set(groups)))}
     if len(order) < folds:
         raise ConfigError(
@@ -330,8 +333,7 @@ def cross_validation(config: Config, folds: int) -> Iterator[Config]:
             parts["eval" if order[group] % folds == fold else "train"].append(item)
         root, lists = Path(config.target.root), dict[str, str]()
         for name, part in parts.items():
-            rows = [[path.relative_to(root).as_posix() for path in (i.image, i.label) if path] for i in part]
-            text, path = "".join(f"{' '.join(row)}\n" for row in rows), out / f"{name}.txt"
+            text, path = READERS[config.target.reader].list_text(part, root), out / f"{name}.txt"
             if path.exists() and path.read_text("utf-8") != text:
                 raise ConfigError(f"{path}: made from other images than there are now; give another --out")
             write_text(path, text)
@@ -401,7 +403,7 @@ def score(config: Config, weights: Path, choice: Mapping[str, Any]) -> dict[str,
     models = {name: load_segmenter(path).to(device_of(config)) for name, path in candidates.items()}
     chosen, selected = "last", "last"
     if choice["selection"] == "entropy":
-        seen = Domain("target", config.target, "", training_items(config.target, "target", labels=False), None)
+        seen = Domain("target", config.target, "", training_images(config, "target", labels=False))
         tallies = survey(seen, models, config, Path(config.out), masks=False, entropy=False).tallies
         chosen = min(tallies, key=lambda name: float(np.mean(tallies[name].entropy)))
         selected = f"lowest mean entropy of {len(models)} checkpoints on the target's training images"
@@ -413,7 +415,7 @@ def score(config: Config, weights: Path, choice: Mapping[str, Any]) -> dict[str,
         for name, t in tallies.items()
     }
     return {
-        "images": [item.name for item in domain.items],
+        "images": [item.name for item in domain.images],
         "scenes": domain.scenes or [],
         "matrices": found[chosen],
         "selected": selected,
@@ -465,7 +467,7 @@ def gather(pair: str, jobs: Sequence[Job], config: CompareConfig) -> Comparison:
 def planned_steps(job: Job) -> int:
     """Optimiser steps of a job."""
     config, teacher = job.config, job.config.teacher
-    images = len(list_domain(config.target.root, config.target.train, labels=False))
+    images = len(tiled(config, listed(config, "target", "train", labels=False)))
     steps, _ = stage_length(teacher.steps, teacher.epochs, images, teacher.batch)
     if not config.intra.enabled:
         return steps * job.choice.get("folds", 1)

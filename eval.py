@@ -17,23 +17,21 @@ if __name__ == "__main__":
 
     CONFIG = configure(__doc__)  # before torch is imported: --help and faults of the configuration answer at once
 
-import re
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 
-from datasets.files import Item, check_items, list_domain
 from nets.segmenter import Segmenter
 from nets.weights import load_segmenter
 from utils.cli import run
-from utils.config import Config, DomainConfig
+from utils.config import Config
 from utils.engine import device_of
 from utils.errors import ConfigError, DataError, EvaluationError, MissingError, WeightsError
 from utils.gallery import draw_entropy, draw_gradcam, draw_masks, draw_tsne
 from utils.report import Picture, remember_pictures, write_report
-from utils.run import make_generated, trained, write_text
+from utils.run import Role, domain_of, evaluation_images, make_generated, trained, write_text
 from utils.survey import Domain, Survey, survey
 from utils.tables import write_tables
 
@@ -134,15 +132,16 @@ def check_view(config: Config, stage: Path) -> None:
     """Refuse to show a network images in another way than in training.
 
     Raises:
-        ConfigError: `data.size` or `data.geometry` differs from the stage's own config.yaml, where there is one.
+        ConfigError: size, geometry, tile or bands differ from the stage's own config.yaml, where there is one.
     """
     record = stage / "config.yaml"
     if record.exists():
         trained_with = yaml.safe_load(record.read_text("utf-8"))["data"]
-        for key in ("size", "geometry"):
-            if trained_with[key] != getattr(config.data, key):
+        for key in ("size", "geometry", "tile", "bands"):
+            now = getattr(config.data, key)
+            if (then := trained_with.get(key, now)) != now:
                 raise ConfigError(
-                    f"data.{key} is {getattr(config.data, key)!r}, but {stage} was trained with {trained_with[key]!r}; "
+                    f"data.{key} is {now!r}, but {stage} was trained with {then!r}; "
                     f"give the configuration of the run, such as --config {record}"
                 )
 
@@ -150,34 +149,17 @@ def check_view(config: Config, stage: Path) -> None:
 def evaluation_domains(config: Config) -> list[Domain]:
     """The target, and the source where it has held-back images."""
     domains = []
-    for role, domain in (("target", config.target), ("source", config.source)):
-        if role == "source" and (domain.eval is None or not domain.root):
+    roles: tuple[Role, ...] = ("target", "source")
+    for role in roles:
+        domain = domain_of(config, role)
+        held_back = domain.eval is not None or domain.eval_share > 0
+        if role == "source" and not (held_back and domain.root):
             continue
-        rows = domain.eval if domain.eval is not None else domain.train
-        protocol = HELD_BACK if domain.eval is not None else TRANSDUCTIVE
+        protocol = HELD_BACK if held_back else TRANSDUCTIVE
         if config.eval.weights is not None:
             protocol = "given images; whether the weights were trained on them is not known"
-        items = list_domain(domain.root, rows, labels=True, partial=role == "target")
-        check_items(items, domain.label_map, f"{role} evaluation ({domain.root})")
-        domains.append(Domain(role, domain, protocol, items, scenes_of(items, domain)))
+        domains.append(Domain(role, domain, protocol, evaluation_images(config, role)))
     return domains
-
-
-def scenes_of(items: Sequence[Item], domain: DomainConfig) -> list[str] | None:
-    """The scene of each image, from its name.
-
-    Raises:
-        DataError: names in which `scene` finds nothing.
-    """
-    if domain.scene is None:
-        return None
-    found = [re.search(domain.scene, item.name) for item in items]
-    if missing := [item.name for item, match in zip(items, found, strict=True) if match is None]:
-        raise DataError(
-            f"{domain.root}: the scene pattern {domain.scene!r} finds nothing in {len(missing)} image name(s), "
-            f"such as {missing[0]!r}; mend the domain's scene, or set it to null"
-        )
-    return [match.group(1 if match.re.groups else 0) for match in found if match is not None]
 
 
 if __name__ == "__main__":

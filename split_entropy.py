@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets.files import Item, read_image
+from datasets.files import Item
+from datasets.images import ImageSet
 from losses import IGNORE, EntropyHistogram, below_threshold, normalised_entropy, quantise
 from nets.segmenter import Segmenter
 from utils.cli import run
@@ -34,7 +35,7 @@ from utils.engine import device_of
 from utils.errors import DataError
 from utils.plots import write_png
 from utils.predict import probabilities
-from utils.run import make_generated, open_stage, trained, training_items, uses_split, write_text
+from utils.run import make_generated, open_stage, trained, training_images, uses_split, write_text
 
 UNCERTAIN = 128  # in a stored mask, beside 0 and 255
 
@@ -44,41 +45,44 @@ class Ranked(NamedTuple):
 
     score: float
     name: str
-    image: Path
     cloud_fraction: float
 
 
 def score_image(
-    segmenter: Segmenter, item: Item, config: Config, folder: Path, histogram: EntropyHistogram | None
+    segmenter: Segmenter, images: ImageSet, item: Item, config: Config, folder: Path, histogram: EntropyHistogram | None
 ) -> Ranked:
     """Predict one image, write its pseudo-label and return its score.
 
     With a histogram, the entropies are counted there and kept in entropy/, 16 bits a pixel.
 
-    The score is the mean (or sum) over the image's pixels of the main head's normalised entropy, minus, if asked for,
-    `iou_weight` times the agreement (IoU of the cloud masks) of the two heads; no label is involved.
+    The score is the mean (or sum) over the image's valid pixels of the main head's normalised entropy, minus, if asked
+    for, `iou_weight` times the agreement (IoU of the cloud masks) of the two heads; no label is involved.
     """
-    image = read_image(item.image)
-    prob = probabilities(segmenter, image, config.data)
-    entropy, mask = normalised_entropy(prob["main"][None])[0], prob["main"].argmax(0)
-    score = float(entropy.double().mean() if config.split.score == "mean" else entropy.double().sum())
+    decoded = images.read(item)
+    prob = probabilities(segmenter, decoded.image, config.data)
+    valid = torch.from_numpy(decoded.valid.copy()).to(prob["main"].device)
+    entropies, mask = normalised_entropy(prob["main"][None])[0], prob["main"].argmax(0) * valid
+    entropy = entropies[valid].double()
+    score = float(entropy.mean() if config.split.score == "mean" else entropy.sum())
     if config.split.iou_weight:
-        aux = prob["aux"].argmax(0)
+        aux = prob["aux"].argmax(0) * valid
         score -= config.split.iou_weight * float((mask & aux).sum() / (mask | aux).sum().clamp(min=1))
     if not math.isfinite(score):
         raise DataError(f"{item.image}: its entropy score is {score}, expected a finite number; is the teacher sound?")
-    write_png(folder / "pseudo_labels" / f"{item.name}.png", mask.mul(255).byte().cpu().numpy())
+    stored = decoded.placed(mask.mul(255).byte().cpu().numpy(), UNCERTAIN)
+    write_png(folder / "pseudo_labels" / f"{item.name}.png", stored)
     if histogram is not None:
-        histogram.add(entropy, mask)
-        write_png(folder / "entropy" / f"{item.name}.png", quantise(entropy).cpu().numpy().astype(np.uint16))
-    return Ranked(score, item.name, item.image, float(mask.double().mean()))
+        histogram.add(entropies, mask.masked_fill(~valid, IGNORE))
+        levels = decoded.placed(quantise(entropies).cpu().numpy().astype(np.uint16), 0)
+        write_png(folder / "entropy" / f"{item.name}.png", levels)
+    return Ranked(score, item.name, float(mask[valid].double().mean()))
 
 
 def drop_uncertain(folder: Path, names: Sequence[str], thresholds: Tensor) -> float:
     """Mark the pixels (128) of the stored masks whose entropy is above the threshold of their class (ESL).
 
     Returns:
-        The share of pixels that is kept.
+        The share of the pixels with data that is kept.
     """
     levels, kept, pixels = quantise(thresholds).cpu(), 0, 0
     for name in tqdm(names, desc="thresholds", unit="image", dynamic_ncols=True):
@@ -87,9 +91,9 @@ def drop_uncertain(folder: Path, names: Sequence[str], thresholds: Tensor) -> fl
             np.asarray(cv2.imread(str(file), cv2.IMREAD_UNCHANGED))
             for file in (path, folder / "entropy" / f"{name}.png")
         )
-        label = torch.from_numpy(mask == 255).long()
+        label = torch.from_numpy(np.where(mask == UNCERTAIN, IGNORE, mask == 255)).long()
         sure = (below_threshold(torch.from_numpy(entropy.astype(np.int64)), label, levels) != IGNORE).numpy()
-        kept, pixels = kept + int(sure.sum()), pixels + sure.size
+        kept, pixels = kept + int(sure.sum()), pixels + int((mask != UNCERTAIN).sum())
         write_png(path, np.where(sure, mask, UNCERTAIN).astype(np.uint8))
     return kept / pixels
 
@@ -122,11 +126,11 @@ def split_entropy(config: Config) -> None:
     if table.exists():
         print(f"{table}: finished before, left as it is")
         return
-    items = training_items(config.target, "target", labels=False)
-    easy = easy_count(len(items), config.split)
-    bar = tqdm(items, desc="split", unit="image", dynamic_ncols=True)
+    images = training_images(config, "target", labels=False)
+    easy = easy_count(len(images), config.split)
+    bar = tqdm(images, desc="split", unit="image", dynamic_ncols=True)
     histogram = EntropyHistogram(segmenter.classes) if config.split.pseudo_label == "class_median" else None
-    ranked = sorted(score_image(segmenter, item, config, folder, histogram) for item in bar)
+    ranked = sorted(score_image(segmenter, images, item, config, folder, histogram) for item in bar)
     if histogram is not None:
         thresholds = histogram.thresholds(config.split.entropy_floor)
         share = drop_uncertain(folder, [place.name for place in ranked], thresholds)
@@ -140,8 +144,7 @@ def split_entropy(config: Config) -> None:
             [place.name, f"{place.score:.9f}", rank, "easy" if rank < easy else "hard", f"{place.cloud_fraction:.6f}"]
         )
     for name, part in (("easy", ranked[:easy]), ("hard", ranked[easy:])):
-        paths = (place.image.relative_to(config.target.root).as_posix() for place in part)
-        write_text(folder / f"{name}.txt", "".join(f"{path}\n" for path in sorted(paths)))
+        write_text(folder / f"{name}.txt", "".join(f"{image}\n" for image in sorted(place.name for place in part)))
         share = sum(place.cloud_fraction for place in part) / len(part)
         low, high = part[0].score, part[-1].score
         print(f"{name}: {len(part)} images, score {low:.4f} to {high:.4f}, predicted cloud {share:.1%}")

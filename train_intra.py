@@ -26,7 +26,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from datasets.files import Item
+from datasets.files import read_names
+from datasets.images import ImageSet
 from losses import IGNORE, Side, consistency, cross_entropy, fuse, mean_entropy, weighted_cross_entropy
 from losses.registry import ALIGNMENTS, CONTRASTS, SELF_TRAINING
 from nets.discriminator import Discriminator
@@ -42,11 +43,12 @@ from utils.optim import discriminator_optimizer, segmenter_optimizer
 from utils.run import (
     build_choice,
     build_segmenter,
+    data_record,
     make_generated,
     open_stage,
     options_of,
     trained,
-    training_items,
+    training_images,
     training_stream,
     uses_split,
 )
@@ -252,18 +254,14 @@ def train_intra(config: Config) -> None:
     if weights.exists():
         print(f"{weights}: finished before, left as it is")
         return
-    items = sides(config, split)
-    print(f"{folder}: {' and '.join(f'{len(images)} {name}' for name, images in items.items())} images")
-    targets = sum(len(images) for name, images in items.items() if name != "source")
+    images = sides(config, split)
+    print(f"{folder}: {' and '.join(f'{len(side)} {name}' for name, side in images.items())} images")
+    targets = sum(len(side) for name, side in images.items() if name != "source")
     steps, epoch_steps = intra_length(config, targets)
     stage = IntraStage(config, anchor)
-    label_maps = {"source": config.source.label_map}
     fit(
         stage,
-        {
-            name: training_stream(config, images, name, w.augment, label_maps.get(name, STORED))
-            for name, images in items.items()
-        },
+        {name: training_stream(config, side, name, w.augment) for name, side in images.items()},
         folder,
         config,
         batch=w.batch,
@@ -272,27 +270,21 @@ def train_intra(config: Config) -> None:
         warmup_epochs=0,
         update_every=epoch_steps if w.step_every == "epoch" else 1,
     )
-    save_segmenter(weights, stage.exported)
+    save_segmenter(weights, stage.exported, data_record(config))
     print(f"{weights}: written")
 
 
-def sides(config: Config, split: Path) -> dict[str, list[Item]]:
+def sides(config: Config, split: Path) -> dict[str, ImageSet]:
     """The images of the labelled and the unlabelled side; target labels are never looked for."""
+    target = training_images(config, "target", labels=False)
     if config.intra.domains == "source_target":
-        images = {
-            "source": training_items(config.source, "source", labels=True),
-            "target": training_items(config.target, "target", labels=False),
-        }
+        images = {"source": training_images(config, "source", labels=True), "target": target}
         masked = "target" if "stored" in config.intra.self_training else None
     else:
-        images = {
-            part: training_items(replace(config.target, train=str(split / f"{part}.txt")), part, labels=False)
-            for part in ("easy", "hard")
-        }
+        images = {part: target.only(read_names(split / f"{part}.txt")) for part in ("easy", "hard")}
         masked = "easy" if config.intra.pseudo_label == "stored" else None
     if masked is not None:
-        masks = split / "pseudo_labels"
-        images[masked] = [item._replace(label=masks / f"{item.name}.png") for item in images[masked]]
+        images[masked] = images[masked].with_labels(split / "pseudo_labels", STORED)
     return images
 
 

@@ -28,7 +28,15 @@ from utils.config import Config
 from utils.engine import Batch, Losses, device_of, fit, stage_length
 from utils.errors import ConfigError
 from utils.optim import discriminator_optimizer, segmenter_optimizer
-from utils.run import build_choice, build_segmenter, make_generated, open_stage, training_items, training_stream
+from utils.run import (
+    build_choice,
+    build_segmenter,
+    data_record,
+    make_generated,
+    open_stage,
+    training_images,
+    training_stream,
+)
 from utils.schedule import Clock
 
 
@@ -95,24 +103,23 @@ def train_teacher(config: Config) -> None:
         return
     stage = TeacherStage(config)
     if w.supervise == "target":  # the oracle, the only one that sees target labels
-        if config.target.eval is None:
+        if config.target.eval is None and not config.target.eval_share:
             raise ConfigError(
-                "teacher.supervise is 'target' and target.eval is null: the oracle would be scored on the images it "
-                "learnt; give held-back images, or let compare.py cross-validate"
+                "teacher.supervise is 'target' and no target images are held back: the oracle would be scored on the "
+                "images it learnt; give target.eval or target.eval_share, or let compare.py cross-validate"
             )
-        target = training_items(config.target, "target", labels=True)
+        target = training_images(config, "target", labels=True)
         streams = {"target": target}
     else:
-        target = training_items(config.target, "target", labels=False)
-        streams = {"source": training_items(config.source, "source", labels=True)}
+        target = training_images(config, "target", labels=False)
+        streams = {"source": training_images(config, "source", labels=True)}
         if stage.aligned:
             streams["target"] = target
-    domains = {"source": config.source, "target": config.target}
-    print(f"{folder}: {', '.join(f'{len(items)} {name} images' for name, items in streams.items())}")
+    print(f"{folder}: {', '.join(f'{len(images)} {name} images' for name, images in streams.items())}")
     steps, epoch_steps = stage_length(w.steps, w.epochs, len(target), w.batch)
     fit(
         stage,
-        {s: training_stream(config, items, s, w.augment, domains[s].label_map) for s, items in streams.items()},
+        {name: training_stream(config, images, name, w.augment) for name, images in streams.items()},
         folder,
         config,
         batch=w.batch,
@@ -120,7 +127,7 @@ def train_teacher(config: Config) -> None:
         epoch_steps=epoch_steps,
         warmup_epochs=15,
     )
-    save_segmenter(weights, stage.segmenter)
+    save_segmenter(weights, stage.segmenter, data_record(config))
     print(f"{weights}: written")
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import cv2
 import numpy as np
-import torch
-from torchvision.transforms.v2 import functional as TF
 
 from datasets.geometry import Raster
+
+LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+CHROMA = np.array([[0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])  # I and Q of NTSC
 
 
 class Amounts(Protocol):
@@ -37,16 +39,39 @@ def flip(raster: Raster, amounts: Amounts, rng: np.random.Generator) -> Raster:
     return Raster(raster.image[order], None if raster.label is None else raster.label[order], raster.valid[order])
 
 
-def jitter(image: torch.Tensor, amounts: Amounts, rng: np.random.Generator) -> torch.Tensor:
-    """Change brightness, contrast and, with three bands, saturation and hue of an image (C, H, W) in [0, 1]."""
+def colour_change(raster: Raster, amounts: Amounts, rng: np.random.Generator) -> np.ndarray:
+    """A random change of colour of an image with C bands, as the matrix of `x -> A x + b` on pixels in [0, 1].
+
+    Brightness multiplies, contrast stretches about the mean grey of the valid pixels and, of three bands, saturation
+    stretches about the grey of each pixel and hue turns the plane of equal grey. All four are linear, so one matrix is
+    the whole change, and whoever holds the pixels applies it, such as a GPU.
+
+    Returns:
+        (C, C + 1) float32, `A` beside `b`; the identity beside 0 where nothing changes.
+    """
+    bands = raster.image.shape[2]
     draws = rng.uniform(-1, 1, size=4)  # drawn before any decision: later draws do not depend on it
     if rng.random() >= amounts.jitter:
-        return image
-    image = (image * (1 + amounts.brightness * draws[0])).clamp(0, 1)  # torchvision's takes one or three bands alone
-    grey = TF.rgb_to_grayscale(image) if image.shape[0] == 3 else image
-    mean = float(grey.numpy().mean(dtype=np.float64))  # torch's mean depends on its number of threads
-    image = (mean + (image - mean) * (1 + amounts.contrast * draws[1])).clamp(0, 1)
-    if image.shape[0] == 3:
-        image = TF.adjust_saturation(image, 1 + amounts.saturation * draws[2])
-        image = TF.adjust_hue(image, amounts.hue * draws[3])
-    return image
+        return np.eye(bands, bands + 1, dtype=np.float32)
+    brightness, contrast = 1 + amounts.brightness * draws[0], 1 + amounts.contrast * draws[1]
+    luma = LUMA if bands == 3 else np.full(bands, 1 / bands)
+    valid = raster.valid.astype(np.uint8)
+    grey = luma @ [cv2.mean(band, mask=valid)[0] for band in cv2.split(np.ascontiguousarray(raster.image))] / 255
+    linear = brightness * contrast * np.eye(bands)
+    if bands == 3:
+        linear = _turned(amounts.hue * draws[3]) @ _saturated(1 + amounts.saturation * draws[2]) @ linear
+    offset = np.full((bands, 1), (1 - contrast) * brightness * grey)  # grey stays grey under saturation and hue
+    return np.hstack([linear, offset]).astype(np.float32)
+
+
+def _saturated(factor: float) -> np.ndarray:
+    return factor * np.eye(3) + (1 - factor) * np.outer(np.ones(3), LUMA)
+
+
+def _turned(turns: float) -> np.ndarray:
+    """Rotation of chroma (I, Q) by a share of the circle; the grey of a pixel stays."""
+    to_yiq = np.vstack([LUMA, CHROMA - CHROMA.mean(1, keepdims=True)])  # a grey pixel has no chroma, to the last digit
+    angle = 2 * np.pi * turns
+    rotation = np.eye(3)
+    rotation[1:, 1:] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    return np.linalg.solve(to_yiq, rotation @ to_yiq)

@@ -1,4 +1,4 @@
-"""A domain on disk: which images it has, where their labels are, and whether they can be used."""
+"""Which images a folder or a list has, of which files each is made, and where its label is."""
 
 from __future__ import annotations
 
@@ -6,60 +6,179 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
-import numpy as np
-from tqdm import tqdm
-
-from datasets.geometry import IGNORE
 from utils.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 
+class Window(NamedTuple):
+    """A part of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
 class Item(NamedTuple):
-    """One image of a domain; `name` is its path below `images/` without suffix and is unique in the domain."""
+    """One image of a domain.
+
+    Attributes:
+        name: unique in the domain; of files in `images/` the path below it without suffix.
+        files: one file with all bands, or one file a band in the order of the domain's bands.
+        label: file of its label, or None.
+        scene: the acquisition that it was cut from, or None where that is not known.
+        window: the part of the files that is meant, or None for all of it.
+        label_window: the same for the label.
+    """
 
     name: str
-    image: Path
-    label: Path | None
+    files: tuple[Path, ...]
+    label: Path | None = None
+    scene: str | None = None
+    window: Window | None = None
+    label_window: Window | None = None
+
+    @property
+    def image(self) -> Path:
+        """The file to name when something is wrong with the image."""
+        return self.files[0]
 
 
-def list_domain(root: str | Path, rows: str | Path | None = None, *, labels: bool, partial: bool = False) -> list[Item]:
-    """List the images of a domain, sorted by name.
+class Found(NamedTuple):
+    """What a listing gave: usable items, and a sentence for everything that is not."""
+
+    items: list[Item]
+    faults: list[str]
+
+
+def from_list(root: Path, rows: Path, labels: bool, partial: bool) -> Found:
+    """The images of a list file.
+
+    A row is `image` or `image label`, relative to and below `root`, separated by a tab or by white space; a row whose
+    names hold spaces is understood where exactly those files exist. Byte order marks, CRLF and blank lines are fine.
 
     Args:
-        root: folder with `images/` and, if wanted, `labels/`.
-        rows: text list, relative to `root` (or an absolute path or one relative to the working directory), of one
-            column (image) or two (image label), whose entries are relative to `root`. None: every image of `images/`.
-        labels: whether labels are wanted. With False they are not even looked for: training without target labels
-            is the same whether they exist or not.
-        partial: with `labels`, an image may lack its label; `Item.label` is None then.
+        rows: looked up below `root` first.
+        labels: whether labels are wanted; with False they are not even looked for.
+        partial: with `labels`, an image may lack its label.
 
     Raises:
-        DataError: a missing folder or list, an empty domain, a row of more columns, two images of one name, a label
-            without its image or, where labels are wanted, an image without its label. All faults in one message.
+        DataError: the list cannot be read.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; set the domain's root to the folder that holds images/")
-    items, faults = (
-        _from_folder(root, labels, partial) if rows is None else _from_list(root, Path(rows), labels, partial)
-    )
-    names: dict[str, Path] = {}
+    path, lines = _read_lines(root, rows)
+    items, faults = [], []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        place, columns = f"{path}, line {number}", _columns(line, root)
+        if len(columns) > 2:
+            faults.append(
+                f"{place}: found {len(columns)} columns, expected 'image' or 'image label'; separate names that hold "
+                "spaces by a tab"
+            )
+            continue
+        # A name that leads out of root would lead out of the run as well, where masks are written by name.
+        if outside := [c for c in columns if Path(c).is_absolute() or ".." in Path(c).parts]:
+            faults.append(f"{place}: found {outside[0]}, expected a path below and relative to {root}")
+            continue
+        image = root / columns[0]
+        label = root / columns[1] if labels and len(columns) == 2 else None
+        if not image.is_file():
+            faults.append(f"{place}: the image {image} does not exist")
+            continue
+        if label is not None and not label.is_file():
+            if not partial:
+                faults.append(f"{place}: the label {label} does not exist")
+                continue
+            label = None
+        elif labels and label is None and not partial:
+            faults.append(f"{place}: has no label column, expected 'image label'")
+            continue
+        name = Path(columns[0]).with_suffix("").as_posix().removeprefix("./").removeprefix("images/")
+        items.append(Item(name, (image,), label))
+    return Found(items, faults)
+
+
+def from_folders(
+    root: Path, images: str, labels: str | None, partial: bool, suffixes: Sequence[str] = SUFFIXES
+) -> Found:
+    """The images of a folder and its sub-folders, each with the label of the same path and stem in another folder.
+
+    Args:
+        images, labels: folders below `root`; None where labels are not wanted: they are not even looked for.
+        partial: an image may lack its label, and the folder of labels may be missing.
+
+    Raises:
+        DataError: a folder is missing.
+    """
+    found = by_name(root / images, suffixes)
+    faults = _duplicates(found)
+    masks: dict[str, list[Path]] = {}
+    if labels is not None and not (partial and not (root / labels).is_dir()):
+        masks = by_name(root / labels, suffixes)
+        faults += _duplicates(masks)
+        missing = [] if partial else sorted(found.keys() - masks.keys())
+        faults += [f"{found[name][0]}: has no label in {root / labels}" for name in missing]
+        extra = sorted(masks.keys() - found.keys())
+        faults += [f"{masks[name][0]}: is a label without its image in {root / images}" for name in extra]
+        found = {name: paths for name, paths in found.items() if name in masks or partial}
+    items = [Item(name, (paths[0],), masks[name][0] if name in masks else None) for name, paths in found.items()]
+    return Found(items, faults)
+
+
+def by_name(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, list[Path]]:
+    """The image files below a folder by their path in it without suffix.
+
+    Raises:
+        DataError: no such folder.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; expected the files of the domain, or give a list file")
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in suffixes:
+            found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+    return found
+
+
+def unique(items: Iterable[Item]) -> Found:
+    """The items in the order of their names; a second one of the same name is a fault."""
+    known: dict[str, Item] = {}
+    faults = []
     for item in items:
-        if item.name in names:
-            faults.append(f"{item.image}: has the name {item.name!r} of {names[item.name]}; names must be unique")
-        names[item.name] = item.image
-    _raise_all(faults, f"the domain {root}")
-    if not items:
-        raise DataError(f"{rows or root / 'images'}: lists no image; expected {', '.join(SUFFIXES)} files")
-    return sorted(items)
+        if item.name in known:
+            before = known[item.name].image
+            faults.append(f"{item.image}: has the name {item.name!r} of {before}; names must be unique")
+        else:
+            known[item.name] = item
+    return Found([known[name] for name in sorted(known)], faults)
 
 
-def _read_list(root: Path, rows: Path) -> tuple[Path, list[str]]:
+def raise_all(faults: Sequence[str], what: str) -> None:
+    """One error for all faults.
+
+    Raises:
+        DataError: there is one.
+    """
+    if faults:
+        listed = "\n  ".join(sorted(faults))
+        raise DataError(f"{what} has {len(faults)} fault(s); mend or remove these files:\n  {listed}")
+
+
+def read_names(path: Path) -> list[str]:
+    """The lines of a text file of names, without blank ones.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    return [line.strip() for line in _read_lines(path.parent, Path(path.name))[1] if line.strip()]
+
+
+def _read_lines(root: Path, rows: Path) -> tuple[Path, list[str]]:
     path = root / rows if (root / rows).is_file() else rows
     try:
-        return path, path.read_text("utf-8").splitlines()
+        return path, path.read_text("utf-8-sig").splitlines()
     except OSError as error:
         raise DataError(
             f"{root / rows}: cannot read the list ({error.strerror}); expected rows 'image [label]'"
@@ -68,145 +187,22 @@ def _read_list(root: Path, rows: Path) -> tuple[Path, list[str]]:
         raise DataError(f"{path}: is not a text file; expected rows 'image [label]' in UTF-8") from None
 
 
-def _from_list(root: Path, rows: Path, labels: bool, partial: bool) -> tuple[list[Item], list[str]]:
-    path, lines = _read_list(root, rows)
-    items, faults = [], []
-    for number, line in enumerate(lines, start=1):
-        columns = line.split()
-        if not columns:
-            continue
-        place = f"{path}, line {number}"
-        if len(columns) > 2:
-            faults.append(
-                f"{place}: found {len(columns)} columns, expected 'image' or 'image label' without spaces in names"
-            )
-            continue
-        if Path(columns[0]).is_absolute() or ".." in Path(columns[0]).parts:  # the name would lead out of the run
-            faults.append(f"{place}: found the image {columns[0]}, expected a path below and relative to {root}")
-            continue
-        image = root / columns[0]
-        label = root / columns[1] if labels and len(columns) == 2 else None
-        if not image.is_file():
-            faults.append(f"{place}: the image {image} does not exist")
-        if label is not None and not label.is_file():
-            if not partial:
-                faults.append(f"{place}: the label {label} does not exist")
-            label = None
-        elif labels and label is None and not partial:
-            faults.append(f"{place}: has no label column, expected 'image label'")
-        name = Path(columns[0]).with_suffix("").as_posix().removeprefix("./").removeprefix("images/")
-        items.append(Item(name, image, label))
-    return items, faults
-
-
-def _from_folder(root: Path, labels: bool, partial: bool) -> tuple[list[Item], list[str]]:
-    images = _by_name(root / "images")
-    spaced = [paths[0] for name, paths in images.items() if name.split() != [name]]
-    faults = [f"{path}: has white space in its name, which list files cannot hold; rename it" for path in spaced]
-    faults += _duplicates(images)
-    masks: dict[str, list[Path]] = {}
-    if labels and not (partial and not (root / "labels").is_dir()):
-        masks = _by_name(root / "labels")
-        faults += _duplicates(masks)
-        missing = [] if partial else sorted(images.keys() - masks.keys())
-        faults += [f"{images[name][0]}: has no label in {root / 'labels'}" for name in missing]
-        extra = sorted(masks.keys() - images.keys())
-        faults += [f"{masks[name][0]}: is a label without its image in {root / 'images'}" for name in extra]
-    items = [Item(name, paths[0], masks[name][0] if name in masks else None) for name, paths in images.items()]
-    return items, faults
-
-
-def _by_name(folder: Path) -> dict[str, list[Path]]:
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; expected the files of the domain, or give a list file")
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES:
-            found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
-    return found
+def _columns(line: str, root: Path) -> list[str]:
+    line = line.strip()
+    if "\t" in line:
+        return [column.strip() for column in line.split("\t") if column.strip()]
+    words = line.split()
+    if len(words) > 1 and (root / line).is_file():
+        return [line]
+    if len(words) > 2:
+        for place, sign in enumerate(line):
+            pair = [line[:place].strip(), line[place:].strip()]
+            if sign == " " and all((root / part).is_file() for part in pair):
+                return pair
+    return words
 
 
 def _duplicates(files: Mapping[str, list[Path]]) -> list[str]:
     return [
         f"{', '.join(map(str, paths))}: share one name; keep one of them" for paths in files.values() if len(paths) > 1
     ]
-
-
-def read_image(path: Path) -> np.ndarray:
-    """Decode an 8-bit colour image into (H, W, 3) uint8 RGB.
-
-    Raises:
-        DataError: the file cannot be decoded, or has another depth or number of bands.
-    """
-    pixels = _decode(path)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
-        bands = 1 if pixels.ndim == 2 else pixels.shape[2]
-        raise DataError(f"{path}: found {bands} band(s) of {pixels.dtype}, expected an 8-bit RGB image")
-    return cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2RGB)
-
-
-def read_label(path: Path, label_map: Mapping[int, int]) -> np.ndarray:
-    """Decode a label image into classes (H, W) uint8: 0 clear, 1 cloud, 255 ignore.
-
-    Raises:
-        DataError: the file cannot be decoded, is not of one band, or holds a value outside `label_map`.
-    """
-    pixels = _decode(path)
-    if pixels.ndim == 3 and (pixels[..., :1] == pixels[..., :3]).all():  # grey saved as colour
-        pixels = pixels[..., 0]
-    if pixels.ndim != 2 or pixels.dtype != np.uint8:
-        raise DataError(f"{path}: found shape {pixels.shape} of {pixels.dtype}, expected one band of 8 bits")
-    present = np.flatnonzero(np.bincount(pixels.ravel(), minlength=256))
-    if unknown := [int(value) for value in present if value not in label_map]:
-        raise DataError(
-            f"{path}: found label value(s) {', '.join(map(str, unknown[:8]))}, expected {sorted(label_map)}; "
-            "set the domain's label_map"
-        )
-    table = np.full(256, IGNORE, np.uint8)
-    table[list(label_map)] = list(label_map.values())
-    return table[pixels]
-
-
-def _decode(path: Path) -> np.ndarray:
-    try:
-        data = np.frombuffer(path.read_bytes(), np.uint8)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    try:
-        pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
-    except cv2.error:
-        pixels = None
-    if pixels is None:
-        raise DataError(f"{path}: cannot be decoded as an image ({data.size} bytes); is the file truncated?")
-    return pixels
-
-
-def read_item(item: Item, label_map: Mapping[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Decode an image (H, W, 3) uint8 and, where it has one, its label (H, W) uint8 of the same size."""
-    image = read_image(item.image)
-    if item.label is None:
-        return image, None
-    label = read_label(item.label, label_map)
-    if label.shape != image.shape[:2]:
-        raise DataError(
-            f"{item.label}: found {label.shape[1]}x{label.shape[0]} pixels, expected {image.shape[1]}x{image.shape[0]} "
-            f"as in {item.image}"
-        )
-    return image, label
-
-
-def check_items(items: Iterable[Item], label_map: Mapping[int, int], what: str) -> None:
-    """Decode every file once and raise one `DataError` that lists all that cannot be used."""
-    faults = []
-    for item in tqdm(items, desc=f"checking {what}", unit="image", leave=False):
-        try:
-            read_item(item, label_map)
-        except DataError as error:
-            faults.append(str(error))
-    _raise_all(faults, what)
-
-
-def _raise_all(faults: Sequence[str], what: str) -> None:
-    if faults:
-        listed = "\n  ".join(sorted(faults))
-        raise DataError(f"{what} has {len(faults)} fault(s); mend or remove these files:\n  {listed}")

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datasets.augment import Amounts, flip, jitter
-from datasets.files import Item, read_item
-from datasets.geometry import Raster, crop, fitted_size, letterbox, scale_to
+from datasets.augment import Amounts, colour_change, flip
+from datasets.geometry import IGNORE, crop, fitted_size, letterbox, scale_to
+from datasets.images import ImageSet
 
 STREAMS = ("source", "target", "easy", "hard")
 
 
 class Sample(TypedDict, total=False):
-    """What a reader gives: `image` (C, H, W) float32 in [0, 1], `valid` (H, W) bool, `name`, and `label` (H, W) int64
-    with classes and 255 where nothing is known; `label` is absent in an unlabelled domain."""
+    """What a loader process sends, in few bytes: `image` (C, H, W) uint8, `colour` (C, C + 1) float32, the change of it
+    that is left to `EndlessSamples.ready`, `valid` (H, W) bool, `name`, and `label` (H, W) uint8 with classes and 255
+    where nothing is known; `label` is absent in an unlabelled domain."""
 
     image: Tensor
+    colour: Tensor
     label: Tensor
     valid: Tensor
     name: str
@@ -35,7 +37,7 @@ class EndlessSamples(Dataset[Sample]):
     different length do not pair the same images again and again.
 
     Args:
-        items: images, with labels where the stream is a labelled one.
+        images: with labels where the stream is a labelled one.
         stream: which of `STREAMS` it is; streams of one seed are independent.
         size: side of the square sample in pixels.
         geometry: "letterbox" or "crop", see `datasets.geometry`.
@@ -44,40 +46,38 @@ class EndlessSamples(Dataset[Sample]):
 
     def __init__(
         self,
-        items: Sequence[Item],
+        images: ImageSet,
         stream: str,
         *,
         seed: int,
         size: int,
         geometry: Literal["letterbox", "crop"],
         amounts: Amounts,
-        label_map: Mapping[int, int],
     ) -> None:
-        self.items = list(items)
+        self.images = images
         self.key = (seed, STREAMS.index(stream))
         self.size = size
         self.place = {"letterbox": letterbox, "crop": crop}[geometry]
         self.amounts = amounts
-        self.label_map = dict(label_map)
 
     def index(self, position: int) -> int:
         """The image that stands at a position of the stream."""
-        epoch, place = divmod(position, len(self.items))
-        return int(_permutation(*self.key, epoch, len(self.items))[place])
+        epoch, place = divmod(position, len(self.images))
+        return int(_permutation(*self.key, epoch, len(self.images))[place])
 
     def __getitem__(self, position: int) -> Sample:
-        item = self.items[self.index(position)]
+        item = self.images[self.index(position)]
         rng = np.random.default_rng([*self.key, 1, position])
-        image, label = read_item(item, self.label_map)
-        raster = self.place(Raster(image, label, np.ones(image.shape[:2], bool)), self.size, rng)
+        raster = self.place(self.images.read(item, masked=False).raster, self.size, rng)
         raster = flip(raster, self.amounts, rng)
         sample: Sample = {
-            "image": jitter(to_tensor(raster.image), self.amounts, rng),
+            "image": torch.from_numpy(np.ascontiguousarray(raster.image.transpose(2, 0, 1))),
+            "colour": torch.from_numpy(colour_change(raster, self.amounts, rng)),
             "valid": torch.from_numpy(raster.valid.copy()),
             "name": item.name,
         }
         if raster.label is not None:
-            sample["label"] = torch.from_numpy(raster.label.astype(np.int64))
+            sample["label"] = torch.from_numpy(np.where(raster.valid, raster.label, np.uint8(IGNORE)))
         return sample
 
     def batches(self, batch: int, start: int, stop: int, workers: int = 0) -> Iterator[Sample]:
@@ -86,6 +86,22 @@ class EndlessSamples(Dataset[Sample]):
         return iter(
             DataLoader(self, batch_size=batch, sampler=positions, num_workers=workers, persistent_workers=False)
         )
+
+    @staticmethod
+    def ready(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+        """A batch as the stages want it, on `device`: `image` (B, C, H, W) float32 in [0, 1] with its change of colour,
+        0 where not valid; `label` int64; `valid` and `name` as they are."""
+        parts = {
+            key: part.to(device, non_blocking=True) if isinstance(part, Tensor) else part for key, part in batch.items()
+        }
+        image, colour = parts["image"].float().div_(255), parts.pop("colour")
+        # A sum of products in a fixed order, not a matrix product, whose rounding may depend on the number of threads.
+        columns = [colour[:, :, band, None, None] * image[:, None, band] for band in range(image.shape[1])]
+        changed = sum(columns[1:], columns[0]) + colour[:, :, -1, None, None]
+        parts["image"] = changed.clamp_(0, 1).mul_(parts["valid"][:, None])
+        if "label" in parts:
+            parts["label"] = parts["label"].long()
+        return parts
 
 
 @lru_cache(maxsize=4)

@@ -14,10 +14,9 @@ import torch
 
 import eval as evaluation
 import utils.gallery
-from datasets.files import Item
 from nets.segmenter import Segmenter
 from nets.weights import save_segmenter
-from utils.config import DomainConfig, load_config, to_yaml
+from utils.config import load_config, to_yaml
 from utils.errors import ConfigError, DataError, EvaluationError, WeightsError
 
 Arguments = Callable[..., list[str]]
@@ -225,15 +224,6 @@ def test_one_hot_predictions_give_the_reliable_colour_and_the_pixels_own_mask(
     assert values["agreement"] == {"teacher and student": 1}
     wrong = 1 - values["models"]["student"]["pixel_accuracy"]
     assert values["models"]["student"]["ece"] == pytest.approx(wrong)  # certain, and wrong that often
-
-
-def test_scenes_come_from_names() -> None:
-    items = [Item(f"p{i}_LC8{'ab'[i % 2]}_x", Path("x"), None) for i in range(4)]
-    assert evaluation.scenes_of(items, DomainConfig()) is None
-    assert evaluation.scenes_of(items, DomainConfig(scene=r"LC8.")) == ["LC8a", "LC8b"] * 2
-    assert evaluation.scenes_of(items, DomainConfig(scene=r"_(LC8.)_")) == ["LC8a", "LC8b"] * 2
-    with pytest.raises(DataError, match="'S2' finds nothing in 4 image name"):
-        evaluation.scenes_of(items, DomainConfig(root="d", scene="S2"))
 
 
 def test_bad_requests(arguments: list[str], tmp_path: Path) -> None:

@@ -22,11 +22,11 @@ import eval as evaluation
 import split_entropy
 import train_intra
 import train_teacher
-from datasets.files import Item
 from nets.weights import load_segmenter, load_weights
 from utils.config import Config, SplitConfig, load_config
 from utils.errors import ConfigError, DataError
 from utils.plots import prediction_grid
+from utils.run import training_images
 
 ROOT = Path(__file__).resolve().parents[1]
 Arguments = Callable[..., list[str]]
@@ -72,7 +72,7 @@ def test_whole_run(tmp_path: Path, tiny_arguments: Arguments, capsys: pytest.Cap
     assert [row["split"] for row in rows] == ["easy"] * 4 + ["hard"] * 2  # int(0.67 * 6)
     listed = {part: (out / f"split/{part}.txt").read_text().split() for part in ("easy", "hard")}
     for part, names in listed.items():
-        assert names == sorted(f"images/{row['name']}.png" for row in rows if row["split"] == part)
+        assert names == sorted(row["name"] for row in rows if row["split"] == part)
     for row in rows:
         pseudo = cv2.imread(str(out / f"split/pseudo_labels/{row['name']}.png"), cv2.IMREAD_UNCHANGED)
         assert pseudo.shape == (40, 48) and set(np.unique(pseudo)) <= {0, 255}
@@ -310,14 +310,14 @@ def test_score_is_the_mean_entropy_and_ranks_do_not_depend_on_order(
     tmp_path: Path, tiny_arguments: Arguments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_config(tiny_arguments(tmp_path))
-    images = sorted((tmp_path / "target" / "images").iterdir())
+    images = training_images(config, "target", labels=False)
     prob = {head: torch.tensor([0.9, 0.1])[:, None, None].expand(2, 40, 48) for head in ("main", "aux")}
     monkeypatch.setattr(split_entropy, "probabilities", lambda *_: prob)
-    items = [Item(path.stem, path, None) for path in images]
-    ranked = sorted(split_entropy.score_image(None, item, config, tmp_path / "p", None) for item in reversed(items))  # type: ignore[arg-type]
+    folder = tmp_path / "p"
+    ranked = sorted(split_entropy.score_image(None, images, item, config, folder, None) for item in reversed(images))  # type: ignore[arg-type]
     entropy = -(0.9 * np.log2(0.9) + 0.1 * np.log2(0.1))
     assert [place.score for place in ranked] == pytest.approx([entropy] * 6, abs=1e-6)
-    assert [place.name for place in ranked] == sorted(path.stem for path in images)  # ties by name
+    assert [place.name for place in ranked] == [item.name for item in images]  # ties by name
     prob["main"] = torch.full((2, 40, 48), torch.nan)
-    with pytest.raises(DataError, match=items[0].image.name):
-        split_entropy.score_image(None, items[0], config, tmp_path / "p", None)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=images[0].image.name):
+        split_entropy.score_image(None, images, images[0], config, folder, None)  # type: ignore[arg-type]

@@ -19,9 +19,12 @@ from typing import Any, Literal, TypeVar, get_type_hints
 
 import yaml
 
+from datasets.readers import READERS
 from utils.errors import ConfigError
 
 PARTS = ("scores", "masks", "entropy", "tsne", "gradcam", "report")
+NO_DATA = ("file", "none", "all_zero")  # beside a number and band:NAME; datasets/images.py has what they mean
+SHIFT8 = "shift8"
 # The choices of losses/registry.py, by name. They stand here again so that a config is checked without torch.
 ALIGNMENTS = ("entropy", "softmax", "minent", "clan")
 CONTRASTS = ("hec", "pix", "u2pl", "sdca")
@@ -49,19 +52,36 @@ class GeneratedConfig:
 
 @dataclass(frozen=True)
 class DomainConfig:
-    """One domain: a folder with images/ and labels/, or text lists of them."""
+    """One domain: where its files are, how they are laid out, and what their values mean."""
 
     root: str = ""
-    """folder of the domain; it holds images/ and, where there are labels, labels/ with the same stems"""
+    """folder of the data, as downloaded"""
+    reader: str = "folder"
+    """layout of the files: folder (images/ and labels/ of the same stems, or lists), ms_cloud, hrc_whu, cloud38,
+    cloud95, l8_biome, sparcs or cloudsen12, each as published; docs/data.md describes them"""
     train: str | None = None
-    """list file below root (one column: image; two: image label), rows relative to root; null: every file of images/"""
+    """list file below root (one column: image; two: image label), rows relative to root, or a part that the reader
+    knows, such as train; null: all images"""
     eval: str | None = None
-    """list file of held-back images; null: a target is scored on its training images (transductive), a source is not"""
-    label_map: dict[int, int] = field(default_factory=lambda: {0: 0, 255: 1})
-    """label value in the file -> class (0 clear, 1 cloud, 255 ignore); any other value is an error"""
+    """the same for held-back images; null: eval_share decides"""
+    eval_share: float = 0.0
+    """without eval: share of the scenes of train (of the images, where scenes are unknown) that is held back for
+    evaluation; 0: a target is scored on its training images (transductive), a source is not"""
+    bands: list[str] | None = None
+    """names of the file's bands, in the file's order; null: the reader's, or what the file says, or red, green, blue"""
+    scaling: str | list[float] | None = None
+    """how values become 8 bits, once for the whole domain: train (the 0.5 and 99.5 percentiles of the training images,
+    for each band), [low, high], or shift8 (16 bits without the lower 8, as released); null: train unless the files have
+    8 bits, which stay as they are"""
+    nodata: str | float | None = None
+    """pixels without data: file (its alpha, mask band or no-data tag), none, all_zero (all bands 0), a number (any band
+    has it), band:NAME (that band is 0); null: the reader's rule, usually file. NaN is never data"""
+    label_map: dict[int, int] | None = None
+    """label value in the file -> class (0 clear, 1 cloud, 255 ignore); any other value is an error; null: the reader's,
+    usually {0: 0, 255: 1}"""
     scene: str | None = None
     """regular expression that finds the scene in an image's name (its first group, or all of it), so that intervals are
-    taken over scenes; null: every image stands for itself"""
+    taken over scenes and held-back images are whole scenes; null: the reader's, or every image stands for itself"""
 
 
 @dataclass(frozen=True)
@@ -93,6 +113,13 @@ class DataConfig:
     geometry: Literal["letterbox", "crop"] = "letterbox"
     """letterbox: the whole image, scaled to size and padded; crop: a random window at native resolution. Inference
     follows: the longer side scaled to size, or blended windows of that size. Scores are always on the native grid"""
+    tile: int | None = 512
+    """training images with a longer side than this are cut into tiles of it, each an image of its own in sampling and
+    in the entropy ranking; letterbox inference slides a window of it over them; null: never cut"""
+    bands: list[str] = field(default_factory=lambda: ["red", "green", "blue"])
+    """the bands that the network gets, in its order; both domains must have them"""
+    cache: str | None = None
+    """folder for decoded images, which any number of runs may share; null: files are decoded whenever they are read"""
     workers: int = 0
     """loader processes per domain; samples are the same bytes for any number"""
 
@@ -579,7 +606,7 @@ def _check_values(config: Config) -> None:
             need(0 <= value <= 0.5, key, "a number of turns in [0, 0.5]")
         if name in ("lr", "discriminator_lr", "epochs") and value is not None:
             need(value > 0, key, "a number above 0")
-        if name == "label_map":
+        if name == "label_map" and value is not None:
             need(bool(value) and set(value.values()) <= {0, 1, 255}, key, "classes 0 (clear), 1 (cloud), 255 (ignore)")
             need(all(0 <= pixel <= 255 for pixel in value or ()), key, "label values in 0..255")
     need(0 < config.split.ratio < 1, "split.ratio", "a number between 0 and 1; at 0 or 1 one split would be empty")
@@ -630,6 +657,20 @@ def _check_values(config: Config) -> None:
             re.compile(domain.scene or "")
         except re.error as error:
             need(False, f"{role}.scene", f"a regular expression ({error})")
+        need(domain.reader in READERS, f"{role}.reader", f"one of {', '.join(READERS)}")
+        need(0 <= domain.eval_share < 1, f"{role}.eval_share", "a share in [0, 1)")
+        need(domain.eval is None or not domain.eval_share, f"{role}.eval_share", f"0 where {role}.eval is given")
+        rule = domain.nodata
+        known = rule is None or not isinstance(rule, str) or rule in NO_DATA or rule.startswith("band:")
+        need(known, f"{role}.nodata", f"{', '.join(NO_DATA)}, band:NAME or a number")
+        bounds = domain.scaling
+        if isinstance(bounds, list):
+            need(len(bounds) == 2 and bounds[0] < bounds[1], f"{role}.scaling", "[low, high] with low below high")
+        else:
+            need(bounds in (None, "train", SHIFT8), f"{role}.scaling", f"train, {SHIFT8} or [low, high]")
+    need(bool(config.data.bands), "data.bands", "at least one band")
+    need(len(set(config.data.bands)) == len(config.data.bands), "data.bands", "each band once")
+    need(config.data.tile is None or config.data.tile >= config.data.size, "data.tile", "data.size or more, or null")
     need(bool(config.target.root), "target.root", "the folder of the unlabelled domain")
     if faults:
         raise ConfigError("configuration: " + "; ".join(faults))

@@ -88,9 +88,11 @@ class Ledger(nn.Module):
 
 
 class Stream(Protocol):
-    """An endless stream of samples, cut into batches."""
+    """An endless stream of samples, cut into batches; `ready` makes one what a stage looks at, on the device."""
 
     def batches(self, batch: int, start: int, stop: int, workers: int) -> Iterator[Any]: ...
+
+    def ready(self, batch: Any, device: torch.device) -> dict[str, Any]: ...
 
 
 def stage_length(steps: int, epochs: float | None, images: int, batch: int) -> tuple[int, int]:
@@ -155,7 +157,7 @@ def fit(
         for step in range(start, steps):
             clock = Clock(step, steps, epoch_steps, _step_seed(config.seed, step))
             asked = time.perf_counter()
-            batches = {name: _to_device(next(source), device) for name, source in sources.items()}
+            batches = {name: streams[name].ready(next(source), device) for name, source in sources.items()}
             data_time += time.perf_counter() - asked
 
             torch.manual_seed(clock.seed)
@@ -275,12 +277,6 @@ def _require_finite(losses: Losses, norms: Mapping[str, Tensor], batches: Batch,
         f"step {step}: {faults}, expected finite numbers. Nothing was updated. The batch: {files}. "
         "Look at these files, or lower optim.lr; the same command continues from the last checkpoint"
     )
-
-
-def _to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    return {
-        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in batch.items()
-    }
 
 
 def _step_seed(seed: int, step: int) -> int:

@@ -13,7 +13,8 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
-from datasets.files import Item, list_domain, read_image, read_item
+from datasets.files import Item
+from datasets.images import Decoded, ImageSet
 from datasets.samples import network_input
 from losses import normalised_entropy
 from nets.segmenter import Head, Segmenter
@@ -27,16 +28,18 @@ from utils.plots import (
     FALSE_ALARM,
     MISS,
     UNKNOWN,
+    as_rgb,
     colour_mask,
     embedding_panels,
     entropy_histograms,
     laid_over,
     outlined,
     picture_grid,
+    read_png,
 )
 from utils.predict import decided, probabilities
 from utils.report import Picture
-from utils.run import write_text
+from utils.run import training_images, write_text
 from utils.survey import Domain, Survey
 
 SPLIT_IMAGES = 12  # of each split in the histograms of entropy
@@ -49,13 +52,13 @@ def draw_masks(result: Survey, config: Config, folder: Path) -> list[Picture]:
     """Image, label and every model's mask; then outlines, and where each model is wrong."""
     domain, models = result.domain, list(result.tallies)
     role = domain.role
-    chosen = _evenly(domain.items, config.eval.pictures)
-    pairs = [read_item(item, domain.config.label_map) for item in chosen]
-    names, images = [item.name for item in chosen], [image for image, _ in pairs]
-    labels = [np.full(image.shape[:2], 255, np.uint8) if label is None else label for image, label in pairs]
+    chosen = _evenly(domain.images, config.eval.pictures)
+    names, seen = [item.name for item in chosen], [domain.images.read(item) for item in chosen]
+    images = [visible(decoded) for decoded in seen]
+    labels = [d.placed(np.full_like(d.image[..., 0], 255) if d.label is None else d.label, 255) for d in seen]
 
     def of(kind: str, model: str) -> list[np.ndarray]:
-        return [read_image(folder / kind / role / model / f"{name}.png") for name in names]
+        return [read_png(folder / kind / role / model / f"{name}.png") for name in names]
 
     columns = {"image": images} | ({"label": [colour_mask(label) for label in labels]} if domain.labelled else {})
     columns |= {_title(model): of("masks", model) for model in models}
@@ -76,8 +79,10 @@ def draw_masks(result: Survey, config: Config, folder: Path) -> list[Picture]:
         truth = {"label, outline": [outlined(i, k) for i, k in zip(images, labels, strict=True)]}
         errors = {
             _title(model): [
-                colour_mask(label) if unknown is None else read_image(folder / "errors" / role / model / f"{name}.png")
-                for name, label, (_, unknown) in zip(names, labels, pairs, strict=True)
+                colour_mask(label)
+                if item.label is None
+                else read_png(folder / "errors" / role / model / f"{item.name}.png")
+                for item, label in zip(chosen, labels, strict=True)
             ]
             for model in models
         }
@@ -102,11 +107,11 @@ def draw_entropy(
     figures = []
     for result in surveys:
         role = result.domain.role
-        chosen = _evenly(result.domain.items, config.eval.pictures)
-        columns = {"image": [read_image(item.image) for item in chosen]}
+        chosen = _evenly(result.domain.images, config.eval.pictures)
+        columns = {"image": [visible(result.domain.images.read(item)) for item in chosen]}
         for model in result.tallies:
             paths = (folder / "entropy" / role / model / f"{item.name}.png" for item in chosen)
-            columns[_title(model)] = [read_image(path) for path in paths]
+            columns[_title(model)] = [read_png(path) for path in paths]
         picture_grid(folder / "entropy" / f"{role}.png", [i.name for i in chosen], columns, entropy_bar=True)
         caption = (
             "Normalised entropy of the class probabilities, from yellow (0, the model is sure) to red (1, both classes "
@@ -125,27 +130,28 @@ def _draw_split(models: Mapping[str, Segmenter], config: Config, folder: Path) -
     if begun["target"]["root"] != config.target.root:
         return []  # another target is being looked at
     with open(split / "entropy.csv", encoding="utf-8", newline="") as file:
-        names = [row["name"] for row in csv.DictReader(file)]  # ascending by score
-    listed = {
-        part: list_domain(config.target.root, (split / f"{part}.txt").resolve(), labels=False)
-        for part in ("easy", "hard")
-    }
-    paths = {item.name: item.image for items in listed.values() for item in items}
+        rows = list(csv.DictReader(file))  # ascending by score
+    images = training_images(config, "target", labels=False)
+    items = {item.name: item for item in images.only(row["name"] for row in rows)}
+    names = [row["name"] for row in rows]
     count = min(EXTREMES, len(names))
     columns = {
-        "most certain": [read_image(paths[name]) for name in names[:count]],
-        "least certain": [read_image(paths[name]) for name in names[: -count - 1 : -1]],
+        "most certain": [visible(images.read(items[name])) for name in names[:count]],
+        "least certain": [visible(images.read(items[name])) for name in names[: -count - 1 : -1]],
     }
     picture_grid(folder / "entropy" / "split.png", [f"{i + 1}." for i in range(count)], columns)
 
-    parts = {part: _evenly(items, SPLIT_IMAGES) for part, items in listed.items()}
-    bar = tqdm(total=len(models) * sum(map(len, parts.values())), desc="easy and hard images", unit="image")
+    sides = {
+        side: _evenly(sorted(items[row["name"]] for row in rows if row["split"] == side), SPLIT_IMAGES)
+        for side in ("easy", "hard")
+    }
+    bar = tqdm(total=len(models) * sum(map(len, sides.values())), desc="easy and hard images", unit="image")
     values: dict[str, dict[str, np.ndarray]] = {}
     for name, model in models.items():
-        for part, items in parts.items():
+        for part, chosen in sides.items():
             pixels = []
-            for item in items:
-                pixels.append(_entropies(model, item, config))
+            for item in chosen:
+                pixels.append(_entropies(model, images, item, config))
                 bar.update()
             values.setdefault(_title(name), {})[part] = np.concatenate(pixels)
     bar.close()
@@ -162,9 +168,10 @@ def _draw_split(models: Mapping[str, Segmenter], config: Config, folder: Path) -
     ]
 
 
-def _entropies(model: Segmenter, item: Item, config: Config) -> np.ndarray:
-    chosen = decided(probabilities(model, read_image(item.image), config.data), config.eval.head)
-    return normalised_entropy(chosen[None]).flatten().cpu().numpy()
+def _entropies(model: Segmenter, images: ImageSet, item: Item, config: Config) -> np.ndarray:
+    decoded = images.read(item)
+    chosen = decided(probabilities(model, decoded.image, config.data), config.eval.head)
+    return normalised_entropy(chosen[None])[0].cpu().numpy()[decoded.valid]
 
 
 def draw_tsne(
@@ -180,10 +187,9 @@ def draw_tsne(
     if source is None:
         if not config.source.root:
             raise MissingError("t-SNE compares two domains; give source.root, a folder of labelled images")
-        items = list_domain(config.source.root, config.source.train, labels=True)
-        source = Domain("source", config.source, "training images", items, None)
+        source = Domain("source", config.source, "training images", training_images(config, "source", labels=True))
     windows = {
-        domain.role: [_window(item, domain, config) for item in _evenly(domain.items, TSNE_IMAGES)]
+        domain.role: [_window(item, domain, config) for item in _evenly(domain.images, TSNE_IMAGES)]
         for domain in (source, target)
     }
     reference = list(models)[-1]
@@ -216,8 +222,8 @@ def draw_tsne(
 
 
 def _window(item: Item, domain: Domain, config: Config) -> Window:
-    image, label = read_item(item, domain.config.label_map)
-    image, label = _shown(image, config), None if label is None else _shown(label, config)
+    decoded = domain.images.read(item)
+    image, label = _shown(decoded.image, config), None if decoded.label is None else _shown(decoded.label, config)
     return Window(network_input(image, config.data.size, config.data.geometry), label)
 
 
@@ -236,9 +242,9 @@ def _part_of_image(config: Config) -> str:
 def draw_gradcam(domain: Domain, models: Mapping[str, Segmenter], config: Config, folder: Path) -> list[Picture]:
     """Where each head of the last model finds clear ground and cloud."""
     name, model = list(models.items())[-1]
-    chosen = _evenly(domain.items, min(config.eval.pictures, CAM_IMAGES))
-    images = [_shown(read_image(item.image), config) for item in chosen]
-    columns = {"image": images}
+    chosen = _evenly(domain.images, min(config.eval.pictures, CAM_IMAGES))
+    images = [_shown(domain.images.read(item).image, config) for item in chosen]
+    columns = {"image": [as_rgb(image) for image in images]}
     heads: tuple[Head, ...] = ("main", "aux")
     bar = tqdm(total=4 * len(images), desc=f"Grad-CAM {domain.role}", unit="map")
     for head in heads:
@@ -264,7 +270,12 @@ def _cam(model: Segmenter, image: np.ndarray, target: int, head: Head, config: C
     device = next(model.parameters()).device
     inputs = network_input(image, config.data.size, config.data.geometry).to(device)
     cam = grad_cam(model, inputs, target, head, config.eval.cam_layer).cpu().numpy()
-    return laid_over(image, cv2.resize(cam, image.shape[1::-1]) if cam.shape != image.shape[:2] else cam)
+    return laid_over(as_rgb(image), cv2.resize(cam, image.shape[1::-1]) if cam.shape != image.shape[:2] else cam)
+
+
+def visible(decoded: Decoded) -> np.ndarray:
+    """A picture (H, W, 3) of a whole image file, black where it has no data."""
+    return decoded.placed(as_rgb(decoded.image), 0)
 
 
 def _evenly(items: Sequence[Item], count: int) -> list[Item]:

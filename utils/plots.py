@@ -84,7 +84,12 @@ def prediction_grid(segmenter: Segmenter, batch: Mapping[str, Mapping[str, Any]]
 
 
 def _pixels(image: Tensor) -> np.ndarray:
-    return (image[:3].permute(1, 2, 0).clamp(0, 1) * 255).byte().cpu().numpy()
+    return as_rgb((image.permute(1, 2, 0).clamp(0, 1) * 255).byte().cpu().numpy())
+
+
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """An image (H, W, C) for the eye, (H, W, 3): its first three bands; of one or two bands the first, in grey."""
+    return image[..., :3] if image.shape[2] >= 3 else image[..., [0, 0, 0]]
 
 
 def picture_grid(
@@ -228,6 +233,13 @@ def training_curves(path: Path, stages: Mapping[str, Sequence[Mapping[str, float
         axes[0].set_yscale("symlog", linthresh=1e-2)
         axes[0].set_xlabel("step", fontsize=6)
     figure.savefig(path)
+
+
+def read_png(path: Path) -> np.ndarray:
+    """The pixels (H, W, 3) of what `write_png` wrote in colour."""
+    pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+    assert pixels is not None, path
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:

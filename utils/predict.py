@@ -22,36 +22,43 @@ AT_ONCE = 16  # windows in one forward
 def probabilities(segmenter: Segmenter, image: np.ndarray, data: DataConfig) -> dict[str, Tensor]:
     """Both heads' class probabilities (K, H, W) of an image (H, W, C), at its native size.
 
-    What the network sees has the size it was trained on: the whole image scaled to it ("letterbox"), or windows of the
-    training crop at native resolution ("crop"), which overlap by half and are blended.
+    What the network sees has the size it was trained on: the whole image, or windows of `data.tile` pixels of a larger
+    one, scaled to it ("letterbox"), or windows of the training crop at native resolution ("crop"). Windows overlap by
+    half and are blended.
     One image at a time, so that a result never depends on what else is in a batch.
     """
-    device = next(segmenter.parameters()).device
-    inputs = network_input(image, data.size, data.geometry).to(device)
     segmenter.eval()
-    if data.geometry == "letterbox":
-        scaled = upsampled(segmenter(inputs), image.shape[:2])
-        return {head: logits[0].softmax(0) for head, logits in scaled.items()}
-    return _blend(segmenter, inputs[0], data.size)
+    if data.geometry == "crop":
+        return _blend(segmenter, image, data, data.size)
+    if data.tile is not None and max(image.shape[:2]) > data.tile:
+        return _blend(segmenter, image, data, data.tile)
+    logits = upsampled(segmenter(_input(segmenter, image, data)), image.shape[:2])
+    return {head: logits[head][0].softmax(0) for head in HEADS}
 
 
-def _blend(segmenter: Segmenter, image: Tensor, size: int) -> dict[str, Tensor]:
-    """Probabilities of overlapping windows, each weighted by a tent that falls towards its border."""
-    rows, columns = image.shape[1:]
-    height, width = min(size, rows), min(size, columns)
+def _input(segmenter: Segmenter, image: np.ndarray, data: DataConfig) -> Tensor:
+    return network_input(image, data.size, data.geometry).to(next(segmenter.parameters()).device)
+
+
+def _blend(segmenter: Segmenter, image: np.ndarray, data: DataConfig, side: int) -> dict[str, Tensor]:
+    """Probabilities of overlapping windows of `side`, each weighted by a tent that falls towards its border."""
+    device = next(segmenter.parameters()).device
+    rows, columns = image.shape[:2]
+    height, width = min(side, rows), min(side, columns)
     tent = _tent(height)[:, None] * _tent(width)
-    tent = tent.to(image.device)
-    corners = list(product(starts(rows, size), starts(columns, size)))
-    total = {head: torch.zeros(segmenter.classes, rows, columns, device=image.device) for head in HEADS}
-    weight = torch.zeros(rows, columns, device=image.device)
+    tent = tent.to(device)
+    corners = list(product(starts(rows, side), starts(columns, side)))
+    total = {head: torch.zeros(segmenter.classes, rows, columns, device=device) for head in HEADS}
+    weight = torch.zeros(rows, columns, device=device)
     for begin in range(0, len(corners), AT_ONCE):
         part = corners[begin : begin + AT_ONCE]
-        places = [(slice(None), slice(top, top + height), slice(left, left + width)) for top, left in part]
-        logits = upsampled(segmenter(torch.stack([image[place] for place in places])), (height, width))
-        for i, place in enumerate(places):
-            weight[place[1:]] += tent
+        places = [(slice(top, top + height), slice(left, left + width)) for top, left in part]
+        inputs = torch.cat([_input(segmenter, image[place], data) for place in places])
+        logits = upsampled(segmenter(inputs), (height, width))
+        for i, (down, across) in enumerate(places):
+            weight[down, across] += tent
             for head in HEADS:
-                total[head][place] += tent * logits[head][i].softmax(0)
+                total[head][:, down, across] += tent * logits[head][i].softmax(0)
     return {head: summed / weight for head, summed in total.items()}
 
 

@@ -10,27 +10,34 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from datasets.files import Item, read_item
+from datasets.geometry import IGNORE
+from datasets.images import ImageSet
 from losses import normalised_entropy
 from nets.segmenter import Segmenter
 from utils.config import Config, DomainConfig
 from utils.metrics import brightness_counts, calibration_bins, confusion_matrix
-from utils.plots import colour_entropy, colour_errors, colour_mask, write_png
+from utils.plots import UNKNOWN, colour_entropy, colour_errors, colour_mask, write_png
 from utils.predict import decide, decided, probabilities
 
 
 class Domain(NamedTuple):
-    """The evaluation images of one domain; `scenes` names the scene of each, or is None where scenes are unknown."""
+    """The evaluation images of one domain."""
 
     role: str
     config: DomainConfig
     protocol: str
-    items: list[Item]
-    scenes: list[str] | None
+    images: ImageSet
 
     @property
     def labelled(self) -> int:
-        return sum(item.label is not None for item in self.items)
+        """Number of images that have a label."""
+        return sum(item.label is not None for item in self.images)
+
+    @property
+    def scenes(self) -> list[str] | None:
+        """The scene of each image, or None where scenes are unknown."""
+        found = [item.scene for item in self.images]
+        return None if None in found else [scene for scene in found if scene is not None]
 
 
 @dataclass
@@ -38,7 +45,7 @@ class Tally:
     """What one model said about a domain, image by image, in the order of the items.
 
     `matrices` holds (2, 2) counts, or None for an image without a label; `entropy`, `heads` and `cloud` are means over
-    an image's pixels: normalised entropy, agreement of the two heads' masks, share of predicted cloud.
+    an image's pixels with data: normalised entropy, agreement of the two heads' masks, share of predicted cloud.
     """
 
     matrices: list[np.ndarray | None] = field(default_factory=list)
@@ -73,8 +80,9 @@ def survey(
             with `entropy`, entropy/ROLE/MODEL/NAME.png.
     """
     result = Survey(domain, {name: Tally() for name in models}, {}, np.zeros((2, 256), np.int64))
-    for item in tqdm(domain.items, desc=f"predict {domain.role}", unit="image", dynamic_ncols=True):
-        image, label = read_item(item, domain.config.label_map)
+    for item in tqdm(domain.images, desc=f"predict {domain.role}", unit="image", dynamic_ncols=True):
+        decoded = domain.images.read(item)
+        image, label, valid = decoded.image, decoded.label, decoded.valid
         if label is not None:
             result.brightness[:] += brightness_counts(image, label)
         found: dict[str, np.ndarray] = {}
@@ -82,25 +90,28 @@ def survey(
             probability = probabilities(model, image, config.data)
             chosen = decided(probability, config.eval.head)
             mask = decide(probability, config.eval.head)
-            uncertain = normalised_entropy(chosen[None])[0]
-            found[name] = mask.byte().cpu().numpy()
+            uncertain = normalised_entropy(chosen[None])[0].cpu().numpy()
+            same = (decide(probability, "main") == decide(probability, "aux")).cpu().numpy()
+            predicted = mask.byte().cpu().numpy()
+            found[name] = predicted[valid]
             tally = result.tallies[name]
-            tally.entropy.append(float(uncertain.double().mean()))
-            tally.heads.append(float((decide(probability, "main") == decide(probability, "aux")).double().mean()))
+            tally.entropy.append(float(uncertain[valid].mean(dtype=np.float64)))
+            tally.heads.append(float(same[valid].mean()))
             tally.cloud.append(float(found[name].mean()))
             place = Path(domain.role, name, f"{item.name}.png")
             if label is None:
                 tally.matrices.append(None)
             else:
-                tally.matrices.append(confusion_matrix(label=label, prediction=found[name]))
+                tally.matrices.append(confusion_matrix(label=label, prediction=predicted))
                 confidence = chosen.gather(0, mask[None])[0].cpu().numpy()
-                tally.calibration += calibration_bins(label=label, prediction=found[name], confidence=confidence)
+                tally.calibration += calibration_bins(label=label, prediction=predicted, confidence=confidence)
             if masks:
-                write_png(folder / "masks" / place, colour_mask(found[name]))
+                whole = decoded.placed(predicted, IGNORE)
+                write_png(folder / "masks" / place, colour_mask(whole))
                 if label is not None:
-                    write_png(folder / "errors" / place, colour_errors(label, found[name]))
+                    write_png(folder / "errors" / place, colour_errors(decoded.placed(label, IGNORE), whole))
             if entropy:
-                write_png(folder / "entropy" / place, colour_entropy(uncertain.cpu().numpy()))
+                write_png(folder / "entropy" / place, decoded.placed(colour_entropy(uncertain), UNKNOWN))
         names = list(found)
         for i, first in enumerate(names):
             for second in names[i + 1 :]:

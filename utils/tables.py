@@ -58,7 +58,7 @@ def _domain_report(result: Survey) -> dict[str, Any]:
     domain, tallies = result.domain, result.tallies
     entry: dict[str, Any] = {
         "root": domain.config.root,
-        "images": len(domain.items),
+        "images": len(domain.images),
         "labelled": domain.labelled,
         "protocol": domain.protocol,
         "models": {},
@@ -97,7 +97,7 @@ def _domain_report(result: Survey) -> dict[str, Any]:
 
 def _grouped(result: Survey, model: str) -> np.ndarray:
     """Confusion matrices (G, 2, 2), one per scene where scenes are known, else per image with a known pixel."""
-    names = result.domain.scenes or [item.name for item in result.domain.items]
+    names = result.domain.scenes or [item.name for item in result.domain.images]
     groups: dict[str, np.ndarray] = {}
     for name, matrix in zip(names, result.tallies[model].matrices, strict=True):
         if matrix is not None and matrix.sum():
@@ -217,10 +217,10 @@ def _image_rows(result: Survey) -> str:
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(IMAGE_HEADER)
-    scenes = result.domain.scenes or [""] * len(result.domain.items)
+    scenes = result.domain.scenes or [""] * len(result.domain.images)
     for name, tally in result.tallies.items():
         rows: list[tuple[float, str, str, list[float]]] = []
-        for i, item in enumerate(result.domain.items):
+        for i, item in enumerate(result.domain.images):
             measured, alarm, hit = [math.nan] * 5, 0.0, 0.0
             if (matrix := tally.matrices[i]) is not None and matrix.sum():
                 (_, alarm), (missed, hit) = (matrix / matrix.sum()).tolist()

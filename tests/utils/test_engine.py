@@ -38,6 +38,9 @@ class FakeStream:
             image = torch.randn(batch, 4, generator=torch.Generator().manual_seed(i))
             yield {"image": image, "name": [f"{self.name}_{i * batch + k}" for k in range(batch)]}
 
+    def ready(self, batch: Any, device: torch.device) -> Any:
+        return batch
+
 
 @pytest.fixture(autouse=True)
 def no_segmenter(monkeypatch: pytest.MonkeyPatch) -> None:

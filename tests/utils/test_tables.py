@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 import math
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from datasets.files import Item
+from datasets.images import Decoder, ImageSet
 from utils.config import Config, DomainConfig
 from utils.metrics import calibration_bins
 from utils.survey import Domain, Survey, Tally
@@ -33,8 +35,12 @@ def tally(*matrices: np.ndarray | None) -> Tally:
 
 def hand_made(labelled: bool = True, scenes: list[str] | None = None) -> Survey:
     names = ["a", "b", "c"]
-    items = [Item(name, Path(f"{name}.png"), Path("l.png") if labelled else None) for name in names]
-    domain = Domain("target", DomainConfig(root="data/x"), "held-back images", items, scenes)
+    items = [
+        Item(name, (Path(f"{name}.png"),), Path("l.png") if labelled else None, scene)
+        for name, scene in zip(names, scenes or [None] * 3, strict=True)
+    ]
+    images = ImageSet(tuple(items), Decoder(("red", "green", "blue")))
+    domain = Domain("target", DomainConfig(root="data/x"), "held-back images", images)
     good = [GOOD, GOOD, EMPTY] if labelled else [None] * 3
     bad = [BAD, GOOD, EMPTY] if labelled else [None] * 3
     brightness = np.zeros((2, 256), np.int64)
@@ -117,7 +123,9 @@ def test_partly_labelled_domains_say_so() -> None:
     survey = hand_made()
     for each in survey.tallies.values():
         each.matrices[2] = None
-    survey.domain.items[2] = survey.domain.items[2]._replace(label=None)
+    *first, last = survey.domain.images
+    images = replace(survey.domain.images, items=(*first, last._replace(label=None)))
+    survey = survey._replace(domain=survey.domain._replace(images=images))
     report = report_of([survey], Config())
     assert "2 of them with labels" in markdown(report)
     assert report["domains"]["target"]["interval"]["groups"] == 2

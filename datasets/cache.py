@@ -1,0 +1,142 @@
+"""Decoded images on disk, so that decoding is paid once.
+
+An entry is named by a hash of the content of its files and of every setting that decides how they are decoded, so it
+can be shared by any number of runs and never goes out of date. It is written under another name first, so that two runs
+may make it at once. The files are mapped into memory and not read: a crop costs its own pixels, and what fits into
+memory stays there between epochs. Entries that are no longer wanted may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from datasets.files import Item
+from utils.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets.images import Decoded, Decoder
+
+VERSION = 1  # of the layout and of the decoding; an older entry is not found any more
+HEADER = np.dtype("<i4")
+WORDS = 8  # magic, height, width, layers, top, left, full height, full width
+MAGIC = 0x41445341
+
+
+class Cache:
+    """A folder of decoded images and labels."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def key(self, item: Item, decoder: Decoder) -> tuple[str, str | None]:
+        """The names of the entries of an image and of its label.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        files = item.files
+        if len(files) > 1 and decoder.file_bands is not None:
+            files = tuple(files[decoder.file_bands.index(b)] for b in decoder.bands if b in decoder.file_bands)
+        how = [decoder.bands, decoder.file_bands, decoder.scaling, decoder.nodata, item.window]
+        image = _name(["image", *how], files)
+        if item.label is None:
+            return image, None
+        return image, _name(["label", sorted(decoder.label_map.items()), item.label_window], (item.label,))
+
+    def image(self, key: str, decode: Callable[[], Decoded]) -> Decoded:
+        """The decoded image of a key, made if it is not there."""
+        from datasets.images import Decoded
+
+        found = self._open(key)
+        if found is None:
+            made = decode()
+            pixels = np.concatenate([made.image, made.valid[..., None]], axis=2)
+            self._write(key, pixels, (made.top, made.left, made.height, made.width))
+            return made
+        pixels, place = found
+        return Decoded(pixels[..., :-1], None, pixels[..., -1].view(bool), *place)
+
+    def label(self, key: str, decode: Callable[[], np.ndarray]) -> np.ndarray:
+        """The decoded label of a key, made if it is not there."""
+        found = self._open(key)
+        if found is None:
+            made = decode()
+            self._write(key, made[..., None], (0, 0, *made.shape))
+            return made
+        return found[0][..., 0]
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / key
+
+    def _open(self, key: str) -> tuple[np.ndarray, tuple[int, ...]] | None:
+        """The pixels (h, w, layers) of an entry, mapped, and its place; None if it is not there or is not whole."""
+        path = self._path(key)
+        try:
+            content = np.memmap(path, np.uint8, "r")
+        except (OSError, ValueError):  # none, or an empty one
+            return None
+        size = WORDS * HEADER.itemsize
+        if len(content) < size:
+            return None
+        magic, height, width, layers, *place = map(int, content[:size].view(HEADER))
+        if magic != MAGIC or len(content) != size + height * width * layers:
+            return None
+        return content[size:].reshape(height, width, layers), tuple(place)
+
+    def _write(self, key: str, pixels: np.ndarray, place: tuple[int, ...]) -> None:
+        path = self._path(key)
+        header = np.array([MAGIC, *pixels.shape, *place], HEADER)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+                try:
+                    file.write(header.tobytes())
+                    file.write(np.ascontiguousarray(pixels).data)
+                    file.flush()
+                    os.replace(file.name, path)
+                except BaseException:
+                    os.unlink(file.name)
+                    raise
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be written ({error.strerror}), {header.nbytes + pixels.nbytes} bytes; make room, or "
+                "set data.cache to another folder or to null"
+            ) from None
+
+
+def _name(settings: list[object], files: tuple[Path, ...]) -> str:
+    how = json.dumps([VERSION, *settings], default=str)
+    return hashlib.blake2b(
+        "\n".join([how, *(content_hash(path) for path in files)]).encode(), digest_size=16
+    ).hexdigest()
+
+
+def content_hash(path: Path) -> str:
+    """A hash of the content of a file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        stat = path.stat()
+        return _hash(path, stat.st_size, stat.st_mtime_ns)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+@lru_cache(maxsize=256)  # the tiles of one scene share its files
+def _hash(path: Path, size: int, modified: int) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

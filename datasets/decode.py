@@ -1,0 +1,225 @@
+"""From files to arrays: PNG, JPEG and BMP by OpenCV, labels by Pillow, every kind of TIFF and ENVI by GDAL (rasterio).
+
+The kind is told from the first bytes, not from the name: a JPEG that is called .tif is read as a JPEG.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from datasets.files import Window
+from datasets.geometry import IGNORE
+from utils.errors import DataError
+
+RGB = ("red", "green", "blue")
+DTYPES = ("uint8", "uint16", "int16", "float32")
+UPRIGHT = 1  # EXIF orientation
+PICTURES = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"BM": "bmp"}
+
+
+class Bands(NamedTuple):
+    """The pixels of one file: (H, W, C) of one of `DTYPES`, the names of the bands, and where it has data, (H, W) bool,
+    by its alpha band, mask band or no-data tag."""
+
+    pixels: np.ndarray
+    names: tuple[str, ...]
+    mask: np.ndarray
+
+
+def read_bands(path: Path, names: Sequence[str] | None = None, window: Window | None = None) -> Bands:
+    """Decode an image file.
+
+    Args:
+        names: of its bands, in the file's order; None takes those that the file gives, or gray, or red, green, blue. An
+            alpha band has no name unless as many names are given as there are bands.
+
+    Raises:
+        DataError: it is missing, damaged, of a kind that would be misread, or has another number of bands.
+    """
+    kind = _kind(path)
+    bands = _cut(_read_picture(path, kind, names), window) if kind else _read_gdal(path, names, window)
+    count = bands.pixels.shape[2]
+    if names is not None and len(names) != count:
+        raise DataError(f"{path}: found {count} band(s), expected {len(names)}: {', '.join(names)}")
+    if not bands.names:
+        raise DataError(f"{path}: found {count} bands without names; give the domain's bands, in the order of the file")
+    return bands
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Height and width of an image file, from its header.
+
+    Raises:
+        DataError: it has none that can be read.
+    """
+    try:
+        if _kind(path) is not None:
+            with Image.open(path) as header:
+                return header.height, header.width
+        with _open_gdal(path) as dataset:
+            return dataset.height, dataset.width
+    except DataError:
+        raise
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: cannot be decoded as an image ({error})") from None
+
+
+def read_label(path: Path, label_map: Mapping[int, int], window: Window | None = None) -> np.ndarray:
+    """Decode a label image into classes (H, W) uint8: 0 clear, 1 cloud, 255 ignore.
+
+    A palette gives its indices, a one-bit image 0 and 255, grey saved as colour its grey.
+
+    Raises:
+        DataError: the file cannot be decoded, is not of one band, or holds a value outside `label_map`.
+    """
+    pixels = _cut_array(_label_pixels(path), window)
+    if pixels.ndim == 3 and (pixels.shape[2] == 1 or (pixels[..., :1] == pixels[..., :3]).all()):
+        pixels = pixels[..., 0]
+    if pixels.ndim != 2 or not np.issubdtype(pixels.dtype, np.integer):
+        raise DataError(
+            f"{path}: found shape {pixels.shape} of {pixels.dtype}, expected one band of whole numbers, "
+            "a value for each class"
+        )
+    if pixels.size and (pixels.min() < 0 or pixels.max() > 255):
+        raise DataError(f"{path}: found label values {pixels.min()} to {pixels.max()}, expected values from 0 to 255")
+    present = np.flatnonzero(np.bincount(pixels.ravel(), minlength=256))
+    if unknown := [int(value) for value in present if value not in label_map]:
+        raise DataError(
+            f"{path}: found label value(s) {', '.join(map(str, unknown[:8]))}, expected {sorted(label_map)}; "
+            "set the domain's label_map"
+        )
+    table = np.full(256, IGNORE, np.uint8)
+    table[list(label_map)] = list(label_map.values())
+    return table[pixels]
+
+
+def _kind(path: Path) -> str | None:
+    """What OpenCV and Pillow are to read; None for GDAL."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    if not start:
+        raise DataError(f"{path}: cannot be decoded as an image (0 bytes); is the file truncated?")
+    return next((kind for magic, kind in PICTURES.items() if start.startswith(magic)), None)
+
+
+def _read_picture(path: Path, kind: str, names: Sequence[str] | None) -> Bands:
+    content = path.read_bytes()
+    if kind == "jpeg":
+        _check_jpeg(path, content)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        pixels = None
+    if pixels is None:
+        raise DataError(f"{path}: cannot be decoded as an image ({len(content)} bytes); is the file truncated?")
+    if pixels.ndim == 2:
+        return Bands(pixels[..., None], tuple(names or ("gray",)), np.ones(pixels.shape, bool))
+    if pixels.shape[2] == 3:
+        return Bands(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), tuple(names or RGB), np.ones(pixels.shape[:2], bool))
+    rgba = cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA)
+    if names is not None and len(names) == 4:
+        return Bands(rgba, tuple(names), np.ones(rgba.shape[:2], bool))
+    return Bands(rgba[..., :3], tuple(names or RGB), rgba[..., 3] > 0)
+
+
+def _check_jpeg(path: Path, content: bytes) -> None:
+    try:
+        header = Image.open(io.BytesIO(content))
+        orientation = header.getexif().get(0x0112, UPRIGHT)
+    except Exception as error:  # a damaged header fails anywhere in the parser
+        raise DataError(f"{path}: cannot be decoded as an image ({len(content)} bytes): {error}") from None
+    if header.mode == "CMYK":
+        raise DataError(f"{path}: found CMYK, inks instead of light, expected RGB or grey; save it again as RGB")
+    if orientation != UPRIGHT:
+        raise DataError(
+            f"{path}: found EXIF orientation {orientation}, so viewers turn it and its label may not fit; "
+            "expected upright pixels; turn the file itself and remove the tag"
+        )
+
+
+def _read_gdal(path: Path, names: Sequence[str] | None, window: Window | None) -> Bands:
+    import rasterio.errors
+    from rasterio.enums import ColorInterp
+    from rasterio.windows import Window as Part
+
+    part = None if window is None else Part(window.left, window.top, window.width, window.height)
+    with _open_gdal(path) as dataset:
+        kinds, everything = dataset.colorinterp, names is not None and len(names) == dataset.count
+        data = [i + 1 for i, kind in enumerate(kinds) if everything or kind != ColorInterp.alpha]
+        own = tuple((dataset.descriptions[i - 1] or "").strip().lower() for i in data)
+        if any(kind in (ColorInterp.cyan, ColorInterp.palette) for kind in kinds):
+            raise DataError(f"{path}: found {kinds[0].name} colours, expected bands of light; save it as RGB or grey")
+        try:
+            pixels = dataset.read(data, window=part)
+            mask = np.ones(pixels.shape[1:], bool)
+            if not (everything and ColorInterp.alpha in kinds):  # else it is a band like the others, and no mask
+                mask = dataset.read_masks(data, window=part).all(0)
+        except (rasterio.errors.RasterioError, OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be decoded ({_reason(error)}); is the file truncated?") from None
+    if pixels.dtype == np.float64:
+        pixels = pixels.astype(np.float32)
+    if pixels.dtype not in DTYPES:
+        raise DataError(f"{path}: found {pixels.dtype} pixels, expected {', '.join(DTYPES)}")
+    if not all(own):
+        own = {1: ("gray",), 3: RGB}.get(len(data), ())
+    return Bands(pixels.transpose(1, 2, 0), tuple(names or own), mask)
+
+
+@lru_cache(maxsize=1)
+def _without_warnings() -> None:
+    """Images without coordinates are usual here; rasterio would say so for each."""
+    from rasterio.errors import NotGeoreferencedWarning
+
+    warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+
+
+def _open_gdal(path: Path) -> Any:
+    import rasterio  # a quarter of a second, which only those pay who read such files
+    import rasterio.errors
+
+    _without_warnings()
+    try:
+        return rasterio.open(path)
+    except (rasterio.errors.RasterioError, OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be decoded as an image ({_reason(error)})") from None
+
+
+def _reason(error: Exception) -> str:
+    return str(error.__cause__ or error).splitlines()[0]
+
+
+def _label_pixels(path: Path) -> np.ndarray:
+    if _kind(path) is None:
+        with _open_gdal(path) as dataset:
+            try:
+                pixels: np.ndarray = dataset.read().transpose(1, 2, 0)
+            except Exception as error:  # rasterio's and GDAL's own
+                raise DataError(f"{path}: cannot be decoded ({_reason(error)}); is the file truncated?") from None
+        return pixels
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("L") if image.mode == "1" else image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: cannot be decoded as an image ({error}); is the file truncated?") from None
+
+
+def _cut(bands: Bands, window: Window | None) -> Bands:
+    return Bands(_cut_array(bands.pixels, window), bands.names, _cut_array(bands.mask, window))
+
+
+def _cut_array(array: np.ndarray, window: Window | None) -> np.ndarray:
+    if window is None:
+        return array
+    return array[window.top : window.top + window.height, window.left : window.left + window.width]

@@ -1,0 +1,459 @@
+"""The layouts in which data sets are published: which files belong together, what bands and label values they hold.
+
+A reader is data and one method. `reader: NAME` in a domain's config chooses it; bands, label map, scaling and no-data
+rule are its own unless the config says otherwise. Licences and citations stand here as the authors give them; check
+them before use.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets.files import Found, Item, by_name, from_folders, from_list, read_names, unique
+from utils.errors import DataError
+
+LANDSAT_8 = ("coastal", "blue", "green", "red", "nir", "swir1", "swir2")
+SENTINEL_2 = (
+    *("coastal", "blue", "green", "red", "rededge1", "rededge2", "rededge3"),
+    *("nir", "nir08", "water_vapour", "cirrus", "swir1", "swir2"),
+)
+
+
+@dataclass(frozen=True)
+class Published:
+    """What is known of a data set, for `python -m datasets check` to compare with: the number of images in its parts,
+    and the share of cloud in percent, with where that stands."""
+
+    images: Mapping[str, int]
+    cloud: float | None = None
+    note: str = ""
+
+
+class Reader:
+    """A plain folder, or a list file.
+
+    Format: `images/` with PNG, JPEG, BMP or TIFF in any sub-folders, and `labels/` with the same paths and stems. Or a
+    list of rows `image label`, relative to the root, with which the files may lie anywhere below it.
+    Classes: as the config's `label_map` says; 0 clear and 255 cloud without it.
+    """
+
+    bands: tuple[str, ...] | None = None
+    """names of the bands, in the order of the file or, with a file a band, of the files; None: as the file says"""
+    label_map: Mapping[int, int] = {0: 0, 255: 1}
+    scaling: str = "auto"
+    nodata: str = "file"
+    scene: str | None = None
+    """regular expression that finds the scene in an item's name by its first group that matches"""
+    parts: tuple[str, ...] = ()
+    """what may stand in place of a list file"""
+    listed_by: str = "file"
+    """what a row of a list file is: "file" for `image label`, "name" for the name of an image"""
+    published: Published | None = None
+
+    def find(self, root: Path, rows: str | None, *, labels: bool, partial: bool = False) -> Found:
+        """The images of a part, or of a list, or all of them.
+
+        Args:
+            rows: one of `parts`, a list file, or None.
+            labels: whether labels are wanted; with False they are not even looked for.
+            partial: an image may lack its label.
+
+        Raises:
+            DataError: a folder or list is missing.
+        """
+        if rows is None:
+            return from_folders(root, "images", "labels" if labels else None, partial)
+        return from_list(root, Path(rows), labels, partial)
+
+    def list_text(self, items: Sequence[Item], root: Path) -> str:
+        """A list file of these images that `find` understands."""
+        if self.listed_by == "name":
+            return "".join(f"{item.name}\n" for item in items)
+        rows = ([path for path in (item.image, item.label) if path is not None] for item in items)
+        return "".join("\t".join(path.relative_to(root).as_posix() for path in row) + "\n" for row in rows)
+
+    def scene_truth(self, root: Path) -> dict[str, Path]:
+        """Ground truth of whole scenes, by scene, where labels are published in that form."""
+        return {}
+
+
+class MSCloud(Reader):
+    """CloudS26, which the paper calls MS Cloud: 26 WorldView-2 scenes with cloud and snow, cut into tiles.
+
+    Format: `images/<scene>_<x>_<y>.jpg`, 8-bit RGB, and `labels/` of the same stems (PNG); scene 0 to 25, offsets in
+    pixels. The list of the released code has 358 more tiles that are named by a date.
+    Classes: 0 clear, 1 or 255 cloud. Label values are not documented; another one, such as one for snow, is an error
+    until the config's label_map says what it is.
+    Source: github.com/zhanggb1997/MTDR-Net-CloudS26 (Baidu). That "MS Cloud" is CloudS26 is an inference.
+    Citation: Zhang, Gao, Yang, Yang, Tan, Xu, Wang, JAG 114 (2022) 103070, doi 10.1016/j.jag.2022.103070.
+    Licence: academic use only.
+    """
+
+    label_map: Mapping[int, int] = {0: 0, 1: 1, 255: 1}
+    scene = r"^(\d{1,2})_\d+_\d+$|^(\d\d_\d\d_\d\d)_"
+    published = Published({"all": 2328, "train": 2095}, note="counted in the lists of the released code; 2328 follows")
+
+
+class HRCWHU(Reader):
+    """HRC_WHU: 150 RGB images from Google Earth, 0.5 to 15 m, of water, vegetation, urban, snow and barren ground.
+
+    Format: images and masks of any common kind anywhere below the root, in different folders or told apart by a suffix
+    of the mask's name (`water_1.tif`, `water_1_ReferenceMask.tif`), or the copy of Cloud-Adapter:
+    `img_dir/{train,test}` and `ann_dir/{train,test}`. An image is named by its cover and number.
+    Classes: 0 clear, 255 (1 in the copy) cloud; thin cloud counts; shadow is not labelled.
+    Parts: `train` and `test` are the folders of the copy or, where there are none, this project's own split, 120 and 30
+    images: every fifth image of each cover is for the test. The authors give no split.
+    Source: github.com/dr-lizhiwei/HRC_WHU (Baidu, Google Drive).
+    Citation: Li, Shen, Cheng, Liu, You, He, ISPRS J. 150 (2019) 197-212, doi 10.1016/j.isprsjprs.2019.02.017.
+    Licence: academic use only.
+    """
+
+    label_map: Mapping[int, int] = {0: 0, 1: 1, 255: 1}
+    scene = r"^([A-Za-z]+_\d+)"
+    parts = ("train", "test")
+    published = Published(
+        {"all": 150, "train": 120, "test": 30}, cloud=40.87, note="cloud: the held-back tiles of the ASDA authors"
+    )
+    name = re.compile(r"^((?:barren|snow|urban|vegetation|water)_\d+(?:_\d+)?)(.*)$", re.IGNORECASE)
+    masks = re.compile(r"(^|[^a-z])(ann_dir|anns?|labels?|masks?|gts?|reference\w*)([^a-z]|$)", re.IGNORECASE)
+
+    def find(self, root: Path, rows: str | None, *, labels: bool, partial: bool = False) -> Found:
+        if rows is not None and rows not in self.parts:
+            return super().find(root, rows, labels=labels, partial=partial)
+        images: dict[str, list[Path]] = {}
+        masks: dict[str, list[Path]] = {}
+        for paths in by_name(root).values():
+            for path in paths:
+                matched = self.name.match(path.stem)
+                if matched is None:
+                    continue
+                below = path.relative_to(root)
+                folders = "/".join(below.parts[:-1])
+                is_mask = bool(matched[2]) or self.masks.search(folders) is not None
+                (masks if is_mask else images).setdefault(matched[1], []).append(path)
+        items, faults = [], []
+        for name, paths in sorted(images.items()):
+            if len(paths) > 1:
+                faults.append(f"{', '.join(map(str, paths))}: share one name; keep one of them")
+            mask = masks.get(name, []) if labels else []
+            if labels and not mask and not partial:
+                faults.append(f"{paths[0]}: has no mask below {root}")
+            elif len(mask) > 1:
+                faults.append(f"{', '.join(map(str, mask))}: are several masks of {paths[0].name}; keep one of them")
+            else:
+                items.append(Item(name, (paths[0],), mask[0] if mask else None))
+        held_back = self._fifth(items)
+
+        def part(item: Item) -> str:
+            given = [part for part in self.parts if part in item.image.relative_to(root).parts]
+            return given[0] if given else self.parts[_picture(item) in held_back]
+
+        return Found([item for item in items if rows in (None, part(item))], faults)
+
+    def _fifth(self, items: Sequence[Item]) -> set[str]:
+        """Every fifth image of each cover; tiles of one image stay together."""
+        covers: dict[str, set[str]] = {}
+        for item in items:
+            covers.setdefault(item.name.split("_")[0], set()).add(_picture(item))
+        return {name for names in covers.values() for name in sorted(names, key=_natural)[4::5]}
+
+
+class Cloud38(Reader):
+    """38-Cloud: patches of 384x384 pixels of Landsat-8 scenes, 30 m.
+
+    Format: `38-Cloud_training/train_{red,green,blue,nir,gt}/<band>_patch_<n>_<row>_by_<column>_<scene>.TIF`, 16 bits, a
+    file a band; `38-Cloud_test/test_{red,green,blue,nir}` of 20 other scenes, whose truth is whole scenes,
+    `Entire_scene_gts/edited_corrected_gts_<scene>.TIF`.
+    Classes: 0 clear, 255 cloud.
+    No data: all bands 0; about a third of all patches hold none.
+    Parts: `train` is what `training_patches_38-cloud_nonempty.csv` names where that file is there, else as `all`: every
+    training patch. `test`: the test patches, without labels; `eval.parts: scenes` scores them by the official rule.
+    Source: github.com/SorourMo/38-Cloud-A-Cloud-Segmentation-Dataset, Kaggle data sets of the user sorour.
+    Citation: Mohajerani, Saeedi, IGARSS 2019, 1029-1032, doi 10.1109/IGARSS.2019.8898776; Mohajerani, Krammer, Saeedi,
+    MMSP 2018, doi 10.1109/MMSP.2018.8547095.
+    Licence: the repository carries Apache-2.0; Landsat images are in the public domain.
+    """
+
+    bands = ("red", "green", "blue", "nir")
+    listed_by = "name"
+    nodata = "all_zero"
+    scene = r"(LC08_\w+)$"
+    parts: tuple[str, ...] = ("train", "all", "test")
+    published = Published({"all": 8400, "train": 5155, "test": 9201}, note="official README; train: the nonempty list")
+    folders: Mapping[str, tuple[str, str, str]] = {  # part -> folder, start and end of the bands' folders
+        "38": ("38-Cloud_training", "train_", ""),
+        "test": ("38-Cloud_test", "test_", ""),
+    }
+    training: Mapping[str, tuple[str, ...]] = {"train": ("38",), "all": ("38",)}
+    nonempty = "training_patches_38-cloud_nonempty.csv"
+
+    def find(self, root: Path, rows: str | None, *, labels: bool, partial: bool = False) -> Found:
+        if rows == "test":
+            return self._patches(root, "test", labels=False, partial=True)
+        part = rows if rows in self.parts else "train" if rows is None else "all"
+        there = [half for half in self.training[part] if (root / self.folders[half][0]).is_dir()]
+        if not there:
+            expected = " or ".join(self.folders[half][0] for half in self.training[part])
+            raise DataError(f"{root}: has no folder {expected}; set the domain's root to the folder that holds it")
+        found = [self._patches(root, half, labels=labels, partial=partial) for half in there]
+        items = [item for one in found for item in one.items]
+        faults = [fault for one in found for fault in one.faults]
+        chosen = self._nonempty(root) if part != "all" else None
+        if rows is not None and rows not in self.parts:
+            chosen = set(self._listed(root / rows if (root / rows).is_file() else Path(rows)))
+            faults += [f"{rows}: names {name}, which is not there" for name in sorted(chosen - {i.name for i in items})]
+        return Found([item for item in items if chosen is None or item.name in chosen], faults)
+
+    def _patches(self, root: Path, half: str, *, labels: bool, partial: bool) -> Found:
+        folder, start, end = self.folders[half]
+        base = root / folder
+        places = {band: base / f"{start}{band}{end}" for band in (*self.bands, "gt")}
+        # Paired by name: the order of a folder is nobody's promise.
+        names = {
+            path.stem.removeprefix(f"{band}_")
+            for band in self.bands
+            if places[band].is_dir()
+            for path in places[band].iterdir()
+            if path.suffix.lower() in (".tif", ".tiff")
+        }
+        if not names:
+            raise DataError(f"{base}: holds no patches; expected {places['red'].name}/red_patch_*.TIF and other bands")
+        suffix = next(
+            (path.suffix for band in self.bands if places[band].is_dir() for path in places[band].iterdir()), ""
+        )
+        items, faults = [], []
+        for name in sorted(names):
+            files = tuple(places[band] / f"{band}_{name}{suffix}" for band in self.bands)
+            label = places["gt"] / f"gt_{name}{suffix}" if labels else None
+            if label is not None and not label.is_file():
+                if not partial:
+                    faults.append(f"{label}: does not exist, so {name} has no label")
+                    continue
+                label = None
+            items.append(Item(name, files, label))
+        return Found(items, faults)
+
+    def _nonempty(self, root: Path) -> set[str] | None:
+        for path in sorted(root.rglob("*.csv")):
+            if path.name.lower() == self.nonempty.lower():
+                return set(self._listed(path))
+        return None
+
+    def _listed(self, path: Path) -> list[str]:
+        """The names in a list: a column `name` as in the official files, or a name a line."""
+        lines = read_names(path)
+        if lines and "name" in (header := next(csv.reader([lines[0]]))):
+            return [row["name"] for row in csv.DictReader(lines, fieldnames=header)][1:]
+        return lines
+
+    def scene_truth(self, root: Path) -> dict[str, Path]:
+        start = "edited_corrected_gts_"
+        folder = root / self.folders["test"][0] / "Entire_scene_gts"
+        return {path.stem.removeprefix(start): path for path in sorted(folder.glob(f"{start}*")) if path.is_file()}
+
+
+class Cloud95(Cloud38):
+    """95-Cloud: 38-Cloud and 26,301 more training patches of 57 scenes; the test set is the same.
+
+    Format: as 38-Cloud, beside it `95-cloud_training_only_additional_to38-cloud/train_<band>_additional_to38cloud/`.
+    Parts: `train` and `all` are both halves as far as they are there, `additional` is the new one, which the ASDA
+    authors used alone. `train` and `additional` are what `training_patches_95-cloud_nonempty.csv` names, where it is.
+    Source: github.com/SorourMo/95-Cloud-An-Extension-to-38-Cloud-Dataset, Kaggle data sets of the user sorour.
+    Citation: Mohajerani, Saeedi, Cloud-Net+, arXiv 2001.08768; and those of 38-Cloud.
+    Licence: see the repository; Landsat images are in the public domain.
+    """
+
+    parts = ("train", "all", "additional", "test")
+    published = Published(
+        {"all": 34701, "train": 21502, "additional_all": 26301, "test": 9201},
+        cloud=27.90,
+        note="official README; cloud: the held-back patches of the ASDA authors",
+    )
+    folders: Mapping[str, tuple[str, str, str]] = {
+        **Cloud38.folders,
+        "95": ("95-cloud_training_only_additional_to38-cloud", "train_", "_additional_to38cloud"),
+    }
+    training: Mapping[str, tuple[str, ...]] = {"train": ("38", "95"), "all": ("38", "95"), "additional": ("95",)}
+    nonempty = "training_patches_95-cloud_nonempty.csv"
+
+
+class L8Biome(Reader):
+    """L8 Biome: 96 whole Landsat-8 scenes, 30 m, in eight biomes.
+
+    Format: a folder a scene (`BC/<scene>/`), `<scene>_B1.TIF` to `_B11.TIF`, 16 bits, and `<scene>_fixedmask.img`. The
+    panchromatic band 8 is of another size and left out.
+    Classes: 0 fill, 64 shadow, 128 clear, 192 thin cloud, 255 cloud. Shadow is not labelled in every scene.
+    No data: all bands 0.
+    Source: landsat.usgs.gov, Landsat 8 cloud cover assessment validation data, doi 10.5066/F7251GDH; about 88 GB.
+    Citation: Foga et al., Remote Sensing of Environment 194 (2017) 379-390, doi 10.1016/j.rse.2017.03.026.
+    Licence: public domain.
+    """
+
+    bands = (*LANDSAT_8, "cirrus", "thermal1", "thermal2")
+    listed_by = "name"
+    numbers = (1, 2, 3, 4, 5, 6, 7, 9, 10, 11)
+    label_map: Mapping[int, int] = {0: 255, 64: 0, 128: 0, 192: 1, 255: 1}
+    nodata = "all_zero"
+    scene = r"(LC8\w+)$"
+    published = Published({"all": 96}, note="USGS")
+
+    def find(self, root: Path, rows: str | None, *, labels: bool, partial: bool = False) -> Found:
+        items, faults = [], []
+        for band in _found(root, "*_B4.TIF", "<scene>/<scene>_B4.TIF and its other bands"):
+            scene = band.name.removesuffix("_B4.TIF")
+            mask = band.with_name(f"{scene}_fixedmask.img")
+            if labels and not mask.is_file() and not partial:
+                faults.append(f"{mask}: does not exist, so {scene} has no label")
+                continue
+            files = tuple(band.with_name(f"{scene}_B{number}.TIF") for number in self.numbers)
+            items.append(Item(scene, files, mask if labels and mask.is_file() else None))
+        return _selected(items, faults, root, rows)
+
+
+class SPARCS(Reader):
+    """SPARCS: 80 parts of 1000x1000 pixels of Landsat-8 scenes, 30 m.
+
+    Format: `<scene>_<n>_data.tif`, ten bands of 16 bits, with `<scene>_<n>_mask.png` (USGS, a palette) or `_labels.tif`
+    (Oregon State University), anywhere below the root.
+    Classes: 0 shadow, 1 shadow over water, 2 water, 3 snow, 4 land, 5 cloud, 6 flooded.
+    No data: all bands 0.
+    Source: landsat.usgs.gov, SPARCS validation data, doi 10.5066/F7FB5146.
+    Citation: Hughes, Kennedy, Remote Sensing 11 (2019) 2591, doi 10.3390/rs11212591.
+    Licence: public domain.
+    """
+
+    bands = (*LANDSAT_8, "cirrus", "thermal1", "thermal2")
+    listed_by = "name"
+    label_map: Mapping[int, int] = {0: 0, 1: 0, 2: 0, 3: 0, 4: 0, 5: 1, 6: 0}
+    nodata = "all_zero"
+    scene = r"(LC8\w+?)_\d+$"
+    published = Published({"all": 80}, note="USGS")
+
+    def find(self, root: Path, rows: str | None, *, labels: bool, partial: bool = False) -> Found:
+        items, faults = [], []
+        for data in _found(root, "*_data.tif", "<scene>_<n>_data.tif"):
+            name = data.name.removesuffix("_data.tif")
+            masks = [path for end in ("mask.png", "labels.tif") if (path := data.with_name(f"{name}_{end}")).is_file()]
+            if labels and not masks and not partial:
+                faults.append(f"{data}: has no {name}_mask.png or {name}_labels.tif beside it")
+                continue
+            items.append(Item(name, (data,), masks[0] if labels and masks else None))
+        return _selected(items, faults, root, rows)
+
+
+class CloudSEN12(Reader):
+    """CloudSEN12, the GeoTIFF release: Sentinel-2 L1C patches of 509x509 pixels, 10 m, five of each region.
+
+    Format: `{high,scribble,no-label}/ROI_<n>/<image>/S2L1C.tif`, 13 bands of 16 bits (reflectance times 10,000), and
+    `labels/manual_hq.tif` beside it.
+    Classes: 0 clear, 1 thick cloud, 2 thin cloud, 3 shadow, 99 no label.
+    No data: all bands 0.
+    Parts: `high` has a label for every pixel; `scribble` and `no-label` serve as unlabelled images.
+    Source: cloudsen12.github.io, doi 10.34911/rdnt.y3xeg3; about 1 TB in all.
+    Citation: Aybar et al., Scientific Data 9 (2022) 782, doi 10.1038/s41597-022-01878-2.
+    Licence: CC BY-NC 4.0.
+    """
+
+    bands = SENTINEL_2
+    listed_by = "name"
+    label_map: Mapping[int, int] = {0: 0, 1: 1, 2: 1, 3: 0, 99: 255}
+    nodata = "all_zero"
+    scene = r"(ROI_\d+)"
+    parts = ("high", "scribble", "no-label")
+    published = Published({"high": 10000, "scribble": 10000, "no-label": 29400}, note="five patches of each region")
+
+    def find(self, root: Path, rows: str | None, *, labels: bool, partial: bool = False) -> Found:
+        items, faults = [], []
+        for image in _found(root, "S2L1C.tif", "high/ROI_<n>/<image>/S2L1C.tif"):
+            folder = image.parent
+            if rows in self.parts and rows not in folder.relative_to(root).parts:
+                continue
+            mask = folder / "labels" / "manual_hq.tif"
+            if labels and not mask.is_file() and not partial:
+                faults.append(f"{mask}: does not exist, so {folder.name} has no label; take the part high")
+                continue
+            name = folder.relative_to(root).as_posix()
+            items.append(Item(name, (image,), mask if labels and mask.is_file() else None))
+        return _selected(items, faults, root, None if rows in self.parts else rows)
+
+
+READERS: dict[str, Reader] = {
+    "folder": Reader(),
+    "ms_cloud": MSCloud(),
+    "hrc_whu": HRCWHU(),
+    "cloud38": Cloud38(),
+    "cloud95": Cloud95(),
+    "l8_biome": L8Biome(),
+    "sparcs": SPARCS(),
+    "cloudsen12": CloudSEN12(),
+}
+
+
+def find_images(
+    root: str | Path,
+    rows: str | None = None,
+    *,
+    reader: str = "folder",
+    scene: str | None = None,
+    labels: bool,
+    partial: bool = False,
+) -> Found:
+    """The images of a domain in the order of their names, with their scenes, and all that is wrong with the listing.
+
+    Args:
+        scene: regular expression in place of the reader's own.
+
+    Raises:
+        DataError: a folder or list is missing.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; set the domain's root to the folder that holds the data")
+    known = READERS[reader]
+    found = known.find(root, rows, labels=labels, partial=partial)
+    items, twice = unique(found.items)
+    pattern = scene or known.scene
+    if pattern is not None:
+        items = [item._replace(scene=_scene(pattern, item.name)) for item in items]
+        if scene is not None and (missing := [item.name for item in items if item.scene is None]):
+            twice.append(
+                f"the scene pattern {scene!r} finds nothing in {len(missing)} image name(s), such as {missing[0]!r}; "
+                "mend the domain's scene, or set it to null"
+            )
+    return Found(items, [*found.faults, *twice])
+
+
+def _scene(pattern: str, name: str) -> str | None:
+    found = re.search(pattern, name)
+    if found is None:
+        return None
+    return next((group for group in found.groups() if group is not None), found.group(0))
+
+
+def _found(root: Path, pattern: str, expected: str) -> list[Path]:
+    paths = sorted(root.rglob(pattern))
+    if not paths:
+        raise DataError(f"{root}: holds no {expected}")
+    return paths
+
+
+def _selected(items: list[Item], faults: list[str], root: Path, rows: str | None) -> Found:
+    """The items that a list of names asks for."""
+    if rows is None:
+        return Found(items, faults)
+    wanted = set(read_names(root / rows if (root / rows).is_file() else Path(rows)))
+    faults += [f"{rows}: names {name}, which is not there" for name in sorted(wanted - {item.name for item in items})]
+    return Found([item for item in items if item.name in wanted], faults)
+
+
+def _picture(item: Item) -> str:
+    """The name of the image of HRC_WHU that a tile was cut from: cover and number."""
+    return "_".join(item.name.split("_")[:2])
+
+
+def _natural(name: str) -> list[str | int]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
