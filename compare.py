@@ -47,21 +47,12 @@ from train_teacher import train_teacher
 from utils.cli import run
 from utils.comparison import Comparison, Result, read_published, write
 from utils.config import CompareConfig, Config, flatten, load_config, to_yaml
+from utils.domains import listed, tiled, training_images
 from utils.engine import SNAPSHOTS, device_of, intra_length, stage_length
 from utils.errors import ConfigError, EvaluationError
+from utils.files import write_text
 from utils.metrics import scores
-from utils.run import (
-    Kind,
-    bound_settings,
-    differences,
-    listed,
-    make_generated,
-    read_warnings,
-    tiled,
-    training_images,
-    uses_split,
-    write_text,
-)
+from utils.run import Kind, bound_settings, differences, make_generated, read_warnings, uses_split
 from utils.survey import Domain, Tally, survey
 
 METHODS = Path(__file__).resolve().parent / "configs" / "methods"

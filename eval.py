@@ -27,11 +27,14 @@ from nets.segmenter import Segmenter
 from nets.weights import load_segmenter
 from utils.cli import run
 from utils.config import Config
+from utils.domains import Role, domain_of, evaluation_images
 from utils.engine import device_of
 from utils.errors import ConfigError, DataError, EvaluationError, MissingError, WeightsError
+from utils.files import write_text
 from utils.gallery import draw_entropy, draw_gradcam, draw_masks, draw_tsne
 from utils.report import Picture, remember_pictures, write_report
-from utils.run import Role, domain_of, evaluation_images, make_generated, trained, write_text
+from utils.run import make_generated, trained
+from utils.scene_scores import score_scenes
 from utils.survey import Domain, Survey, survey
 from utils.tables import write_tables
 
@@ -83,6 +86,7 @@ def evaluate(config: Config) -> None:
 
     parts: dict[str, Callable[[], list[Picture] | None]] = {
         "scores": lambda: write_tables(folder, surveys, config),
+        "scenes": lambda: score_scenes(domains[0], models, config, folder),
         "masks": lambda: [figure for result in surveys for figure in draw_masks(result, config, folder)],
         "entropy": lambda: draw_entropy(surveys, models, config, folder),
         "tsne": lambda: draw_tsne(domains, models, config, folder),

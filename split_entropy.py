@@ -31,11 +31,13 @@ from losses import IGNORE, EntropyHistogram, below_threshold, normalised_entropy
 from nets.segmenter import Segmenter
 from utils.cli import run
 from utils.config import Config, SplitConfig
+from utils.domains import training_images
 from utils.engine import device_of
 from utils.errors import DataError
+from utils.files import write_text
 from utils.plots import write_png
 from utils.predict import probabilities
-from utils.run import make_generated, open_stage, trained, training_images, uses_split, write_text
+from utils.run import make_generated, open_stage, trained, uses_split
 
 UNCERTAIN = 128  # in a stored mask, beside 0 and 255
 

@@ -37,18 +37,17 @@ from nets.segmenter import HEADS, Prediction, Segmenter, statistics_held, upsamp
 from nets.weights import save_segmenter
 from utils.cli import run
 from utils.config import Config
+from utils.domains import data_record, training_images
 from utils.engine import Batch, Losses, device_of, fit, intra_length
 from utils.errors import DataError, WeightsError
 from utils.optim import discriminator_optimizer, segmenter_optimizer
 from utils.run import (
     build_choice,
     build_segmenter,
-    data_record,
     make_generated,
     open_stage,
     options_of,
     trained,
-    training_images,
     training_stream,
     uses_split,
 )

@@ -25,18 +25,11 @@ from nets.segmenter import HEADS, Segmenter, statistics_held, upsampled
 from nets.weights import save_segmenter
 from utils.cli import run
 from utils.config import Config
+from utils.domains import data_record, training_images
 from utils.engine import Batch, Losses, device_of, fit, stage_length
 from utils.errors import ConfigError
 from utils.optim import discriminator_optimizer, segmenter_optimizer
-from utils.run import (
-    build_choice,
-    build_segmenter,
-    data_record,
-    make_generated,
-    open_stage,
-    training_images,
-    training_stream,
-)
+from utils.run import build_choice, build_segmenter, make_generated, open_stage, training_stream
 from utils.schedule import Clock
 
 

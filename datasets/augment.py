@@ -10,7 +10,9 @@ import numpy as np
 from datasets.geometry import Raster
 
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
-CHROMA = np.array([[0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])  # I and Q of NTSC
+# RGB to luma and two chromas (NTSC's I and Q), and back; a grey pixel has no chroma, to the last digit.
+TO_YIQ = np.vstack([LUMA, [0.596, -0.275, -0.321], [0.212, -0.523, 0.311]])
+FROM_YIQ = np.linalg.inv(TO_YIQ)
 
 
 class Amounts(Protocol):
@@ -55,8 +57,9 @@ def colour_change(raster: Raster, amounts: Amounts, rng: np.random.Generator) ->
         return np.eye(bands, bands + 1, dtype=np.float32)
     brightness, contrast = 1 + amounts.brightness * draws[0], 1 + amounts.contrast * draws[1]
     luma = LUMA if bands == 3 else np.full(bands, 1 / bands)
-    valid = raster.valid.astype(np.uint8)
-    grey = luma @ [cv2.mean(band, mask=valid)[0] for band in cv2.split(np.ascontiguousarray(raster.image))] / 255
+    mask = None if raster.valid.all() else np.ascontiguousarray(raster.valid).view(np.uint8)
+    planes = (np.ascontiguousarray(raster.image[..., band]) for band in range(bands))
+    grey = luma @ [cv2.mean(plane, mask=mask)[0] for plane in planes] / 255
     linear = brightness * contrast * np.eye(bands)
     if bands == 3:
         linear = _turned(amounts.hue * draws[3]) @ _saturated(1 + amounts.saturation * draws[2]) @ linear
@@ -69,9 +72,7 @@ def _saturated(factor: float) -> np.ndarray:
 
 
 def _turned(turns: float) -> np.ndarray:
-    """Rotation of chroma (I, Q) by a share of the circle; the grey of a pixel stays."""
-    to_yiq = np.vstack([LUMA, CHROMA - CHROMA.mean(1, keepdims=True)])  # a grey pixel has no chroma, to the last digit
+    """Rotation of the two chromas by a share of the circle; the luma of a pixel stays."""
     angle = 2 * np.pi * turns
-    rotation = np.eye(3)
-    rotation[1:, 1:] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    return np.linalg.solve(to_yiq, rotation @ to_yiq)
+    cosine, sine = np.cos(angle), np.sin(angle)
+    return FROM_YIQ @ np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]]) @ TO_YIQ

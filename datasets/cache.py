@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import tempfile
 from collections.abc import Callable
@@ -25,9 +26,9 @@ from utils.errors import DataError
 if TYPE_CHECKING:
     from datasets.images import Decoded, Decoder
 
-VERSION = 1  # of the layout and of the decoding; an older entry is not found any more
+VERSION = 2  # of the layout and of the decoding; an older entry is not found any more
 HEADER = np.dtype("<i4")
-WORDS = 8  # magic, height, width, layers, top, left, full height, full width
+WORDS = 8  # magic, planes, height, width, top, left, full height, full width
 MAGIC = 0x41445341
 
 
@@ -41,13 +42,10 @@ class Cache:
         """The names of the entries of an image and of its label.
 
         Raises:
-            DataError: a file cannot be read.
+            DataError: a file is missing or cannot be read.
         """
-        files = item.files
-        if len(files) > 1 and decoder.file_bands is not None:
-            files = tuple(files[decoder.file_bands.index(b)] for b in decoder.bands if b in decoder.file_bands)
         how = [decoder.bands, decoder.file_bands, decoder.scaling, decoder.nodata, item.window]
-        image = _name(["image", *how], files)
+        image = _name(["image", *how], decoder.sources(item))
         if item.label is None:
             return image, None
         return image, _name(["label", sorted(decoder.label_map.items()), item.label_window], (item.label,))
@@ -59,56 +57,57 @@ class Cache:
         found = self._open(key)
         if found is None:
             made = decode()
-            pixels = np.concatenate([made.image, made.valid[..., None]], axis=2)
-            self._write(key, pixels, (made.top, made.left, made.height, made.width))
+            planes = np.concatenate([made.image.transpose(2, 0, 1), made.valid[None]])
+            self._write(key, planes, (made.top, made.left, made.height, made.width))
             return made
-        pixels, place = found
-        return Decoded(pixels[..., :-1], None, pixels[..., -1].view(bool), *place)
+        planes, place = found
+        return Decoded(planes[:-1].transpose(1, 2, 0), None, planes[-1].view(bool), *place)
 
     def label(self, key: str, decode: Callable[[], np.ndarray]) -> np.ndarray:
         """The decoded label of a key, made if it is not there."""
         found = self._open(key)
         if found is None:
             made = decode()
-            self._write(key, made[..., None], (0, 0, *made.shape))
+            self._write(key, made[None], (0, 0, *made.shape))
             return made
-        return found[0][..., 0]
+        return found[0][0]
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / key
 
     def _open(self, key: str) -> tuple[np.ndarray, tuple[int, ...]] | None:
-        """The pixels (h, w, layers) of an entry, mapped, and its place; None if it is not there or is not whole."""
-        path = self._path(key)
+        """The planes (n, h, w) of an entry, mapped, and its place; None if it is not there or is not whole."""
         try:
-            content = np.memmap(path, np.uint8, "r")
+            with open(self._path(key), "rb") as file:
+                content = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
         except (OSError, ValueError):  # none, or an empty one
             return None
         size = WORDS * HEADER.itemsize
         if len(content) < size:
             return None
-        magic, height, width, layers, *place = map(int, content[:size].view(HEADER))
-        if magic != MAGIC or len(content) != size + height * width * layers:
+        magic, count, height, width, *place = content[:size].view(HEADER).tolist()
+        if magic != MAGIC or len(content) != size + count * height * width:
             return None
-        return content[size:].reshape(height, width, layers), tuple(place)
+        return content[size:].reshape(count, height, width), tuple(place)
 
-    def _write(self, key: str, pixels: np.ndarray, place: tuple[int, ...]) -> None:
+    def _write(self, key: str, planes: np.ndarray, place: tuple[int, ...]) -> None:
         path = self._path(key)
-        header = np.array([MAGIC, *pixels.shape, *place], HEADER)
+        header = np.array([MAGIC, *planes.shape, *place], HEADER)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
                 try:
                     file.write(header.tobytes())
-                    file.write(np.ascontiguousarray(pixels).data)
+                    file.write(np.ascontiguousarray(planes).data)
                     file.flush()
+                    os.chmod(file.name, 0o644)
                     os.replace(file.name, path)
                 except BaseException:
                     os.unlink(file.name)
                     raise
         except OSError as error:
             raise DataError(
-                f"{path}: cannot be written ({error.strerror}), {header.nbytes + pixels.nbytes} bytes; make room, or "
+                f"{path}: cannot be written ({error.strerror}), {header.nbytes + planes.nbytes} bytes; make room, or "
                 "set data.cache to another folder or to null"
             ) from None
 

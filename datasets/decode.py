@@ -17,11 +17,11 @@ import numpy as np
 from PIL import Image
 
 from datasets.files import Window
-from datasets.geometry import IGNORE
 from utils.errors import DataError
 
 RGB = ("red", "green", "blue")
 DTYPES = ("uint8", "uint16", "int16", "float32")
+UNKNOWN = 254  # beside the classes and 255
 UPRIGHT = 1  # EXIF orientation
 PICTURES = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"BM": "bmp"}
 
@@ -89,17 +89,19 @@ def read_label(path: Path, label_map: Mapping[int, int], window: Window | None =
             f"{path}: found shape {pixels.shape} of {pixels.dtype}, expected one band of whole numbers, "
             "a value for each class"
         )
-    if pixels.size and (pixels.min() < 0 or pixels.max() > 255):
+    if pixels.dtype != np.uint8 and pixels.size and (pixels.min() < 0 or pixels.max() > 255):
         raise DataError(f"{path}: found label values {pixels.min()} to {pixels.max()}, expected values from 0 to 255")
-    present = np.flatnonzero(np.bincount(pixels.ravel(), minlength=256))
-    if unknown := [int(value) for value in present if value not in label_map]:
+    pixels = np.ascontiguousarray(pixels, np.uint8)
+    table = np.full(256, UNKNOWN, np.uint8)
+    table[list(label_map)] = list(label_map.values())
+    classes = cv2.LUT(pixels, table)
+    if (classes == UNKNOWN).any():
+        unknown = sorted(set(np.unique(pixels).tolist()) - set(label_map))
         raise DataError(
             f"{path}: found label value(s) {', '.join(map(str, unknown[:8]))}, expected {sorted(label_map)}; "
             "set the domain's label_map"
         )
-    table = np.full(256, IGNORE, np.uint8)
-    table[list(label_map)] = list(label_map.values())
-    return table[pixels]
+    return classes
 
 
 def _kind(path: Path) -> str | None:
@@ -116,10 +118,11 @@ def _kind(path: Path) -> str | None:
 
 def _read_picture(path: Path, kind: str, names: Sequence[str] | None) -> Bands:
     content = path.read_bytes()
-    if kind == "jpeg":
-        _check_jpeg(path, content)
+    # A colour JPEG is decoded to RGB at once; other files may hold more than the three 8-bit bands that this gives.
+    colour_jpeg = kind == "jpeg" and _jpeg_mode(path, content) != "L"
+    way = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION if colour_jpeg else cv2.IMREAD_UNCHANGED
     try:
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), way)
     except cv2.error:
         pixels = None
     if pixels is None:
@@ -127,19 +130,23 @@ def _read_picture(path: Path, kind: str, names: Sequence[str] | None) -> Bands:
     if pixels.ndim == 2:
         return Bands(pixels[..., None], tuple(names or ("gray",)), np.ones(pixels.shape, bool))
     if pixels.shape[2] == 3:
-        return Bands(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), tuple(names or RGB), np.ones(pixels.shape[:2], bool))
+        rgb = pixels if colour_jpeg else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+        return Bands(rgb, tuple(names or RGB), np.ones(rgb.shape[:2], bool))
     rgba = cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA)
     if names is not None and len(names) == 4:
         return Bands(rgba, tuple(names), np.ones(rgba.shape[:2], bool))
     return Bands(rgba[..., :3], tuple(names or RGB), rgba[..., 3] > 0)
 
 
-def _check_jpeg(path: Path, content: bytes) -> None:
+def _jpeg_mode(path: Path, content: bytes) -> str:
+    """How a JPEG holds its colours, if it is one that is read as it looks."""
     try:
         header = Image.open(io.BytesIO(content))
         orientation = header.getexif().get(0x0112, UPRIGHT)
-    except Exception as error:  # a damaged header fails anywhere in the parser
-        raise DataError(f"{path}: cannot be decoded as an image ({len(content)} bytes): {error}") from None
+    except Exception:  # a damaged header fails anywhere in the parser
+        raise DataError(
+            f"{path}: cannot be decoded as an image ({len(content)} bytes); is the file truncated?"
+        ) from None
     if header.mode == "CMYK":
         raise DataError(f"{path}: found CMYK, inks instead of light, expected RGB or grey; save it again as RGB")
     if orientation != UPRIGHT:
@@ -147,6 +154,7 @@ def _check_jpeg(path: Path, content: bytes) -> None:
             f"{path}: found EXIF orientation {orientation}, so viewers turn it and its label may not fit; "
             "expected upright pixels; turn the file itself and remove the tag"
         )
+    return header.mode
 
 
 def _read_gdal(path: Path, names: Sequence[str] | None, window: Window | None) -> Bands:
@@ -156,15 +164,19 @@ def _read_gdal(path: Path, names: Sequence[str] | None, window: Window | None) -
 
     part = None if window is None else Part(window.left, window.top, window.width, window.height)
     with _open_gdal(path) as dataset:
-        kinds, everything = dataset.colorinterp, names is not None and len(names) == dataset.count
+        kinds = dataset.colorinterp
+        described = [(name or "").strip().lower() for name in dataset.descriptions]
+        # GDAL takes the fourth of four 8-bit bands for alpha; a band that somebody has named otherwise holds data.
+        everything = len(names or ()) == dataset.count or (all(described) and "alpha" not in described)
         data = [i + 1 for i, kind in enumerate(kinds) if everything or kind != ColorInterp.alpha]
-        own = tuple((dataset.descriptions[i - 1] or "").strip().lower() for i in data)
+        own = tuple(described[i - 1] for i in data)
         if any(kind in (ColorInterp.cyan, ColorInterp.palette) for kind in kinds):
             raise DataError(f"{path}: found {kinds[0].name} colours, expected bands of light; save it as RGB or grey")
         try:
             pixels = dataset.read(data, window=part)
             mask = np.ones(pixels.shape[1:], bool)
-            if not (everything and ColorInterp.alpha in kinds):  # else it is a band like the others, and no mask
+            # An alpha band that has a name is a band like the others, and no mask.
+            if not everything or ColorInterp.alpha not in kinds or dataset.nodata is not None:
                 mask = dataset.read_masks(data, window=part).all(0)
         except (rasterio.errors.RasterioError, OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be decoded ({_reason(error)}); is the file truncated?") from None
@@ -179,10 +191,12 @@ def _read_gdal(path: Path, names: Sequence[str] | None, window: Window | None) -
 
 @lru_cache(maxsize=1)
 def _without_warnings() -> None:
-    """Images without coordinates are usual here; rasterio would say so for each."""
-    from rasterio.errors import NotGeoreferencedWarning
+    """Images without coordinates are usual here, and a no-data tag beside an alpha band; rasterio would say so for
+    each."""
+    from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning
 
     warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+    warnings.filterwarnings("ignore", category=NodataShadowWarning)
 
 
 def _open_gdal(path: Path) -> Any:

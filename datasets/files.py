@@ -71,7 +71,7 @@ def from_list(root: Path, rows: Path, labels: bool, partial: bool) -> Found:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        place, columns = f"{path}, line {number}", _columns(line, root)
+        place, columns = f"{path}, line {number}", _columns(line, root, labels)
         if len(columns) > 2:
             faults.append(
                 f"{place}: found {len(columns)} columns, expected 'image' or 'image label'; separate names that hold "
@@ -84,10 +84,10 @@ def from_list(root: Path, rows: Path, labels: bool, partial: bool) -> Found:
             continue
         image = root / columns[0]
         label = root / columns[1] if labels and len(columns) == 2 else None
-        if not image.is_file():
+        if not _is_file(image):
             faults.append(f"{place}: the image {image} does not exist")
             continue
-        if label is not None and not label.is_file():
+        if label is not None and not _is_file(label):
             if not partial:
                 faults.append(f"{place}: the label {label} does not exist")
                 continue
@@ -187,19 +187,26 @@ def _read_lines(root: Path, rows: Path) -> tuple[Path, list[str]]:
         raise DataError(f"{path}: is not a text file; expected rows 'image [label]' in UTF-8") from None
 
 
-def _columns(line: str, root: Path) -> list[str]:
+def _columns(line: str, root: Path, labels: bool) -> list[str]:
     line = line.strip()
     if "\t" in line:
         return [column.strip() for column in line.split("\t") if column.strip()]
     words = line.split()
-    if len(words) > 1 and (root / line).is_file():
+    if len(words) > 1 and _is_file(root / line):
         return [line]
     if len(words) > 2:
-        for place, sign in enumerate(line):
-            pair = [line[:place].strip(), line[place:].strip()]
-            if sign == " " and all((root / part).is_file() for part in pair):
-                return pair
+        places = [place for place, sign in enumerate(line) if sign == " "]
+        for image, label in ((line[:place].strip(), line[place:].strip()) for place in reversed(places)):
+            if _is_file(root / image) and (not labels or _is_file(root / label)):
+                return [image, label]
     return words
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long
+        return False
 
 
 def _duplicates(files: Mapping[str, list[Path]]) -> list[str]:

@@ -26,6 +26,7 @@ from utils.errors import DataError
 
 PERCENTILES = (0.5, 99.5)
 STRETCH_IMAGES, STRETCH_PIXELS = 200, 10_000  # what the percentiles are taken from: images, and pixels of each
+MASK_BAND = "band:"  # begins the no-data rule that names one
 PARALLEL = 64  # items that are read ahead
 
 
@@ -85,18 +86,26 @@ class Decoder:
     nodata: str | float = "file"
     label_map: Mapping[int, int] = field(default_factory=lambda: {0: 0, 255: 1})
 
-    def read(self, item: Item) -> Decoded:
-        """Decode one image and, where it has one, its label.
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The bands that are read: `bands` and, at the end, the one that says where there is data, if one does."""
+        rule = str(self.nodata)
+        return (*self.bands, rule.removeprefix(MASK_BAND)) if rule.startswith(MASK_BAND) else self.bands
+
+    def read(self, item: Item, *, masked: bool = True) -> Decoded:
+        """Decode one image and, where it has one, its label; see `labelled`.
 
         Raises:
             DataError: a file cannot be used; names it.
         """
         decoded = self.image(item)
-        return decoded if item.label is None else self.labelled(decoded, self.label(item), item)
+        return decoded if item.label is None else self.labelled(decoded, self.label(item), item, masked=masked)
 
     def image(self, item: Item) -> Decoded:
         """The same without the label."""
         scaled, valid = self.pixels(item)
+        if valid.all():
+            return Decoded(scaled, None, valid, 0, 0, *valid.shape)
         rows, columns = np.flatnonzero(valid.any(1)), np.flatnonzero(valid.any(0))
         height, width = valid.shape
         if not len(rows):
@@ -108,7 +117,8 @@ class Decoder:
         """The bands in 8 bits, (H, W, C), 0 without data, and where they have data, (H, W) bool; nothing is cut off."""
         stored, valid = self.native(item)
         scaled = self._scaled(stored, item)
-        scaled[~valid] = 0
+        if not valid.all():
+            scaled[~valid] = 0
         return scaled, valid
 
     def label(self, item: Item) -> np.ndarray:
@@ -131,14 +141,29 @@ class Decoder:
         part = label[decoded.top : decoded.top + rows, decoded.left : decoded.left + columns]
         return decoded._replace(label=np.where(decoded.valid, part, np.uint8(IGNORE)) if masked else part)
 
+    def sources(self, item: Item) -> tuple[Path, ...]:
+        """The files that are read for an image: its one file, or those of the bands that are wanted.
+
+        Raises:
+            DataError: a band is unknown or its file is missing.
+        """
+        if len(item.files) == 1:
+            return item.files
+        assert self.file_bands is not None, "an item of several files belongs to a reader that names them"
+        self._require(self.wanted, self.file_bands, item)
+        files = tuple(item.files[self.file_bands.index(band)] for band in self.wanted)
+        for band, path in zip(self.wanted, files, strict=True):
+            if not path.is_file():
+                raise DataError(f"{path}: does not exist, so the band {band} of {item.name} is missing")
+        return files
+
     def native(self, item: Item) -> tuple[np.ndarray, np.ndarray]:
         """The bands as they are stored, (H, W, C), and where they have data, (H, W) bool."""
-        mask_band = str(self.nodata).removeprefix("band:") if str(self.nodata).startswith("band:") else None
-        wanted = (*self.bands, *([mask_band] if mask_band else []))
+        wanted = self.wanted
         layers, valid = self._one_file(item, wanted) if len(item.files) == 1 else self._file_a_band(item, wanted)
-        if mask_band:
-            valid = layers[-1] != 0
-        pixels = np.dstack(layers[: len(self.bands)])
+        if len(wanted) > len(self.bands):
+            valid = layers[..., -1] != 0
+        pixels = layers[..., : len(self.bands)]
         if self.nodata == "none":
             valid = np.ones(valid.shape, bool)
         elif self.nodata == "all_zero":
@@ -149,24 +174,17 @@ class Decoder:
             valid = valid & np.isfinite(pixels).all(2)
         return pixels, valid
 
-    def _one_file(self, item: Item, wanted: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
+    def _one_file(self, item: Item, wanted: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
         pixels, names, mask = read_bands(item.files[0], self.file_bands, item.window)
         self._require(wanted, names, item)
-        return [pixels[..., names.index(band)] for band in wanted], mask
+        return (pixels if wanted == names else pixels[..., [names.index(band) for band in wanted]]), mask
 
-    def _file_a_band(self, item: Item, wanted: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
-        assert self.file_bands is not None, "an item of several files belongs to a reader that names them"
-        self._require(wanted, self.file_bands, item)
-        layers = []
-        for band in wanted:
-            path = item.files[self.file_bands.index(band)]
-            if not path.is_file():
-                raise DataError(f"{path}: does not exist, so the band {band} of {item.name} is missing")
-            layers.append(read_bands(path, (band,), item.window))
+    def _file_a_band(self, item: Item, wanted: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+        layers = [read_bands(path, (band,), item.window) for path, band in zip(self.sources(item), wanted, strict=True)]
         if len(shapes := {layer.mask.shape for layer in layers}) > 1:
             sizes = ", ".join(f"{width}x{height}" for height, width in sorted(shapes))
             raise DataError(f"{item.image}: found bands of {sizes} pixels, expected one size; leave a band out")
-        return [layer.pixels[..., 0] for layer in layers], np.logical_and.reduce([layer.mask for layer in layers])
+        return np.dstack([layer.pixels for layer in layers]), np.logical_and.reduce([layer.mask for layer in layers])
 
     def _require(self, wanted: Sequence[str], names: Sequence[str], item: Item) -> None:
         if missing := [band for band in wanted if band not in names]:
@@ -179,7 +197,7 @@ class Decoder:
         if self.scaling is None:
             if pixels.dtype != np.uint8:
                 raise DataError(f"{item.image}: found {pixels.dtype} pixels, expected 8 bits as in the first image")
-            return np.array(pixels)
+            return pixels if pixels.flags.writeable else pixels.copy()
         if isinstance(self.scaling, str):
             if pixels.dtype != np.uint16:
                 raise DataError(f"{item.image}: found {pixels.dtype} pixels, expected 16 bits for scaling shift8")
@@ -250,12 +268,12 @@ class ImageSet(Sequence[Item]):
                 from the cache is in memory before it is looked at.
         """
         if self.cache is None or item.name not in self.keys:
-            return self.decoder.read(item)
+            return self.decoder.read(item, masked=masked)
         image, label = self.keys[item.name]
         decoded = self.cache.image(image, lambda: self.decoder.image(item))
-        if label is None:
+        if item.label is None:
             return decoded
-        classes = self.cache.label(label, lambda: self.decoder.label(item))
+        classes = self.cache.label(label, lambda: self.decoder.label(item)) if label else self.decoder.label(item)
         return self.decoder.labelled(decoded, classes, item, masked=masked)
 
     def only(self, names: Iterable[str]) -> ImageSet:
@@ -272,7 +290,8 @@ class ImageSet(Sequence[Item]):
     def with_labels(self, folder: Path, label_map: Mapping[int, int]) -> ImageSet:
         """The same images, each with the label FOLDER/NAME.png."""
         items = tuple(item._replace(label=folder / f"{item.name}.png", label_window=None) for item in self.items)
-        return ImageSet(items, replace(self.decoder, label_map=dict(label_map)))
+        keys: dict[str, tuple[str, str | None]] = {name: (image, None) for name, (image, _) in self.keys.items()}
+        return replace(self, items=items, decoder=replace(self.decoder, label_map=dict(label_map)), keys=keys)
 
 
 def checked(items: Sequence[Item], decoder: Decoder, what: str, cache: Cache | None = None) -> ImageSet:

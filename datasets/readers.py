@@ -44,7 +44,6 @@ class Reader:
     bands: tuple[str, ...] | None = None
     """names of the bands, in the order of the file or, with a file a band, of the files; None: as the file says"""
     label_map: Mapping[int, int] = {0: 0, 255: 1}
-    scaling: str = "auto"
     nodata: str = "file"
     scene: str | None = None
     """regular expression that finds the scene in an item's name by its first group that matches"""
@@ -94,7 +93,7 @@ class MSCloud(Reader):
     """
 
     label_map: Mapping[int, int] = {0: 0, 1: 1, 255: 1}
-    scene = r"^(\d{1,2})_\d+_\d+$|^(\d\d_\d\d_\d\d)_"
+    scene = r"(?:^|/)(\d{1,2})_\d+_\d+$|(?:^|/)(\d\d_\d\d_\d\d)_[^/]*$"
     published = Published({"all": 2328, "train": 2095}, note="counted in the lists of the released code; 2328 follows")
 
 
@@ -123,7 +122,9 @@ class HRCWHU(Reader):
 
     def find(self, root: Path, rows: str | None, *, labels: bool, partial: bool = False) -> Found:
         if rows is not None and rows not in self.parts:
-            return super().find(root, rows, labels=labels, partial=partial)
+            found = super().find(root, rows, labels=labels, partial=partial)
+            named = [(item, self.name.match(Path(item.name).name)) for item in found.items]
+            return Found([item._replace(name=name[1]) if name else item for item, name in named], found.faults)
         images: dict[str, list[Path]] = {}
         masks: dict[str, list[Path]] = {}
         for paths in by_name(root).values():
@@ -199,34 +200,34 @@ class Cloud38(Reader):
         if not there:
             expected = " or ".join(self.folders[half][0] for half in self.training[part])
             raise DataError(f"{root}: has no folder {expected}; set the domain's root to the folder that holds it")
-        found = [self._patches(root, half, labels=labels, partial=partial) for half in there]
+        by_list = rows is not None and rows not in self.parts
+        chosen = self._nonempty(root) if part != "all" else None
+        if rows is not None and by_list:
+            chosen = set(self._listed(root / rows if (root / rows).is_file() else Path(rows)))
+        found = [self._patches(root, half, chosen, labels=labels, partial=partial) for half in there]
         items = [item for one in found for item in one.items]
         faults = [fault for one in found for fault in one.faults]
-        chosen = self._nonempty(root) if part != "all" else None
-        if rows is not None and rows not in self.parts:
-            chosen = set(self._listed(root / rows if (root / rows).is_file() else Path(rows)))
+        if chosen is not None and by_list:
             faults += [f"{rows}: names {name}, which is not there" for name in sorted(chosen - {i.name for i in items})]
-        return Found([item for item in items if chosen is None or item.name in chosen], faults)
+        return Found(items, faults)
 
-    def _patches(self, root: Path, half: str, *, labels: bool, partial: bool) -> Found:
+    def _patches(self, root: Path, half: str, chosen: set[str] | None = None, *, labels: bool, partial: bool) -> Found:
         folder, start, end = self.folders[half]
         base = root / folder
         places = {band: base / f"{start}{band}{end}" for band in (*self.bands, "gt")}
         # Paired by name: the order of a folder is nobody's promise.
-        names = {
-            path.stem.removeprefix(f"{band}_")
+        patches = {
+            path.stem.removeprefix(f"{band}_"): path.suffix
             for band in self.bands
             if places[band].is_dir()
             for path in places[band].iterdir()
-            if path.suffix.lower() in (".tif", ".tiff")
+            if path.suffix.lower() in (".tif", ".tiff") and path.stem.startswith(f"{band}_")
         }
-        if not names:
+        if not patches:
             raise DataError(f"{base}: holds no patches; expected {places['red'].name}/red_patch_*.TIF and other bands")
-        suffix = next(
-            (path.suffix for band in self.bands if places[band].is_dir() for path in places[band].iterdir()), ""
-        )
         items, faults = [], []
-        for name in sorted(names):
+        for name in sorted(patches if chosen is None else patches.keys() & chosen):
+            suffix = patches[name]
             files = tuple(places[band] / f"{band}_{name}{suffix}" for band in self.bands)
             label = places["gt"] / f"gt_{name}{suffix}" if labels else None
             if label is not None and not label.is_file():
@@ -302,12 +303,12 @@ class L8Biome(Reader):
     published = Published({"all": 96}, note="USGS")
 
     def find(self, root: Path, rows: str | None, *, labels: bool, partial: bool = False) -> Found:
-        items, faults = [], []
+        items, faults = [], {}
         for band in _found(root, "*_B4.TIF", "<scene>/<scene>_B4.TIF and its other bands"):
             scene = band.name.removesuffix("_B4.TIF")
             mask = band.with_name(f"{scene}_fixedmask.img")
             if labels and not mask.is_file() and not partial:
-                faults.append(f"{mask}: does not exist, so {scene} has no label")
+                faults[scene] = f"{mask}: does not exist, so {scene} has no label"
                 continue
             files = tuple(band.with_name(f"{scene}_B{number}.TIF") for number in self.numbers)
             items.append(Item(scene, files, mask if labels and mask.is_file() else None))
@@ -334,12 +335,12 @@ class SPARCS(Reader):
     published = Published({"all": 80}, note="USGS")
 
     def find(self, root: Path, rows: str | None, *, labels: bool, partial: bool = False) -> Found:
-        items, faults = [], []
+        items, faults = [], {}
         for data in _found(root, "*_data.tif", "<scene>_<n>_data.tif"):
             name = data.name.removesuffix("_data.tif")
             masks = [path for end in ("mask.png", "labels.tif") if (path := data.with_name(f"{name}_{end}")).is_file()]
             if labels and not masks and not partial:
-                faults.append(f"{data}: has no {name}_mask.png or {name}_labels.tif beside it")
+                faults[name] = f"{data}: has no {name}_mask.png or {name}_labels.tif beside it"
                 continue
             items.append(Item(name, (data,), masks[0] if labels and masks else None))
         return _selected(items, faults, root, rows)
@@ -367,16 +368,15 @@ class CloudSEN12(Reader):
     published = Published({"high": 10000, "scribble": 10000, "no-label": 29400}, note="five patches of each region")
 
     def find(self, root: Path, rows: str | None, *, labels: bool, partial: bool = False) -> Found:
-        items, faults = [], []
+        items, faults = [], {}
         for image in _found(root, "S2L1C.tif", "high/ROI_<n>/<image>/S2L1C.tif"):
             folder = image.parent
             if rows in self.parts and rows not in folder.relative_to(root).parts:
                 continue
-            mask = folder / "labels" / "manual_hq.tif"
+            name, mask = folder.relative_to(root).as_posix(), folder / "labels" / "manual_hq.tif"
             if labels and not mask.is_file() and not partial:
-                faults.append(f"{mask}: does not exist, so {folder.name} has no label; take the part high")
+                faults[name] = f"{mask}: does not exist, so {folder.name} has no label; take the part high"
                 continue
-            name = folder.relative_to(root).as_posix()
             items.append(Item(name, (image,), mask if labels and mask.is_file() else None))
         return _selected(items, faults, root, None if rows in self.parts else rows)
 
@@ -441,13 +441,17 @@ def _found(root: Path, pattern: str, expected: str) -> list[Path]:
     return paths
 
 
-def _selected(items: list[Item], faults: list[str], root: Path, rows: str | None) -> Found:
-    """The items that a list of names asks for."""
+def _selected(items: list[Item], faults: Mapping[str, str], root: Path, rows: str | None) -> Found:
+    """The items that a list of names asks for, and the faults of these names alone."""
     if rows is None:
-        return Found(items, faults)
+        return Found(items, list(faults.values()))
     wanted = set(read_names(root / rows if (root / rows).is_file() else Path(rows)))
-    faults += [f"{rows}: names {name}, which is not there" for name in sorted(wanted - {item.name for item in items})]
-    return Found([item for item in items if item.name in wanted], faults)
+    missing = sorted(wanted - {item.name for item in items} - faults.keys())
+    return Found(
+        [item for item in items if item.name in wanted],
+        [fault for name, fault in faults.items() if name in wanted]
+        + [f"{rows}: names {name}, which is not there" for name in missing],
+    )
 
 
 def _picture(item: Item) -> str:

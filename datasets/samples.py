@@ -70,14 +70,17 @@ class EndlessSamples(Dataset[Sample]):
         rng = np.random.default_rng([*self.key, 1, position])
         raster = self.place(self.images.read(item, masked=False).raster, self.size, rng)
         raster = flip(raster, self.amounts, rng)
+        planes = np.array(raster.image.transpose(2, 0, 1), order="C")  # (C, H, W), never the read-only cache itself
+        raster = raster._replace(image=planes.transpose(1, 2, 0))
         sample: Sample = {
-            "image": torch.from_numpy(np.ascontiguousarray(raster.image.transpose(2, 0, 1))),
+            "image": torch.from_numpy(planes),
             "colour": torch.from_numpy(colour_change(raster, self.amounts, rng)),
             "valid": torch.from_numpy(raster.valid.copy()),
             "name": item.name,
         }
         if raster.label is not None:
-            sample["label"] = torch.from_numpy(np.where(raster.valid, raster.label, np.uint8(IGNORE)))
+            known = raster.label if raster.valid.all() else np.where(raster.valid, raster.label, np.uint8(IGNORE))
+            sample["label"] = torch.from_numpy(np.array(known))
         return sample
 
     def batches(self, batch: int, start: int, stop: int, workers: int = 0) -> Iterator[Sample]:
@@ -91,14 +94,16 @@ class EndlessSamples(Dataset[Sample]):
     def ready(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         """A batch as the stages want it, on `device`: `image` (B, C, H, W) float32 in [0, 1] with its change of colour,
         0 where not valid; `label` int64; `valid` and `name` as they are."""
-        parts = {
-            key: part.to(device, non_blocking=True) if isinstance(part, Tensor) else part for key, part in batch.items()
-        }
-        image, colour = parts["image"].float().div_(255), parts.pop("colour")
-        # A sum of products in a fixed order, not a matrix product, whose rounding may depend on the number of threads.
-        columns = [colour[:, :, band, None, None] * image[:, None, band] for band in range(image.shape[1])]
-        changed = sum(columns[1:], columns[0]) + colour[:, :, -1, None, None]
-        parts["image"] = changed.clamp_(0, 1).mul_(parts["valid"][:, None])
+        parts = {key: part.to(device) if isinstance(part, Tensor) else part for key, part in batch.items()}
+        image, colour = parts["image"] / 255, parts.pop("colour")
+        # What there is to do is asked of the tensors on the CPU, so that no GPU is waited for.
+        same = torch.eye(*batch["colour"].shape[1:])
+        for i in (batch["colour"] != same).flatten(1).any(1).nonzero()[:, 0].tolist():
+            linear, offset = colour[i, :, :-1], colour[i, :, -1:]
+            image[i] = torch.addmm(offset, linear, image[i].flatten(1)).view_as(image[i]).clamp_(0, 1)
+        if not batch["valid"].all():
+            image *= parts["valid"][:, None]
+        parts["image"] = image
         if "label" in parts:
             parts["label"] = parts["label"].long()
         return parts

@@ -10,26 +10,93 @@ import numpy as np
 import pytest
 
 
+def draw_scene(height: int, width: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """An image (H, W, 3) uint8 of dark noisy ground with a bright soft disc, whose core is the label (0, 255)."""
+    rows, columns = np.mgrid[:height, :width]
+    distance = np.hypot(rows - rng.uniform(0.3, 0.7) * height, columns - rng.uniform(0.3, 0.7) * width)
+    radius = rng.uniform(0.2, 0.4) * min(height, width)
+    opacity = np.clip((radius - distance) / 4 + 0.5, 0, 1)[..., None]
+    ground = rng.uniform(20, 90, 3) + rng.normal(0, 12, (height, width, 3))
+    pixels = np.clip((1 - opacity) * ground + opacity * 230, 0, 255).astype(np.uint8)
+    return pixels, np.where(opacity[..., 0] > 0.5, 255, 0).astype(np.uint8)
+
+
 @pytest.fixture
 def make_domain() -> Callable[..., Path]:
     """Write a domain: dark noisy ground, one bright soft disc as the cloud, its core as the label (0 and 255)."""
 
     def make(root: Path, count: int = 6, size: tuple[int, int] = (40, 48), labels: bool = True, seed: int = 0) -> Path:
-        height, width = size
         rng = np.random.default_rng(seed)
-        rows, columns = np.mgrid[:height, :width]
         for folder in ("images", "labels") if labels else ("images",):
             (root / folder).mkdir(parents=True, exist_ok=True)
         for i in range(count):
-            distance = np.hypot(rows - rng.uniform(0.3, 0.7) * height, columns - rng.uniform(0.3, 0.7) * width)
-            radius = rng.uniform(0.2, 0.4) * min(height, width)
-            opacity = np.clip((radius - distance) / 4 + 0.5, 0, 1)[..., None]
-            ground = rng.uniform(20, 90, 3) + rng.normal(0, 12, (height, width, 3))
-            pixels = np.clip((1 - opacity) * ground + opacity * 230, 0, 255).astype(np.uint8)
+            pixels, mask = draw_scene(*size, rng)
             assert cv2.imwrite(str(root / "images" / f"scene_{i:02d}.png"), pixels)
             if labels:
-                mask = np.where(opacity[..., 0] > 0.5, 255, 0).astype(np.uint8)
                 assert cv2.imwrite(str(root / "labels" / f"scene_{i:02d}.png"), mask)
+        return root
+
+    return make
+
+
+@pytest.fixture
+def make_tree() -> Callable[[str, Path], Path]:
+    """Write a small data set in a published layout, by the reader's name; returns its root."""
+
+    def write(path: Path, pixels: np.ndarray) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(path), pixels)
+
+    def ms_cloud(root: Path, rng: np.random.Generator) -> None:
+        for scene in range(4):
+            for offset in (0, 480):
+                image, label = draw_scene(480, 480, rng)
+                write(root / f"images/{scene}_{offset}_960.jpg", image)
+                write(root / f"labels/{scene}_{offset}_960.png", label // 255)
+
+    def hrc_whu(root: Path, rng: np.random.Generator) -> None:
+        for cover in ("barren", "water"):
+            for number in range(1, 6):
+                image, label = draw_scene(720, 1280, rng)
+                write(root / f"{cover}_{number}.tif", image)
+                write(root / f"{cover}_{number}_ReferenceMask.tif", label)
+
+    def patches(base: Path, part: str, end: str, scenes: dict[str, int], rng: np.random.Generator) -> None:
+        for scene, count in scenes.items():
+            for i in range(count):
+                name = f"patch_{i + 1}_1_by_{i + 1}_{scene}.TIF"
+                image, label = draw_scene(384, 384, rng)
+                image, empty = image.astype(np.uint16) * 200, i == count - 1  # the last one holds no data
+                for band, pixels in zip(
+                    ("red", "green", "blue", "nir"), (*cv2.split(image), image[..., 0]), strict=True
+                ):
+                    write(base / f"{part}_{band}{end}" / f"{band}_{name}", pixels * np.uint16(not empty))
+                if part == "train":
+                    write(base / f"{part}_gt{end}" / f"gt_{name}", label * np.uint8(not empty))
+            if part == "test":  # one row of patches, of which the margin of three pixels is no part of the scene
+                truth = np.zeros((381, 384 * count - 5), np.uint8)
+                truth[100:200, 100:200] = 1
+                write(base / f"Entire_scene_gts/edited_corrected_gts_{scene}.TIF", truth)
+
+    def cloud38(root: Path, rng: np.random.Generator) -> None:
+        training = {f"LC08_L1TP_00205{i}_20160520_20170324_01_T1": 3 for i in range(2)}
+        patches(root / "38-Cloud_training", "train", "", training, rng)
+        patches(root / "38-Cloud_test", "test", "", {"LC08_L1TP_003052_20160120_20170405_01_T1": 3}, rng)
+
+    def cloud95(root: Path, rng: np.random.Generator) -> None:
+        cloud38(root, rng)
+        folder = root / "95-cloud_training_only_additional_to38-cloud"
+        scenes = {f"LC08_L1TP_01003{i}_20160520_20170324_01_T1": 3 for i in range(3)}
+        patches(folder, "train", "_additional_to38cloud", scenes, rng)
+        names = (
+            path.stem.removeprefix("gt_") for path in folder.glob("train_gt*/*.TIF") if "patch_3_" not in path.name
+        )
+        (folder / "training_patches_95-cloud_nonempty.csv").write_text("\n".join(["name", *sorted(names)]) + "\n")
+
+    kinds = {"ms_cloud": ms_cloud, "hrc_whu": hrc_whu, "cloud38": cloud38, "cloud95": cloud95}
+
+    def make(reader: str, root: Path) -> Path:
+        kinds[reader](root, np.random.default_rng(len(reader)))
         return root
 
     return make

@@ -24,9 +24,9 @@ import train_intra
 import train_teacher
 from nets.weights import load_segmenter, load_weights
 from utils.config import Config, SplitConfig, load_config
+from utils.domains import training_images
 from utils.errors import ConfigError, DataError
 from utils.plots import prediction_grid
-from utils.run import training_images
 
 ROOT = Path(__file__).resolve().parents[1]
 Arguments = Callable[..., list[str]]

@@ -18,9 +18,9 @@ from scipy.stats import wilcoxon
 
 from utils.config import read_mapping
 from utils.errors import ConfigError, DataError
+from utils.files import write_text
 from utils.metrics import bootstrap, score_at, scores
 from utils.plots import new_figure
-from utils.run import write_text
 from utils.tables import FEW
 from utils.tables import table as markdown_table
 

@@ -22,7 +22,7 @@ import yaml
 from datasets.readers import READERS
 from utils.errors import ConfigError
 
-PARTS = ("scores", "masks", "entropy", "tsne", "gradcam", "report")
+PARTS = ("scores", "scenes", "masks", "entropy", "tsne", "gradcam", "report")
 NO_DATA = ("file", "none", "all_zero")  # beside a number and band:NAME; datasets/images.py has what they mean
 SHIFT8 = "shift8"
 # The choices of losses/registry.py, by name. They stand here again so that a config is checked without torch.

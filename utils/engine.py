@@ -20,9 +20,10 @@ from nets.weights import save_segmenter
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.config import Config
 from utils.errors import ConfigError, TrainingError
+from utils.files import write_text
 from utils.log import Logger
 from utils.plots import prediction_grid
-from utils.run import WARNINGS, write_text
+from utils.run import WARNINGS
 from utils.schedule import Clock, asda_released, poly
 
 EARLY = 50  # steps after which a term that was always 0 is reported for the first time

@@ -19,8 +19,10 @@ from datasets.samples import network_input
 from losses import normalised_entropy
 from nets.segmenter import Head, Segmenter
 from utils.config import Config
+from utils.domains import training_images
 from utils.embedding import Window, embed, features_at, sample_pixels
 from utils.errors import MissingError
+from utils.files import write_text
 from utils.gradcam import grad_cam
 from utils.plots import (
     CLEAR,
@@ -39,7 +41,6 @@ from utils.plots import (
 )
 from utils.predict import decided, probabilities
 from utils.report import Picture
-from utils.run import training_images, write_text
 from utils.survey import Domain, Survey
 
 SPLIT_IMAGES = 12  # of each split in the histograms of entropy
@@ -188,7 +189,7 @@ def draw_tsne(
         if not config.source.root:
             raise MissingError("t-SNE compares two domains; give source.root, a folder of labelled images")
         source = Domain("source", config.source, "training images", training_images(config, "source", labels=True))
-    windows = {
+    windows: dict[str, list[Window]] = {
         domain.role: [_window(item, domain, config) for item in _evenly(domain.images, TSNE_IMAGES)]
         for domain in (source, target)
     }

@@ -13,8 +13,10 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from PIL import Image
 
 from utils.config import PARTS, Config, to_yaml
+from utils.files import write_text
 from utils.plots import training_curves
-from utils.run import COMMAND, command_line, read_warnings, write_text
+from utils.run import COMMAND, command_line, read_warnings
+from utils.scene_scores import scene_table
 from utils.tables import FEW, HEADER, TRIVIAL, row, sign_rows
 
 STAGES = (("source_only", "source_only"), ("teacher", "teacher"), ("intra", "student"), ("oracle", "oracle"))
@@ -70,6 +72,7 @@ def write_report(
         few=FEW,
         domains=[_domain(role, entry) for role, entry in domains.items()],
         figures=[(figure, _embedded(folder / figure.file)) for figure in shown],
+        scenes=_scenes(folder),
         split=_split(Path(config.out)),
         failures=failures,
         missing=missing or {},
@@ -166,6 +169,12 @@ def _curves(folder: Path, out: Path) -> list[Picture]:
         "backbone's learning rate."
     )
     return [Picture("curves.png", "Training", caption)]
+
+
+def _scenes(folder: Path) -> list[list[str]]:
+    """The table of the official score by scenes; empty where there is none."""
+    path = folder / "scenes.json"
+    return scene_table(json.loads(path.read_text("utf-8"))) if path.exists() else []
 
 
 def _split(out: Path) -> dict[str, Any] | None:

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import inspect
-import json
-import os
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import torch
 import yaml
 
-from datasets.cache import Cache
-from datasets.files import SUFFIXES, Found, Item, raise_all
 from datasets.generated import make_pair
-from datasets.images import Decoder, ImageSet, Stretch, checked, has_8_bits, measured_stretch, tiles
-from datasets.readers import READERS, find_images
+from datasets.images import ImageSet
 from datasets.samples import EndlessSamples
 from nets.pretrained import load_exactly
 from nets.segmenter import Segmenter
 from nets.weights import import_deeplab_v2, is_segmenter_file, load_segmenter, load_weights
-from utils.config import SHIFT8, AugmentConfig, Config, DomainConfig, flatten, to_yaml
+from utils.config import AugmentConfig, Config, flatten, to_yaml
+from utils.domains import drawn_scenes, search  # noqa: F401
 from utils.errors import ConfigError, DataError, WeightsError
+from utils.files import write_text
 
 T = TypeVar("T")
 # What a stage's result does not depend on: it may differ when a run is continued.
@@ -46,8 +41,6 @@ FREE_KEYS = (
     "target.scene",
 )
 Kind = Literal["teacher", "split", "intra"]
-Role = Literal["source", "target"]
-Part = Literal["train", "eval"]
 COMMAND = "# command: "
 WARNINGS = "warnings.txt"  # of a training stage
 LATER_KEYS: dict[Kind, tuple[str, ...]] = {"teacher": ("split.", "intra."), "split": ("intra.",), "intra": ()}
@@ -119,16 +112,6 @@ def versions() -> str:
     return f"python {platform.python_version()}, torch {torch.__version__}, commit {commit}"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def read_warnings(stage: Path) -> list[str]:
     """What a training stage warned of, a line each."""
     path = stage / WARNINGS
@@ -153,115 +136,6 @@ def make_generated(config: Config) -> None:
         )
 
 
-def training_images(config: Config, role: Role, *, labels: bool) -> ImageSet:
-    """The checked training images of a domain, large ones cut into tiles; without `labels` none is even looked for.
-
-    Raises:
-        DataError: lists all files that cannot be used.
-    """
-    domain = domain_of(config, role)
-    items = tiled(config, listed(config, role, "train", labels=labels))
-    decoder = decoder_of(config, role)
-    return checked(items, decoder, f"{role} ({domain.root})", cache_of(config))
-
-
-def evaluation_images(config: Config, role: Role) -> ImageSet:
-    """The checked images on which a domain is scored, whole; those of a target may lack labels.
-
-    Raises:
-        DataError: lists all files that cannot be used.
-    """
-    items = listed(config, role, "eval", labels=True, partial=role == "target")
-    what = f"{role} evaluation ({domain_of(config, role).root})"
-    return checked(items, decoder_of(config, role), what, cache_of(config))
-
-
-def tiled(config: Config, items: list[Item]) -> list[Item]:
-    return items if config.data.tile is None else tiles(items, config.data.tile)
-
-
-def domain_of(config: Config, role: Role) -> DomainConfig:
-    return config.source if role == "source" else config.target
-
-
-def listed(config: Config, role: Role, part: Part, *, labels: bool, partial: bool = False) -> list[Item]:
-    """The images of a domain that train or are scored, by its lists or by the share that is held back.
-
-    Raises:
-        DataError: everything that is wrong with the listing.
-    """
-    domain = domain_of(config, role)
-    found = search(domain, part, labels=labels, partial=partial)
-    raise_all(found.faults, f"the domain {domain.root}")
-    if not found.items:
-        raise DataError(f"{domain.root}: lists no image as {domain.reader}; expected {', '.join(SUFFIXES)} files")
-    return found.items
-
-
-def search(domain: DomainConfig, part: Part, *, labels: bool, partial: bool = False) -> Found:
-    """The same with the faults beside it."""
-    rows = domain.eval if part == "eval" and domain.eval is not None else domain.train
-    found = find_images(domain.root, rows, reader=domain.reader, scene=domain.scene, labels=labels, partial=partial)
-    if not domain.eval_share:
-        return found
-    held_back = drawn_scenes(found.items, domain.eval_share)
-    return Found([i for i in found.items if ((i.scene or i.name) in held_back) == (part == "eval")], found.faults)
-
-
-def drawn_scenes(items: Sequence[Item], share: float) -> set[str]:
-    """The scenes, or names of images without one, that are held back: the same for the same images, at least one."""
-    scenes = sorted({item.scene or item.name for item in items})
-    order = np.random.default_rng(len(scenes)).permutation(len(scenes))
-    return {scenes[i] for i in order[: max(1, round(share * len(scenes)))]} if len(scenes) > 1 else set()
-
-
-def decoder_of(config: Config, role: Role) -> Decoder:
-    """How a domain's files are understood: the reader's own rules, unless the config says otherwise.
-
-    A scaling that is measured is written to OUT/scaling_ROLE.json by the first stage that needs it, and read by the
-    others.
-    """
-    domain = domain_of(config, role)
-    reader = READERS[domain.reader]
-    bands = tuple(config.data.bands)
-    named = tuple(domain.bands) if domain.bands is not None else reader.bands
-    decoder = Decoder(
-        bands=bands,
-        file_bands=named,
-        nodata=reader.nodata if domain.nodata is None else domain.nodata,
-        label_map=reader.label_map if domain.label_map is None else domain.label_map,
-    )
-    scaling = reader.scaling if domain.scaling is None else domain.scaling
-    if isinstance(scaling, list):
-        low, high = scaling
-        return replace(decoder, scaling=Stretch((low,) * len(bands), (high,) * len(bands)))
-    if scaling == SHIFT8:
-        return replace(decoder, scaling=SHIFT8)
-    return replace(decoder, scaling=_stretch(config, role, decoder, always=scaling == "train"))
-
-
-def _stretch(config: Config, role: Role, decoder: Decoder, *, always: bool) -> Stretch | None:
-    """The measured stretch of a domain; None for files of 8 bits, unless `always`."""
-    record = Path(config.out) / f"scaling_{role}.json"
-    whose = {"root": domain_of(config, role).root, "bands": list(decoder.bands)}
-    if record.exists():
-        known = json.loads(record.read_text("utf-8"))
-        if {key: known[key] for key in whose} != whose:
-            raise ConfigError(f"{record}: measured for {known['root']}, {known['bands']}; give another --out")
-        return Stretch(tuple(known["low"]), tuple(known["high"]))
-    items = listed(config, role, "train", labels=False)
-    if not always and has_8_bits(items, decoder):
-        return None
-    stretch = measured_stretch(items, decoder)
-    record.parent.mkdir(parents=True, exist_ok=True)
-    write_text(record, json.dumps({**whose, **stretch._asdict()}, indent=2) + "\n")
-    return stretch
-
-
-def cache_of(config: Config) -> Cache | None:
-    return None if config.data.cache is None else Cache(config.data.cache)
-
-
 def training_stream(config: Config, images: ImageSet, stream: str, augment: AugmentConfig) -> EndlessSamples:
     """The endless stream of a training stage over `images`."""
     return EndlessSamples(
@@ -272,19 +146,6 @@ def training_stream(config: Config, images: ImageSet, stream: str, augment: Augm
         geometry=config.data.geometry,
         amounts=augment,
     )
-
-
-def data_record(config: Config) -> dict[str, str]:
-    """What a weights file says of the images that its network is for."""
-    target = decoder_of(config, "target")
-    record = {
-        "bands": target.bands,
-        "size": config.data.size,
-        "geometry": config.data.geometry,
-        "tile": config.data.tile,
-        "target": {"bands": target.file_bands, "scaling": target.scaling, "nodata": target.nodata},
-    }
-    return {"data": json.dumps(record)}
 
 
 def build_segmenter(config: Config) -> Segmenter:

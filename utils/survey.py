@@ -15,6 +15,7 @@ from datasets.images import ImageSet
 from losses import normalised_entropy
 from nets.segmenter import Segmenter
 from utils.config import Config, DomainConfig
+from utils.domains import Role
 from utils.metrics import brightness_counts, calibration_bins, confusion_matrix
 from utils.plots import UNKNOWN, colour_entropy, colour_errors, colour_mask, write_png
 from utils.predict import decide, decided, probabilities
@@ -23,7 +24,7 @@ from utils.predict import decide, decided, probabilities
 class Domain(NamedTuple):
     """The evaluation images of one domain."""
 
-    role: str
+    role: Role
     config: DomainConfig
     protocol: str
     images: ImageSet

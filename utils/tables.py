@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from utils.config import Config
+from utils.files import write_text
 from utils.metrics import CLASSES, best_threshold, bootstrap, calibration_error, interval, score_at, scores, trivial
-from utils.run import versions, write_text
+from utils.run import versions
 from utils.survey import Survey
 
 TRIVIAL = {

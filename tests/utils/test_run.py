@@ -11,8 +11,10 @@ import torch
 from nets.segmenter import Segmenter
 from nets.weights import save_segmenter
 from utils.config import Config, load_config
+from utils.domains import training_images
 from utils.errors import ConfigError, DataError, WeightsError
-from utils.run import build_segmenter, make_generated, open_stage, trained, training_images, training_stream, write_text
+from utils.files import write_text
+from utils.run import build_segmenter, make_generated, open_stage, trained, training_stream
 
 Load = Callable[..., Config]
 

@@ -1,0 +1,196 @@
+"""What a domain's files hold and what is wrong with them, found by decoding each once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from datasets.cache import content_hash
+from datasets.files import Item
+from datasets.geometry import IGNORE
+from datasets.images import Decoder, in_parallel
+from datasets.readers import Published
+from utils.errors import DataError
+
+
+class Seen(NamedTuple):
+    """One image: its size (H, W), type, lowest and highest value of each band with data, and pixels by kind."""
+
+    size: tuple[int, int]
+    dtype: str
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    valid: int
+    clear: int
+    cloud: int
+    content: str
+
+
+@dataclass
+class Part:
+    """The images of one part of a domain, added up one by one; memory grows by a hash and a name for each."""
+
+    images: int = 0
+    labelled: int = 0
+    empty: int = 0
+    pixels: int = 0
+    valid: int = 0
+    clear: int = 0
+    cloud: int = 0
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    dtypes: dict[str, list[str]] = field(default_factory=dict)
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    scenes: set[str] = field(default_factory=set)
+    contents: dict[str, list[str]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, item: Item, seen: Seen) -> None:
+        self.images += 1
+        self.labelled += item.label is not None
+        self.empty += not seen.valid
+        self.pixels += seen.size[0] * seen.size[1]
+        self.valid, self.clear, self.cloud = self.valid + seen.valid, self.clear + seen.clear, self.cloud + seen.cloud
+        self.sizes[seen.size] += 1
+        self.dtypes.setdefault(seen.dtype, []).append(item.name)
+        if seen.valid:
+            self.low = np.array(seen.low) if self.low is None else np.minimum(self.low, seen.low)
+            self.high = np.array(seen.high) if self.high is None else np.maximum(self.high, seen.high)
+        if item.scene is not None:
+            self.scenes.add(item.scene)
+        self.contents.setdefault(seen.content, []).append(item.name)
+
+    @property
+    def usual(self) -> list[str]:
+        """The names of the images that can be used together: those of the type that most have."""
+        return max(self.dtypes.values(), key=len, default=[])
+
+    @property
+    def cloud_share(self) -> float | None:
+        """Share of the labelled pixels that is cloud, in [0, 1]."""
+        return self.cloud / (self.cloud + self.clear) if self.cloud + self.clear else None
+
+    def facts(self, bands: Sequence[str]) -> dict[str, object]:
+        """All of it as plain values, for a table and for JSON."""
+        sizes = [f"{width}x{height} ({count})" for (height, width), count in self.sizes.most_common(4)]
+        more = len(self.sizes) - len(sizes)
+        ranges = {}
+        if self.low is not None and self.high is not None:
+            ranges = {
+                band: [float(low), float(high)] for band, low, high in zip(bands, self.low, self.high, strict=True)
+            }
+        return {
+            "images": self.images,
+            "labelled": self.labelled,
+            "scenes": len(self.scenes) or None,
+            "sizes": ", ".join(sizes) + (f" and {more} more" if more > 0 else ""),
+            "type": ", ".join(sorted(self.dtypes)),
+            "values": ranges,
+            "cloud_share": self.cloud_share,
+            "no_data_share": 1 - self.valid / self.pixels if self.pixels else None,
+            "images_without_data": self.empty,
+        }
+
+
+def look(item: Item, decoder: Decoder) -> Seen:
+    """Decode one image and its label.
+
+    Raises:
+        DataError: one of them cannot be used.
+    """
+    pixels, valid = decoder.native(item)
+    clear = cloud = 0
+    if item.label is not None:
+        label = decoder.label(item)
+        if label.shape != valid.shape:
+            raise DataError(
+                f"{item.label}: found {label.shape[1]}x{label.shape[0]} pixels, expected "
+                f"{valid.shape[1]}x{valid.shape[0]} as in {item.image}"
+            )
+        known = valid & (label != IGNORE)
+        clear, cloud = int((label[known] == 0).sum()), int((label[known] == 1).sum())
+    inside = pixels[valid]
+    low, high = (inside.min(0), inside.max(0)) if len(inside) else ((), ())
+    hashes = [content_hash(path) for path in item.files if path.is_file()]
+    content = hashlib.blake2b("".join(hashes).encode(), digest_size=16).hexdigest()
+    values = (tuple(map(float, low)), tuple(map(float, high)))
+    return Seen(valid.shape, str(pixels.dtype), *values, int(valid.sum()), clear, cloud, content)
+
+
+def survey_part(items: Sequence[Item], decoder: Decoder, what: str, faults: Iterable[str] = ()) -> Part:
+    """Look at every image, several at a time; a file that cannot be used is a problem and no error."""
+    part = Part(problems=list(faults))
+
+    def attempt(item: Item) -> Seen | str:
+        try:
+            return look(item, decoder)
+        except DataError as error:
+            return str(error)
+
+    first: dict[str, str] = {}
+    for item, seen in zip(items, in_parallel(attempt, items, f"checking {what}"), strict=True):
+        if isinstance(seen, str):
+            part.problems.append(seen)
+        else:
+            first.setdefault(seen.dtype, str(item.image))
+            part.add(item, seen)
+    usual = max(part.dtypes, key=lambda dtype: len(part.dtypes[dtype]), default="")
+    for dtype, names in part.dtypes.items():
+        if dtype != usual:
+            part.problems.append(
+                f"{first[dtype]}: found {dtype} pixels ({len(names)} such image(s)), expected {usual} as in most"
+            )
+    return part
+
+
+def warnings_of(parts: Mapping[str, Part]) -> list[str]:
+    """What would make scores too good or training odd: one content twice, scenes on both sides, one class alone."""
+    found = []
+    for name, part in parts.items():
+        twice = [names for names in part.contents.values() if len(names) > 1]
+        if twice:
+            found.append(
+                f"{name}: {len(twice)} image(s) are there more than once, such as {' and '.join(twice[0][:2])}"
+            )
+        if part.empty:
+            found.append(f"{name}: {part.empty} image(s) hold no data; training and scores leave them out")
+        if part.labelled and part.cloud_share in (0.0, 1.0):
+            found.append(
+                f"{name}: all labelled pixels are {'cloud' if part.cloud_share else 'clear'}; is label_map right?"
+            )
+    if {"train", "eval"} <= set(parts):
+        train, held_back = parts["train"], parts["eval"]
+        if same := sorted(train.contents.keys() & held_back.contents.keys()):
+            names = f"{train.contents[same[0]][0]} (train) and {held_back.contents[same[0]][0]} (eval)"
+            found.append(f"{len(same)} image(s) are in train and eval, such as {names}: scores will be too good")
+        if shared := sorted(train.scenes & held_back.scenes):
+            found.append(
+                f"{len(shared)} scene(s) are in train and eval, such as {shared[0]}: scores will be too good; "
+                "hold back whole scenes, for instance by eval_share"
+            )
+    return found
+
+
+def against_published(parts: Mapping[str, Part], rows: Mapping[str, str], published: Published | None) -> list[str]:
+    """How the counts and the share of cloud compare with what is published.
+
+    Args:
+        rows: part -> which published count it should have.
+    """
+    if published is None:
+        return []
+    lines = []
+    for name, key in rows.items():
+        if (expected := published.images.get(key)) is not None:
+            count = sum(part.images for part in parts.values()) if name == "both" else parts[name].images
+            verdict = "as published" if count == expected else f"published: {expected}"
+            lines.append(f"{key}: {count} images, {verdict}")
+    last = parts.get("eval", parts["train"])
+    if published.cloud is not None and last.cloud_share is not None:
+        lines.append(f"cloud share {100 * last.cloud_share:.2f} %, published: {published.cloud:.2f} %")
+    return [f"{line} ({published.note})" if published.note and "published:" in line else line for line in lines]

@@ -1,0 +1,151 @@
+"""The images of a configuration: which train and which are scored, and how their files are understood."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from datasets.cache import Cache
+from datasets.files import SUFFIXES, Found, Item, raise_all
+from datasets.images import Decoder, ImageSet, Stretch, checked, has_8_bits, measured_stretch, tiles
+from datasets.readers import READERS, find_images
+from utils.config import SHIFT8, Config, DomainConfig
+from utils.errors import ConfigError, DataError
+from utils.files import write_text
+
+Role = Literal["source", "target"]
+SetName = Literal["train", "eval"]
+
+
+def training_images(config: Config, role: Role, *, labels: bool) -> ImageSet:
+    """The checked training images of a domain, large ones cut into tiles; without `labels` none is even looked for.
+
+    Raises:
+        DataError: lists all files that cannot be used.
+    """
+    domain = domain_of(config, role)
+    items = tiled(config, listed(config, role, "train", labels=labels))
+    decoder = decoder_of(config, role)
+    return checked(items, decoder, f"{role} ({domain.root})", cache_of(config))
+
+
+def evaluation_images(config: Config, role: Role) -> ImageSet:
+    """The checked images on which a domain is scored, whole; those of a target may lack labels.
+
+    Raises:
+        DataError: lists all files that cannot be used.
+    """
+    items = listed(config, role, "eval", labels=True, partial=role == "target")
+    what = f"{role} evaluation ({domain_of(config, role).root})"
+    return checked(items, decoder_of(config, role), what, cache_of(config))
+
+
+def tiled(config: Config, items: list[Item]) -> list[Item]:
+    return items if config.data.tile is None else tiles(items, config.data.tile)
+
+
+def domain_of(config: Config, role: Role) -> DomainConfig:
+    return config.source if role == "source" else config.target
+
+
+def listed(config: Config, role: Role, part: SetName, *, labels: bool, partial: bool = False) -> list[Item]:
+    """The images of a domain that train or are scored, by its lists or by the share that is held back.
+
+    Raises:
+        DataError: everything that is wrong with the listing.
+    """
+    domain = domain_of(config, role)
+    found = search(domain, part, labels=labels, partial=partial)
+    raise_all(found.faults, f"the domain {domain.root}")
+    if not found.items:
+        raise DataError(f"{domain.root}: lists no image as {domain.reader}; expected {', '.join(SUFFIXES)} files")
+    return found.items
+
+
+def search(domain: DomainConfig, part: SetName, *, labels: bool, partial: bool = False) -> Found:
+    """The same with the faults beside it."""
+    rows = domain.eval if part == "eval" and domain.eval is not None else domain.train
+    found = find_images(domain.root, rows, reader=domain.reader, scene=domain.scene, labels=labels, partial=partial)
+    if not domain.eval_share:
+        return found
+    held_back = drawn_scenes(found.items, domain.eval_share)
+    return Found([i for i in found.items if ((i.scene or i.name) in held_back) == (part == "eval")], found.faults)
+
+
+def drawn_scenes(items: Sequence[Item], share: float) -> set[str]:
+    """The scenes, or names of images without one, that are held back: the same for the same images, at least one."""
+    scenes = sorted({item.scene or item.name for item in items})
+    order = np.random.default_rng(len(scenes)).permutation(len(scenes))
+    return {scenes[i] for i in order[: max(1, round(share * len(scenes)))]} if len(scenes) > 1 else set()
+
+
+def rules_of(config: Config, role: Role) -> Decoder:
+    """How a domain's files are understood, by the reader's own rules unless the config says otherwise; a scaling that
+    has to be measured is left out."""
+    domain = domain_of(config, role)
+    reader = READERS[domain.reader]
+    bands = tuple(config.data.bands)
+    scaling: Stretch | str | None = None
+    if isinstance(domain.scaling, list):
+        low, high = domain.scaling
+        scaling = Stretch((low,) * len(bands), (high,) * len(bands))
+    elif domain.scaling == SHIFT8:
+        scaling = SHIFT8
+    return Decoder(
+        bands=bands,
+        file_bands=tuple(domain.bands) if domain.bands is not None else reader.bands,
+        scaling=scaling,
+        nodata=reader.nodata if domain.nodata is None else domain.nodata,
+        label_map=reader.label_map if domain.label_map is None else domain.label_map,
+    )
+
+
+def decoder_of(config: Config, role: Role) -> Decoder:
+    """The same with its scaling.
+
+    One that is measured is written to OUT/scaling_ROLE.json by the first stage that needs it, and read by the others.
+    """
+    decoder = rules_of(config, role)
+    if decoder.scaling is not None:
+        return decoder
+    return replace(decoder, scaling=_stretch(config, role, decoder, always=domain_of(config, role).scaling == "train"))
+
+
+def _stretch(config: Config, role: Role, decoder: Decoder, *, always: bool) -> Stretch | None:
+    """The measured stretch of a domain; None for files of 8 bits, unless `always`."""
+    record = Path(config.out) / f"scaling_{role}.json"
+    whose = {"root": domain_of(config, role).root, "bands": list(decoder.bands)}
+    if record.exists():
+        known = json.loads(record.read_text("utf-8"))
+        if {key: known[key] for key in whose} != whose:
+            raise ConfigError(f"{record}: measured for {known['root']}, {known['bands']}; give another --out")
+        return Stretch(tuple(known["low"]), tuple(known["high"]))
+    items = listed(config, role, "train", labels=False)
+    if not always and has_8_bits(items, decoder):
+        return None
+    stretch = measured_stretch(items, decoder)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    write_text(record, json.dumps({**whose, **stretch._asdict()}, indent=2) + "\n")
+    return stretch
+
+
+def cache_of(config: Config) -> Cache | None:
+    return None if config.data.cache is None else Cache(config.data.cache)
+
+
+def data_record(config: Config) -> dict[str, str]:
+    """What a weights file says of the images that its network is for."""
+    target = decoder_of(config, "target")
+    record = {
+        "bands": target.bands,
+        "size": config.data.size,
+        "geometry": config.data.geometry,
+        "tile": config.data.tile,
+        "target": {"bands": target.file_bands, "scaling": target.scaling, "nodata": target.nodata},
+    }
+    return {"data": json.dumps(record)}
