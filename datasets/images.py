@@ -31,10 +31,12 @@ PARALLEL = 64  # items that are read ahead
 
 
 class Stretch(NamedTuple):
-    """A linear scaling to 8 bits, one for each band: `low` becomes 0 and `high` 255, what is beyond is cut off."""
+    """A scaling to 8 bits, one for each band: `low` becomes 0 and `high` 255, what is beyond is cut off, and what is
+    between follows the tone curve `x^(1/gamma)`, x in [0, 1]; 1 is linear."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
+    gamma: float = 1.0
 
 
 class Decoded(NamedTuple):
@@ -202,10 +204,12 @@ class Decoder:
             if pixels.dtype != np.uint16:
                 raise DataError(f"{item.image}: found {pixels.dtype} pixels, expected 16 bits for scaling shift8")
             return (pixels >> 8).astype(np.uint8)
-        low, high = (np.asarray(values, np.float32) for values in self.scaling)
+        low, high = (np.asarray(values, np.float32) for values in self.scaling[:2])
         with np.errstate(invalid="ignore"):  # NaN has no data and is set to 0 by the caller
-            scaled = np.nan_to_num((pixels.astype(np.float32) - low) * (255 / (high - low)))
-        return (np.clip(scaled, 0, 255) + 0.5).astype(np.uint8)
+            scaled = np.clip(np.nan_to_num((pixels.astype(np.float32) - low) * (255 / (high - low))), 0, 255)
+        if self.scaling.gamma != 1:
+            scaled = 255 * (scaled / 255) ** np.float32(1 / self.scaling.gamma)
+        return (scaled + 0.5).astype(np.uint8)
 
 
 def has_8_bits(items: Sequence[Item], decoder: Decoder) -> bool:

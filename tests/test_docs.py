@@ -41,6 +41,15 @@ def commands() -> list[str]:
     return [line.split("  #")[0].removeprefix("OMP_NUM_THREADS=1 ") for line in found]
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_example_configurations_load(document: Path, tmp_path: Path) -> None:
+    for number, block in enumerate(re.findall(r"```yaml\n(.*?)```", document.read_text("utf-8"), re.S)):
+        if re.search(r"^out:", block, re.M) and "methods:" not in block:
+            path = tmp_path / f"{number}.yaml"
+            path.write_text(block, "utf-8")
+            load_config(["--config", str(path)])
+
+
 def test_there_are_commands() -> None:
     assert len(commands()) > 15
 
@@ -51,6 +60,9 @@ def test_commands_are_understood(command: str) -> None:
     if script == "-m":
         module = arguments[0].replace(".", "/")
         assert (ROOT / f"{module}.py").exists() or (ROOT / module / "__main__.py").exists()
+        if module == "datasets" and "configs/mine.yaml" not in arguments:
+            assert arguments[1] == "check"
+            load_config([str(ROOT / word) if word.startswith("configs/") else word for word in arguments[2:]])
         return
     assert (ROOT / script).is_file()
     if script in SHELL and arguments and not arguments[0].startswith("--"):

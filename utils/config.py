@@ -73,6 +73,9 @@ class DomainConfig:
     """how values become 8 bits, once for the whole domain: train (the 0.5 and 99.5 percentiles of the training images,
     for each band), [low, high], or shift8 (16 bits without the lower 8, as released); null: train unless the files have
     8 bits, which stay as they are"""
+    gamma: float = 1.0
+    """tone curve of that scaling, x^(1/gamma): 1 leaves reflectance linear; about 2.2 makes it look like 8-bit
+    pictures that are made for the eye, such as those of the other domain"""
     nodata: str | float | None = None
     """pixels without data: file (its alpha, mask band or no-data tag), none, all_zero (all bands 0), a number (any band
     has it), band:NAME (that band is 0); null: the reader's rule, usually file. NaN is never data"""
@@ -663,6 +666,8 @@ def _check_values(config: Config) -> None:
         rule = domain.nodata
         known = rule is None or not isinstance(rule, str) or rule in NO_DATA or rule.startswith("band:")
         need(known, f"{role}.nodata", f"{', '.join(NO_DATA)}, band:NAME or a number")
+        need(domain.gamma > 0, f"{role}.gamma", "a number above 0")
+        need(domain.gamma == 1 or domain.scaling != SHIFT8, f"{role}.gamma", f"1 where scaling is {SHIFT8}")
         bounds = domain.scaling
         if isinstance(bounds, list):
             need(len(bounds) == 2 and bounds[0] < bounds[1], f"{role}.scaling", "[low, high] with low below high")

@@ -93,7 +93,7 @@ def rules_of(config: Config, role: Role) -> Decoder:
     scaling: Stretch | str | None = None
     if isinstance(domain.scaling, list):
         low, high = domain.scaling
-        scaling = Stretch((low,) * len(bands), (high,) * len(bands))
+        scaling = Stretch((low,) * len(bands), (high,) * len(bands), domain.gamma)
     elif domain.scaling == SHIFT8:
         scaling = SHIFT8
     return Decoder(
@@ -118,17 +118,21 @@ def decoder_of(config: Config, role: Role) -> Decoder:
 
 def _stretch(config: Config, role: Role, decoder: Decoder, *, always: bool) -> Stretch | None:
     """The measured stretch of a domain; None for files of 8 bits, unless `always`."""
-    record = Path(config.out) / f"scaling_{role}.json"
+    record, gamma = Path(config.out) / f"scaling_{role}.json", domain_of(config, role).gamma
     whose = {"root": domain_of(config, role).root, "bands": list(decoder.bands)}
     if record.exists():
         known = json.loads(record.read_text("utf-8"))
         if {key: known[key] for key in whose} != whose:
             raise ConfigError(f"{record}: measured for {known['root']}, {known['bands']}; give another --out")
-        return Stretch(tuple(known["low"]), tuple(known["high"]))
+        return Stretch(tuple(known["low"]), tuple(known["high"]), gamma)
     items = listed(config, role, "train", labels=False)
     if not always and has_8_bits(items, decoder):
+        if gamma != 1:
+            raise ConfigError(
+                f"{role}.gamma is {gamma}, but the files have 8 bits; give {role}.scaling: train, or gamma 1"
+            )
         return None
-    stretch = measured_stretch(items, decoder)
+    stretch = measured_stretch(items, decoder)._replace(gamma=gamma)
     record.parent.mkdir(parents=True, exist_ok=True)
     write_text(record, json.dumps({**whose, **stretch._asdict()}, indent=2) + "\n")
     return stretch

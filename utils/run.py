@@ -21,7 +21,6 @@ from nets.pretrained import load_exactly
 from nets.segmenter import Segmenter
 from nets.weights import import_deeplab_v2, is_segmenter_file, load_segmenter, load_weights
 from utils.config import AugmentConfig, Config, flatten, to_yaml
-from utils.domains import drawn_scenes, search  # noqa: F401
 from utils.errors import ConfigError, DataError, WeightsError
 from utils.files import write_text
 

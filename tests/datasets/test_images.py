@@ -166,6 +166,14 @@ def test_stretch_is_taken_band_by_band_of_any_type(tmp_path: Path, dtype: str) -
     assert decoded.image.tolist() == [[[255, 0], [64, 128], [128, 255]]]
 
 
+def test_tone_curve(tmp_path: Path) -> None:
+    pixels = np.array([[0, 250, 500, 1000, 1200]], np.uint16)
+    decoder = Decoder(("gray",), scaling=Stretch((0,), (1000,), gamma=2.0), nodata="none")
+    expected = [0, 255 * 0.25**0.5, 255 * 0.5**0.5, 255, 255]
+    found = decoder.read(item_of(raster(tmp_path / "x.tif", pixels))).image[0, :, 0]
+    assert found.tolist() == [int(value + 0.5) for value in expected]
+
+
 # bands
 
 
