@@ -47,7 +47,7 @@ from train_teacher import train_teacher
 from utils.cli import run
 from utils.comparison import Comparison, Result, read_published, write
 from utils.config import CompareConfig, Config, flatten, load_config, to_yaml
-from utils.domains import listed, tiled, training_images
+from utils.domains import expected_images, listed, training_images
 from utils.engine import SNAPSHOTS, device_of, intra_length, stage_length
 from utils.errors import ConfigError, EvaluationError
 from utils.files import write_text
@@ -458,7 +458,7 @@ def gather(pair: str, jobs: Sequence[Job], config: CompareConfig) -> Comparison:
 def planned_steps(job: Job) -> int:
     """Optimiser steps of a job."""
     config, teacher = job.config, job.config.teacher
-    images = len(tiled(config, listed(config, "target", "train", labels=False)))
+    images = expected_images(config, "target")
     steps, _ = stage_length(teacher.steps, teacher.epochs, images, teacher.batch)
     if not config.intra.enabled:
         return steps * job.choice.get("folds", 1)

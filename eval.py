@@ -133,19 +133,25 @@ def load_models(config: Config) -> dict[str, Segmenter]:
 
 
 def check_view(config: Config, stage: Path) -> None:
-    """Refuse to show a network images in another way than in training.
+    """Refuse to show a network images in another way than in training, or training images as held-back ones.
 
     Raises:
-        ConfigError: size, geometry, tile or bands differ from the stage's own config.yaml, where there is one.
+        ConfigError: a setting differs from the stage's own config.yaml, where there is one.
     """
     record = stage / "config.yaml"
-    if record.exists():
-        trained_with = yaml.safe_load(record.read_text("utf-8"))["data"]
-        for key in ("size", "geometry", "tile", "bands"):
-            now = getattr(config.data, key)
-            if (then := trained_with.get(key, now)) != now:
+    if not record.exists():
+        return
+    before = yaml.safe_load(record.read_text("utf-8"))
+    keys = {"data": ["size", "geometry", "tile", "bands"]}
+    for role, domain in (("source", config.source), ("target", config.target)):
+        if config.eval.weights is None and before[role]["root"] == domain.root:
+            keys[role] = ["eval_share", "bands", "scaling", "gamma", "nodata"] + ["scene"] * bool(domain.eval_share)
+    for section, names in keys.items():
+        for name in names:
+            now = getattr(getattr(config, section), name)
+            if (then := before[section].get(name, now)) != now:
                 raise ConfigError(
-                    f"data.{key} is {now!r}, but {stage} was trained with {then!r}; "
+                    f"{section}.{name} is {now!r}, but {stage} was trained with {then!r}; "
                     f"give the configuration of the run, such as --config {record}"
                 )
 

@@ -267,6 +267,7 @@ def train_intra(config: Config) -> None:
         steps=steps,
         epoch_steps=epoch_steps,
         warmup_epochs=0,
+        described=data_record(config),
         update_every=epoch_steps if w.step_every == "epoch" else 1,
     )
     save_segmenter(weights, stage.exported, data_record(config))

@@ -119,6 +119,7 @@ def train_teacher(config: Config) -> None:
         steps=steps,
         epoch_steps=epoch_steps,
         warmup_epochs=15,
+        described=data_record(config),
     )
     save_segmenter(weights, stage.segmenter, data_record(config))
     print(f"{weights}: written")

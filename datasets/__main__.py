@@ -63,7 +63,12 @@ def check(config: Config) -> None:
         parts, images = check_domain(config, role)
         bands = images.decoder.bands
         facts = {name: part.facts(bands) for name, part in parts.items()}
-        notes = warnings_of(parts) + against_published(parts, published_keys(domain), READERS[domain.reader].published)
+        reader = READERS[domain.reader]
+        notes = warnings_of(parts) + against_published(parts, published_keys(domain), reader.published)
+        try:
+            draw_samples(images, folder / f"{role}.png")
+        except DataError as error:
+            parts["train"].problems.append(str(error))
         faults = sorted({problem for part in parts.values() for problem in part.problems})
         problems += len(faults)
         record[role] = {
@@ -74,7 +79,6 @@ def check(config: Config) -> None:
             "problems": faults,
         }
         sections.append(section(role, domain, facts, notes, faults))
-        draw_samples(images, folder / f"{role}.png")
     write_text(folder / "report.json", json.dumps(record, indent=2) + "\n")
     write_text(folder / "report.md", "\n".join(sections))
     print("\n".join(sections))
@@ -92,24 +96,29 @@ def check_domain(config: Config, role: Role) -> tuple[dict[str, Part], ImageSet]
     names: tuple[SetName, ...] = ("train", "eval") if domain.eval is not None or domain.eval_share else ("train",)
     for name in names:
         try:
-            found = search(domain, name, labels=True, partial=role == "target" or name == "eval")
+            found = search(domain, name, labels=True, partial=True)
         except DataError as error:
             parts[name] = Part(problems=[str(error)])
             continue
-        parts[name] = survey_part(found.items, decoder, f"{role} {name}", found.faults)
+        lacking = [item for item in found.items if item.label is None] if role == "source" else []
+        faults = [*found.faults, *(f"{item.image}: has no label" for item in lacking)]
+        parts[name] = part = survey_part(found.items, decoder, f"{role} {name}", faults)
+        if not found.items:
+            part.problems.append(f"{domain.root}: lists no image as {domain.reader}, for {name}")
         if name == "train":
-            names_of_use = set(parts[name].usual)
-            good = [item for item in found.items if item.name in names_of_use]
-            usable = ImageSet(tuple(good), decoder)
+            names_of_use = set(part.usual)
+            usable = ImageSet(tuple(item for item in found.items if item.name in names_of_use), decoder)
+            if domain.gamma != 1 and decoder.scaling is None and domain.scaling is None and "uint8" in part.dtypes:
+                part.problems.append(f"{role}.gamma is {domain.gamma}, but the files have 8 bits; give scaling: train")
     return parts, usable
 
 
 def published_keys(domain: DomainConfig) -> dict[str, str]:
-    """Which of the published counts each part should have."""
-    if domain.eval is None and domain.eval_share:
-        return {"both": Path(domain.train).stem if domain.train else "all"}
-    keys = {"train": Path(domain.train).stem if domain.train else "all"}
-    return keys | ({"eval": Path(domain.eval).stem} if domain.eval else {})
+    """Which of the published counts each part, or both together, should have."""
+    root, key = Path(domain.root), READERS[domain.reader].published_key
+    if domain.eval is None:
+        return {"both" if domain.eval_share else "train": key(root, domain.train)}
+    return {"train": key(root, domain.train), "eval": key(root, domain.eval)}
 
 
 def section(

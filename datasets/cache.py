@@ -26,7 +26,7 @@ from utils.errors import DataError
 if TYPE_CHECKING:
     from datasets.images import Decoded, Decoder
 
-VERSION = 2  # of the layout and of the decoding; an older entry is not found any more
+VERSION = 3  # of the layout and of the decoding; an older entry is not found any more
 HEADER = np.dtype("<i4")
 WORDS = 8  # magic, planes, height, width, top, left, full height, full width
 MAGIC = 0x41445341
@@ -39,16 +39,16 @@ class Cache:
         self.folder = Path(folder)
 
     def key(self, item: Item, decoder: Decoder) -> tuple[str, str | None]:
-        """The names of the entries of an image and of its label.
+        """The names of the entries of an image and of its label, whole: tiles of an image share them.
 
         Raises:
             DataError: a file is missing or cannot be read.
         """
-        how = [decoder.bands, decoder.file_bands, decoder.scaling, decoder.nodata, item.window]
+        how = [decoder.bands, decoder.file_bands, decoder.scaling, decoder.nodata]
         image = _name(["image", *how], decoder.sources(item))
         if item.label is None:
             return image, None
-        return image, _name(["label", sorted(decoder.label_map.items()), item.label_window], (item.label,))
+        return image, _name(["label", sorted(decoder.label_map.items())], (item.label,))
 
     def image(self, key: str, decode: Callable[[], Decoded]) -> Decoded:
         """The decoded image of a key, made if it is not there."""
@@ -114,6 +114,9 @@ class Cache:
 
 def _name(settings: list[object], files: tuple[Path, ...]) -> str:
     how = json.dumps([VERSION, *settings], default=str)
+    beside = (Path(f"{path}{end}") for path in files for end in (".msk", ".aux.xml"))  # what GDAL reads with a file
+    headers = (path.with_suffix(".hdr") for path in files if path.suffix == ".img")
+    files = (*files, *(path for path in (*beside, *headers) if path.is_file()))
     return hashlib.blake2b(
         "\n".join([how, *(content_hash(path) for path in files)]).encode(), digest_size=16
     ).hexdigest()
@@ -132,7 +135,7 @@ def content_hash(path: Path) -> str:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-@lru_cache(maxsize=256)  # the tiles of one scene share its files
+@lru_cache(maxsize=256)  # the check for duplicates and the cache ask for the same files
 def _hash(path: Path, size: int, modified: int) -> str:
     digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:

@@ -104,6 +104,8 @@ def look(item: Item, decoder: Decoder) -> Seen:
         DataError: one of them cannot be used.
     """
     pixels, valid = decoder.native(item)
+    if decoder.scaling is not None:
+        decoder.require_type(pixels.dtype, item)
     clear = cloud = 0
     if item.label is not None:
         label = decoder.label(item)

@@ -23,6 +23,7 @@ RGB = ("red", "green", "blue")
 DTYPES = ("uint8", "uint16", "int16", "float32")
 UNKNOWN = 254  # beside the classes and 255
 UPRIGHT = 1  # EXIF orientation
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # and BigTIFF
 PICTURES = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"BM": "bmp"}
 
 
@@ -35,10 +36,14 @@ class Bands(NamedTuple):
     mask: np.ndarray
 
 
-def read_bands(path: Path, names: Sequence[str] | None = None, window: Window | None = None) -> Bands:
+def read_bands(
+    path: Path, names: Sequence[str] | None = None, window: Window | None = None, wanted: Sequence[str] | None = None
+) -> Bands:
     """Decode an image file.
 
     Args:
+        wanted: the names of the bands to give, in that order; None for all. The others say nothing about where there
+            is data.
         names: of its bands, in the file's order; None takes those that the file gives, or gray, or red, green, blue. An
             alpha band has no name unless as many names are given as there are bands.
 
@@ -46,13 +51,30 @@ def read_bands(path: Path, names: Sequence[str] | None = None, window: Window | 
         DataError: it is missing, damaged, of a kind that would be misread, or has another number of bands.
     """
     kind = _kind(path)
-    bands = _cut(_read_picture(path, kind, names), window) if kind else _read_gdal(path, names, window)
-    count = bands.pixels.shape[2]
+    if kind is None:
+        return _read_gdal(path, names, window, wanted)
+    bands = _read_picture(path, kind, names)
+    _require_count(path, len(bands.names), names, bands.pixels.shape[2])
+    chosen = bands.pixels
+    if wanted is not None and (order := _order(path, bands.names, wanted)) != list(range(chosen.shape[2])):
+        chosen = chosen[..., order]
+    return Bands(_cut_array(chosen, window), tuple(wanted or bands.names), _cut_array(bands.mask, window))
+
+
+def _require_count(path: Path, known: int, names: Sequence[str] | None, count: int) -> None:
     if names is not None and len(names) != count:
         raise DataError(f"{path}: found {count} band(s), expected {len(names)}: {', '.join(names)}")
-    if not bands.names:
+    if not known:
         raise DataError(f"{path}: found {count} bands without names; give the domain's bands, in the order of the file")
-    return bands
+
+
+def _order(path: Path, names: Sequence[str], wanted: Sequence[str]) -> list[int]:
+    if missing := [band for band in wanted if band not in names]:
+        raise DataError(
+            f"{path}: has no band {', '.join(missing)}, found {', '.join(names)}; set data.bands to bands that both "
+            "domains have, or mend the domain's bands"
+        )
+    return [list(names).index(band) for band in wanted]
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -81,7 +103,7 @@ def read_label(path: Path, label_map: Mapping[int, int], window: Window | None =
     Raises:
         DataError: the file cannot be decoded, is not of one band, or holds a value outside `label_map`.
     """
-    pixels = _cut_array(_label_pixels(path), window)
+    pixels = _label_pixels(path, window)
     if pixels.ndim == 3 and (pixels.shape[2] == 1 or (pixels[..., :1] == pixels[..., :3]).all()):
         pixels = pixels[..., 0]
     if pixels.ndim != 2 or not np.issubdtype(pixels.dtype, np.integer):
@@ -157,36 +179,43 @@ def _jpeg_mode(path: Path, content: bytes) -> str:
     return header.mode
 
 
-def _read_gdal(path: Path, names: Sequence[str] | None, window: Window | None) -> Bands:
+def _read_gdal(path: Path, names: Sequence[str] | None, window: Window | None, wanted: Sequence[str] | None) -> Bands:
     import rasterio.errors
     from rasterio.enums import ColorInterp
-    from rasterio.windows import Window as Part
 
-    part = None if window is None else Part(window.left, window.top, window.width, window.height)
     with _open_gdal(path) as dataset:
         kinds = dataset.colorinterp
+        if any(kind in (ColorInterp.cyan, ColorInterp.palette) for kind in kinds):
+            raise DataError(f"{path}: found {kinds[0].name} colours, expected bands of light; save it as RGB or grey")
         described = [(name or "").strip().lower() for name in dataset.descriptions]
         # GDAL takes the fourth of four 8-bit bands for alpha; a band that somebody has named otherwise holds data.
         everything = len(names or ()) == dataset.count or (all(described) and "alpha" not in described)
         data = [i + 1 for i, kind in enumerate(kinds) if everything or kind != ColorInterp.alpha]
         own = tuple(described[i - 1] for i in data)
-        if any(kind in (ColorInterp.cyan, ColorInterp.palette) for kind in kinds):
-            raise DataError(f"{path}: found {kinds[0].name} colours, expected bands of light; save it as RGB or grey")
+        if not all(own):
+            own = {1: ("gray",), 3: RGB}.get(len(data), ())
+        known = tuple(names or own)
+        _require_count(path, len(known), names, len(data))
+        chosen = data if wanted is None else [data[place] for place in _order(path, known, wanted)]
         try:
-            pixels = dataset.read(data, window=part)
+            pixels = dataset.read(chosen, window=_part(window))
             mask = np.ones(pixels.shape[1:], bool)
             # An alpha band that has a name is a band like the others, and no mask.
             if not everything or ColorInterp.alpha not in kinds or dataset.nodata is not None:
-                mask = dataset.read_masks(data, window=part).all(0)
+                mask = dataset.read_masks(chosen, window=_part(window)).all(0)
         except (rasterio.errors.RasterioError, OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be decoded ({_reason(error)}); is the file truncated?") from None
     if pixels.dtype == np.float64:
         pixels = pixels.astype(np.float32)
     if pixels.dtype not in DTYPES:
         raise DataError(f"{path}: found {pixels.dtype} pixels, expected {', '.join(DTYPES)}")
-    if not all(own):
-        own = {1: ("gray",), 3: RGB}.get(len(data), ())
-    return Bands(pixels.transpose(1, 2, 0), tuple(names or own), mask)
+    return Bands(pixels.transpose(1, 2, 0), tuple(wanted or known), mask)
+
+
+def _part(window: Window | None) -> Any:
+    from rasterio.windows import Window as Part
+
+    return None if window is None else Part(window.left, window.top, window.width, window.height)
 
 
 @lru_cache(maxsize=1)
@@ -204,8 +233,13 @@ def _open_gdal(path: Path) -> Any:
     import rasterio.errors
 
     _without_warnings()
+    with open(path, "rb") as file:
+        is_tiff = file.read(4) in TIFF
+    # GDAL is not left to guess: some of its formats, such as VRT, read other files than the one that is named.
+    if not is_tiff and not path.with_suffix(".hdr").is_file():
+        raise DataError(f"{path}: cannot be decoded as an image; expected PNG, JPEG, BMP, TIFF, or ENVI with its .hdr")
     try:
-        return rasterio.open(path)
+        return rasterio.open(path, driver="GTiff" if is_tiff else "ENVI")
     except (rasterio.errors.RasterioError, OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be decoded as an image ({_reason(error)})") from None
 
@@ -214,23 +248,19 @@ def _reason(error: Exception) -> str:
     return str(error.__cause__ or error).splitlines()[0]
 
 
-def _label_pixels(path: Path) -> np.ndarray:
+def _label_pixels(path: Path, window: Window | None) -> np.ndarray:
     if _kind(path) is None:
         with _open_gdal(path) as dataset:
             try:
-                pixels: np.ndarray = dataset.read().transpose(1, 2, 0)
+                pixels: np.ndarray = dataset.read(window=_part(window)).transpose(1, 2, 0)
             except Exception as error:  # rasterio's and GDAL's own
                 raise DataError(f"{path}: cannot be decoded ({_reason(error)}); is the file truncated?") from None
         return pixels
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("L") if image.mode == "1" else image)
+            return _cut_array(np.asarray(image.convert("L") if image.mode == "1" else image), window)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be decoded as an image ({error}); is the file truncated?") from None
-
-
-def _cut(bands: Bands, window: Window | None) -> Bands:
-    return Bands(_cut_array(bands.pixels, window), bands.names, _cut_array(bands.mask, window))
 
 
 def _cut_array(array: np.ndarray, window: Window | None) -> np.ndarray:

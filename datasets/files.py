@@ -137,7 +137,8 @@ def by_name(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, list[
         raise DataError(f"{folder}: no such folder; expected the files of the domain, or give a list file")
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in suffixes:
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)  # such as ._a.tif of macOS
+        if path.suffix.lower() in suffixes and not hidden:
             found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
     return found
 
@@ -167,12 +168,12 @@ def raise_all(faults: Sequence[str], what: str) -> None:
 
 
 def read_names(path: Path) -> list[str]:
-    """The lines of a text file of names, without blank ones.
+    """The lines of a text file of names, exactly, without blank ones.
 
     Raises:
         DataError: it cannot be read.
     """
-    return [line.strip() for line in _read_lines(path.parent, Path(path.name))[1] if line.strip()]
+    return [line for line in _read_lines(path.parent, Path(path.name))[1] if line.strip()]
 
 
 def _read_lines(root: Path, rows: Path) -> tuple[Path, list[str]]:

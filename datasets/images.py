@@ -8,6 +8,7 @@ the border of an image that hold no data at all are cut off, so that such a marg
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -19,8 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.cache import Cache
-from datasets.decode import read_bands, read_label, size_of
-from datasets.files import Item, Window, raise_all
+from datasets.decode import read_bands, read_label
+from datasets.files import Item, Window, raise_all, unique
 from datasets.geometry import IGNORE, Raster
 from utils.errors import DataError
 
@@ -28,15 +29,18 @@ PERCENTILES = (0.5, 99.5)
 STRETCH_IMAGES, STRETCH_PIXELS = 200, 10_000  # what the percentiles are taken from: images, and pixels of each
 MASK_BAND = "band:"  # begins the no-data rule that names one
 PARALLEL = 64  # items that are read ahead
+ROWS = 256  # that are scaled at once
 
 
 class Stretch(NamedTuple):
     """A scaling to 8 bits, one for each band: `low` becomes 0 and `high` 255, what is beyond is cut off, and what is
-    between follows the tone curve `x^(1/gamma)`, x in [0, 1]; 1 is linear."""
+    between follows the tone curve `x^(1/gamma)`, x in [0, 1]; 1 is linear. `dtype` is the type of the values that
+    it was measured on, None where it was given."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
     gamma: float = 1.0
+    dtype: str | None = None
 
 
 class Decoded(NamedTuple):
@@ -57,6 +61,16 @@ class Decoded(NamedTuple):
     def raster(self) -> Raster:
         return Raster(self.image, self.label, self.valid)
 
+    def cut(self, window: Window) -> Decoded:
+        """The part inside a window of the file, without its rows and columns at the border that hold no data."""
+        rows, columns = self.valid.shape
+        down = slice(max(0, window.top - self.top), min(rows, max(0, window.top + window.height - self.top)))
+        across = slice(max(0, window.left - self.left), min(columns, max(0, window.left + window.width - self.left)))
+        part = trimmed(self.image[down, across], self.valid[down, across])
+        top, left = self.top + down.start - window.top, self.left + across.start - window.left
+        place = (top + part.top, left + part.left, window.height, window.width)
+        return Decoded(part.image, None, part.valid, *place)
+
     def placed(self, layer: np.ndarray, fill: int | tuple[int, ...]) -> np.ndarray:
         """A layer (h, w) or (h, w, k) on the grid of the whole file, `fill` where that has no data."""
         rows, columns = layer.shape[:2]
@@ -65,6 +79,16 @@ class Decoded(NamedTuple):
         part = whole[self.top : self.top + rows, self.left : self.left + columns]
         part[self.valid] = layer[self.valid]
         return whole
+
+
+def trimmed(image: np.ndarray, valid: np.ndarray) -> Decoded:
+    """An image (H, W, C) without its rows and columns at the border that hold no data; all of it if none does."""
+    height, width = valid.shape
+    if valid.all() or not valid.any():
+        return Decoded(image, None, valid, 0, 0, height, width)
+    rows, columns = np.flatnonzero(valid.any(1)), np.flatnonzero(valid.any(0))
+    box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    return Decoded(image[box], None, valid[box], int(rows[0]), int(columns[0]), height, width)
 
 
 @dataclass(frozen=True)
@@ -105,15 +129,7 @@ class Decoder:
 
     def image(self, item: Item) -> Decoded:
         """The same without the label."""
-        scaled, valid = self.pixels(item)
-        if valid.all():
-            return Decoded(scaled, None, valid, 0, 0, *valid.shape)
-        rows, columns = np.flatnonzero(valid.any(1)), np.flatnonzero(valid.any(0))
-        height, width = valid.shape
-        if not len(rows):
-            return Decoded(scaled, None, valid, 0, 0, height, width)
-        box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-        return Decoded(scaled[box], None, valid[box], int(rows[0]), int(columns[0]), height, width)
+        return trimmed(*self.pixels(item))
 
     def pixels(self, item: Item) -> tuple[np.ndarray, np.ndarray]:
         """The bands in 8 bits, (H, W, C), 0 without data, and where they have data, (H, W) bool; nothing is cut off."""
@@ -151,9 +167,15 @@ class Decoder:
         """
         if len(item.files) == 1:
             return item.files
-        assert self.file_bands is not None, "an item of several files belongs to a reader that names them"
-        self._require(self.wanted, self.file_bands, item)
-        files = tuple(item.files[self.file_bands.index(band)] for band in self.wanted)
+        names = self.file_bands or ()
+        if len(names) != len(item.files):
+            raise DataError(f"{item.image}: found {len(item.files)} files of bands, expected {len(names)} as in bands")
+        if missing := [band for band in self.wanted if band not in names]:
+            raise DataError(
+                f"{item.image}: has no band {', '.join(missing)}, found {', '.join(names)}; set data.bands to bands "
+                "that both domains have"
+            )
+        files = tuple(item.files[names.index(band)] for band in self.wanted)
         for band, path in zip(self.wanted, files, strict=True):
             if not path.is_file():
                 raise DataError(f"{path}: does not exist, so the band {band} of {item.name} is missing")
@@ -162,7 +184,10 @@ class Decoder:
     def native(self, item: Item) -> tuple[np.ndarray, np.ndarray]:
         """The bands as they are stored, (H, W, C), and where they have data, (H, W) bool."""
         wanted = self.wanted
-        layers, valid = self._one_file(item, wanted) if len(item.files) == 1 else self._file_a_band(item, wanted)
+        if len(item.files) == 1:
+            layers, _, valid = read_bands(item.files[0], self.file_bands, item.window, wanted)
+        else:
+            layers, valid = self._file_a_band(item, wanted)
         if len(wanted) > len(self.bands):
             valid = layers[..., -1] != 0
         pixels = layers[..., : len(self.bands)]
@@ -176,11 +201,6 @@ class Decoder:
             valid = valid & np.isfinite(pixels).all(2)
         return pixels, valid
 
-    def _one_file(self, item: Item, wanted: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-        pixels, names, mask = read_bands(item.files[0], self.file_bands, item.window)
-        self._require(wanted, names, item)
-        return (pixels if wanted == names else pixels[..., [names.index(band) for band in wanted]]), mask
-
     def _file_a_band(self, item: Item, wanted: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
         layers = [read_bands(path, (band,), item.window) for path, band in zip(self.sources(item), wanted, strict=True)]
         if len(shapes := {layer.mask.shape for layer in layers}) > 1:
@@ -188,28 +208,36 @@ class Decoder:
             raise DataError(f"{item.image}: found bands of {sizes} pixels, expected one size; leave a band out")
         return np.dstack([layer.pixels for layer in layers]), np.logical_and.reduce([layer.mask for layer in layers])
 
-    def _require(self, wanted: Sequence[str], names: Sequence[str], item: Item) -> None:
-        if missing := [band for band in wanted if band not in names]:
-            raise DataError(
-                f"{item.image}: has no band {', '.join(missing)}, found {', '.join(names)}; set data.bands to bands "
-                "that both domains have, or mend the domain's bands"
-            )
-
     def _scaled(self, pixels: np.ndarray, item: Item) -> np.ndarray:
+        self.require_type(pixels.dtype, item)
         if self.scaling is None:
-            if pixels.dtype != np.uint8:
-                raise DataError(f"{item.image}: found {pixels.dtype} pixels, expected 8 bits as in the first image")
             return pixels if pixels.flags.writeable else pixels.copy()
         if isinstance(self.scaling, str):
-            if pixels.dtype != np.uint16:
-                raise DataError(f"{item.image}: found {pixels.dtype} pixels, expected 16 bits for scaling shift8")
             return (pixels >> 8).astype(np.uint8)
         low, high = (np.asarray(values, np.float32) for values in self.scaling[:2])
-        with np.errstate(invalid="ignore"):  # NaN has no data and is set to 0 by the caller
-            scaled = np.clip(np.nan_to_num((pixels.astype(np.float32) - low) * (255 / (high - low))), 0, 255)
-        if self.scaling.gamma != 1:
-            scaled = 255 * (scaled / 255) ** np.float32(1 / self.scaling.gamma)
-        return (scaled + 0.5).astype(np.uint8)
+        scaled = np.empty(pixels.shape, np.uint8)
+        for begin in range(0, len(pixels), ROWS):  # so that a large scene is not held as floats
+            part = slice(begin, begin + ROWS)
+            with np.errstate(invalid="ignore"):  # NaN has no data and is set to 0 by the caller
+                values = np.nan_to_num((pixels[part].astype(np.float32) - low) * (255 / (high - low)))
+            values = np.clip(values, 0, 255)
+            if self.scaling.gamma != 1:
+                values = 255 * (values / 255) ** np.float32(1 / self.scaling.gamma)
+            scaled[part] = values + 0.5
+        return scaled
+
+    def require_type(self, dtype: np.dtype, item: Item) -> None:
+        """The type of stored values fits the scaling.
+
+        Raises:
+            DataError: it does not.
+        """
+        if self.scaling is None and dtype != np.uint8:
+            raise DataError(f"{item.image}: found {dtype} pixels, expected 8 bits as in the first image")
+        if isinstance(self.scaling, str) and dtype != np.uint16:
+            raise DataError(f"{item.image}: found {dtype} pixels, expected 16 bits for scaling shift8")
+        if isinstance(self.scaling, Stretch) and self.scaling.dtype not in (None, str(dtype)):
+            raise DataError(f"{item.image}: found {dtype} pixels, expected {self.scaling.dtype} as in the first image")
 
 
 def has_8_bits(items: Sequence[Item], decoder: Decoder) -> bool:
@@ -229,12 +257,15 @@ def measured_stretch(items: Sequence[Item], decoder: Decoder) -> Stretch:
         DataError: no pixel is valid.
     """
     step = max(1, math.ceil(len(items) / STRETCH_IMAGES))
-    samples = []
+    samples, dtype = [], None
     for item in tqdm(items[::step], desc="range of values", unit="image", leave=False):
         try:
             pixels, valid = decoder.native(item)
         except DataError:
             continue  # the check of the domain names it
+        if dtype not in (None, str(pixels.dtype)):
+            continue
+        dtype = str(pixels.dtype)
         chosen = pixels[valid]
         samples.append(chosen[:: max(1, len(chosen) // STRETCH_PIXELS)])
     values = np.concatenate(samples) if samples else np.empty((0, len(decoder.bands)))
@@ -242,7 +273,7 @@ def measured_stretch(items: Sequence[Item], decoder: Decoder) -> Stretch:
         raise DataError(f"{items[0].image}: neither it nor the other training images hold a valid pixel to scale by")
     low, high = np.percentile(values.astype(np.float64), PERCENTILES, axis=0)
     high = np.where(high > low, high, low + 1)  # a band of one value
-    return Stretch(tuple(map(float, low)), tuple(map(float, high)))
+    return Stretch(tuple(map(float, low)), tuple(map(float, high)), dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -274,10 +305,15 @@ class ImageSet(Sequence[Item]):
         if self.cache is None or item.name not in self.keys:
             return self.decoder.read(item, masked=masked)
         image, label = self.keys[item.name]
-        decoded = self.cache.image(image, lambda: self.decoder.image(item))
+        whole = item._replace(window=None, label_window=None)
+        decoded = self.cache.image(image, lambda: self.decoder.image(whole))
+        if item.window is not None:
+            decoded = decoded.cut(item.window)
         if item.label is None:
             return decoded
-        classes = self.cache.label(label, lambda: self.decoder.label(item)) if label else self.decoder.label(item)
+        classes = self.cache.label(label, lambda: self.decoder.label(whole)) if label else self.decoder.label(whole)
+        if (part := item.label_window) is not None:
+            classes = classes[part.top : part.top + part.height, part.left : part.left + part.width]
         return self.decoder.labelled(decoded, classes, item, masked=masked)
 
     def only(self, names: Iterable[str]) -> ImageSet:
@@ -298,8 +334,13 @@ class ImageSet(Sequence[Item]):
         return replace(self, items=items, decoder=replace(self.decoder, label_map=dict(label_map)), keys=keys)
 
 
-def checked(items: Sequence[Item], decoder: Decoder, what: str, cache: Cache | None = None) -> ImageSet:
+def checked(
+    items: Sequence[Item], decoder: Decoder, what: str, cache: Cache | None = None, tile: int | None = None
+) -> ImageSet:
     """Decode every file once, several at a time, into the cache if there is one; leave images without data out.
+
+    Args:
+        tile: cut images with a side of more pixels than this; see `tiles`.
 
     Raises:
         DataError: lists all files that cannot be used.
@@ -308,65 +349,63 @@ def checked(items: Sequence[Item], decoder: Decoder, what: str, cache: Cache | N
     keys: dict[str, tuple[str, str | None]] = {}
     faults: list[str] = []
 
-    def look(item: Item) -> tuple[bool, tuple[str, str | None] | None] | str:
+    def look(item: Item) -> tuple[list[Item], tuple[str, str | None] | None] | str:
         try:
-            if cache is None:
-                return bool(decoder.read(item).valid.any()), None
-            key = cache.key(item, decoder)
-            return bool(ImageSet((item,), decoder, cache, {item.name: key}).read(item).valid.any()), key
+            key = None if cache is None else cache.key(item, decoder)
+            decoded = ImageSet((item,), decoder, cache, {item.name: key} if key else {}).read(item)
+            return (tiles(item, decoded, tile) if decoded.valid.any() else []), key
         except DataError as error:
             return str(error)
 
-    for item, seen in zip(items, in_parallel(look, items, f"checking {what}"), strict=True):
+    empty = 0
+    for seen in in_parallel(look, items, f"checking {what}"):
         if isinstance(seen, str):
             faults.append(seen)
-        elif seen[0]:
-            kept.append(item)
-            if seen[1] is not None:
-                keys[item.name] = seen[1]
-    raise_all(faults, what)
+            continue
+        parts, key = seen
+        empty += not parts
+        kept += parts
+        if key is not None:
+            keys |= {part.name: key for part in parts}
+    kept, twice = unique(kept)
+    raise_all([*faults, *twice], what)
     if not kept:
         raise DataError(f"{what}: none of its {len(items)} image(s) holds a pixel of data; see the domain's nodata")
-    if len(kept) < len(items):
-        print(f"{what}: {len(items) - len(kept)} of {len(items)} images hold no data and are left out")
+    if empty:
+        print(f"{what}: {empty} of {len(items)} images hold no data and are left out")
     return ImageSet(tuple(kept), decoder, cache, keys)
+
+
+def tiles(item: Item, decoded: Decoded, side: int | None) -> list[Item]:
+    """An image, or the tiles with data of one that has more than `side` pixels in a direction.
+
+    Tiles have at most `side` pixels in each direction and cover the part with data evenly, so that a margin without
+    data does not move them. A tile is an image of its own, named by the place of its corner in that part.
+    """
+    height, width = decoded.valid.shape
+    if side is None or max(height, width) <= side:
+        return [item]
+    cut = []
+    for top in corners(height, side):
+        for left in corners(width, side):
+            if decoded.valid[top : top + side, left : left + side].any():
+                window = Window(decoded.top + top, decoded.left + left, min(side, height), min(side, width))
+                name, scene = f"{item.name}_{top:05d}_{left:05d}", item.scene or item.name
+                cut.append(item._replace(name=name, window=window, label_window=window, scene=scene))
+    return cut
 
 
 def in_parallel(look, items: Sequence[Item], what: str) -> Iterator:  # type: ignore[no-untyped-def]
     """`look` at every item in threads, with a bar, a bounded number ahead; results in the order of the items."""
     remaining = iter(items)
     with (
-        ThreadPoolExecutor() as pool,
+        ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool,
         tqdm(total=len(items), desc=what, unit="image", leave=False, dynamic_ncols=True) as bar,
     ):
         while part := list(islice(remaining, PARALLEL)):
             for result in pool.map(look, part):
                 bar.update()
                 yield result
-
-
-def tiles(items: Iterable[Item], side: int) -> list[Item]:
-    """Cut images with a side of more than `side` pixels into windows of at most that, which cover them evenly.
-
-    A tile is an image of its own; its name is that of the image with the place of its corner. An image whose header
-    cannot be read stays as it is, for the check to name.
-    """
-    cut: list[Item] = []
-    for item in items:
-        try:
-            height, width = size_of(next((path for path in item.files if path.is_file()), item.image))
-        except DataError:
-            height = width = 0
-        if max(height, width) <= side:
-            cut.append(item)
-            continue
-        scene = item.scene or item.name
-        for top in corners(height, side):
-            for left in corners(width, side):
-                window = Window(top, left, min(side, height), min(side, width))
-                name = f"{item.name}_{top:05d}_{left:05d}"
-                cut.append(item._replace(name=name, window=window, label_window=window, scene=scene))
-    return cut
 
 
 def corners(length: int, side: int) -> list[int]:

@@ -68,6 +68,10 @@ class Reader:
             return from_folders(root, "images", "labels" if labels else None, partial)
         return from_list(root, Path(rows), labels, partial)
 
+    def published_key(self, root: Path, rows: str | None) -> str:
+        """Which of the published counts an answer of `find` should have."""
+        return Path(rows).stem if rows else "all"
+
     def list_text(self, items: Sequence[Item], root: Path) -> str:
         """A list file of these images that `find` understands."""
         if self.listed_by == "name":
@@ -118,7 +122,10 @@ class HRCWHU(Reader):
         {"all": 150, "train": 120, "test": 30}, cloud=40.87, note="cloud: the held-back tiles of the ASDA authors"
     )
     name = re.compile(r"^((?:barren|snow|urban|vegetation|water)_\d+(?:_\d+)?)(.*)$", re.IGNORECASE)
-    masks = re.compile(r"(^|[^a-z])(ann_dir|anns?|labels?|masks?|gts?|reference\w*)([^a-z]|$)", re.IGNORECASE)
+    masks = re.compile(
+        r"(^|[^a-z])(ann_dir|anns?|annotations?|labels?|masks?|gts?|ground_?truths?|truths?|refs?|references?\w*)([^a-z]|$)",
+        re.IGNORECASE,
+    )
 
     def find(self, root: Path, rows: str | None, *, labels: bool, partial: bool = False) -> Found:
         if rows is not None and rows not in self.parts:
@@ -139,7 +146,10 @@ class HRCWHU(Reader):
         items, faults = [], []
         for name, paths in sorted(images.items()):
             if len(paths) > 1:
-                faults.append(f"{', '.join(map(str, paths))}: share one name; keep one of them")
+                faults.append(
+                    f"{', '.join(map(str, paths))}: share one name; keep one of them or, if one is a mask, put it into "
+                    "a folder called labels, masks, gt, reference or ann_dir"
+                )
             mask = masks.get(name, []) if labels else []
             if labels and not mask and not partial:
                 faults.append(f"{paths[0]}: has no mask below {root}")
@@ -184,7 +194,7 @@ class Cloud38(Reader):
     nodata = "all_zero"
     scene = r"(LC08_\w+)$"
     parts: tuple[str, ...] = ("train", "all", "test")
-    published = Published({"all": 8400, "train": 5155, "test": 9201}, note="official README; train: the nonempty list")
+    published = Published({"all": 8400, "train": 8400, "train, nonempty": 5155, "test": 9201}, note="official README")
     folders: Mapping[str, tuple[str, str, str]] = {  # part -> folder, start and end of the bands' folders
         "38": ("38-Cloud_training", "train_", ""),
         "test": ("38-Cloud_test", "test_", ""),
@@ -238,6 +248,10 @@ class Cloud38(Reader):
             items.append(Item(name, files, label))
         return Found(items, faults)
 
+    def published_key(self, root: Path, rows: str | None) -> str:
+        part = rows or "train"
+        return f"{part}, nonempty" if part in ("train", "additional") and self._nonempty(root) is not None else part
+
     def _nonempty(self, root: Path) -> set[str] | None:
         for path in sorted(root.rglob("*.csv")):
             if path.name.lower() == self.nonempty.lower():
@@ -270,7 +284,10 @@ class Cloud95(Cloud38):
 
     parts = ("train", "all", "additional", "test")
     published = Published(
-        {"all": 34701, "train": 21502, "additional_all": 26301, "test": 9201},
+        {
+            **{"all": 34701, "train": 34701, "train, nonempty": 21502, "test": 9201},
+            **{"additional": 26301, "additional, nonempty": 21502 - 5155},
+        },
         cloud=27.90,
         note="official README; cloud: the held-back patches of the ASDA authors",
     )

@@ -8,6 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import rasterio
+from PIL import Image
 
 
 def draw_scene(height: int, width: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -93,7 +95,49 @@ def make_tree() -> Callable[[str, Path], Path]:
         )
         (folder / "training_patches_95-cloud_nonempty.csv").write_text("\n".join(["name", *sorted(names)]) + "\n")
 
-    kinds = {"ms_cloud": ms_cloud, "hrc_whu": hrc_whu, "cloud38": cloud38, "cloud95": cloud95}
+    def landsat(base: Path, numbers: range, rng: np.random.Generator, side: int) -> np.ndarray:
+        image, label = draw_scene(side, side, rng)
+        image[:, :9] = 0  # a margin without data
+        for number in numbers:
+            write(base.with_name(f"{base.name}{number}.TIF"), image[..., number % 3].astype(np.uint16) * 100)
+        return label
+
+    def l8_biome(root: Path, rng: np.random.Generator) -> None:
+        for i in range(2):
+            scene = f"LC8042008201322{i}LGN00"
+            label = landsat(root / f"BC/{scene}/{scene}_B", range(1, 12), rng, 560)
+            mask = np.where(label > 0, np.uint8(192), np.uint8(128))
+            mask[:, :9] = 0
+            profile = {"driver": "ENVI", "height": 560, "width": 560, "count": 1, "dtype": "uint8"}
+            with rasterio.open(root / f"BC/{scene}/{scene}_fixedmask.img", "w", **profile) as file:
+                file.write(mask, 1)
+
+    def many_bands(path: Path, count: int, rng: np.random.Generator, side: int) -> np.ndarray:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image, label = draw_scene(side, side, rng)
+        profile = {"driver": "GTiff", "height": side, "width": side, "count": count, "dtype": "uint16"}
+        with rasterio.open(path, "w", **profile) as file:
+            file.write(np.stack([image[..., band % 3].astype(np.uint16) * 30 for band in range(count)]))
+        return label // 255
+
+    def sparcs(root: Path, rng: np.random.Generator) -> None:
+        for i in range(5):
+            label = many_bands(root / f"sending/LC8229056201415{i}LGN00_24_data.tif", 10, rng, 200)
+            mask = Image.fromarray(np.where(label > 0, np.uint8(5), np.uint8(4)), "P")
+            mask.putpalette([value for index in range(7) for value in (index * 30, 90, 200)])
+            mask.save(root / f"sending/LC8229056201415{i}LGN00_24_mask.png")
+
+    def cloudsen12(root: Path, rng: np.random.Generator) -> None:
+        for i in range(5):
+            folder = root / f"high/ROI_000{i}/20200215T082021_20200215T084629_T34JCP"
+            label = many_bands(folder / "S2L1C.tif", 13, rng, 509)
+            (folder / "labels").mkdir()
+            cv2.imwrite(str(folder / "labels/manual_hq.tif"), label * 2)
+
+    kinds = {
+        **{"l8_biome": l8_biome, "sparcs": sparcs, "cloudsen12": cloudsen12},
+        **{"ms_cloud": ms_cloud, "hrc_whu": hrc_whu, "cloud38": cloud38, "cloud95": cloud95},
+    }
 
     def make(reader: str, root: Path) -> Path:
         kinds[reader](root, np.random.default_rng(len(reader)))

@@ -53,7 +53,11 @@ def words(values: dict[str, object]) -> list[str]:
     return [word for key, value in values.items() for word in (f"--{key}", str(value))]
 
 
-@pytest.mark.parametrize("pair", ["ms_to_whu", "whu_to_ms", "whu_to_38cloud", "whu_to_95cloud"])
+PAIRS = ("ms_to_whu", "whu_to_ms", "whu_to_38cloud", "whu_to_95cloud", "biome_to_sparcs", "biome_to_cloudsen12")
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize("pair", PAIRS)
 def test_official_layouts_run_with_the_shipped_configs_and_their_roots_alone(
     pair: str, tmp_path: Path, make_tree: Callable[[str, Path], Path]
 ) -> None:
@@ -75,6 +79,8 @@ def test_official_layouts_run_with_the_shipped_configs_and_their_roots_alone(
         "whu_to_ms": 3 * 2,  # a tenth of four scenes is one
         "whu_to_38cloud": 2 * 2,  # of three patches a scene one holds no data
         "whu_to_95cloud": 2 * 2,  # two of three scenes, the nonempty patches
+        "biome_to_sparcs": 4,
+        "biome_to_cloudsen12": 4,
     }
     assert len(rows) == expected[pair]
     entry = json.loads((out / "eval/metrics.json").read_text())["domains"]["target"]
@@ -87,13 +93,17 @@ def test_official_layouts_run_with_the_shipped_configs_and_their_roots_alone(
     else:
         assert 0 < entry["models"]["student"]["miou"] < 1
         assert not (out / "eval/scenes.json").exists()
-    if "cloud" in pair:
+    if "biome" in pair:
+        tensors, metadata = load_weights(out / "intra/student.safetensors")
+        assert json.loads(metadata["data"])["bands"] == ["red", "green", "blue", "nir", "swir1", "swir2"]
+        assert tensors["mean"].shape == (1, 6, 1, 1)
+    if pair.endswith("8cloud") or pair.endswith("95cloud"):
         scaling = json.loads((out / "scaling_target.json").read_text())
         assert scaling["bands"] == ["red", "green", "blue"]
         assert scaling["high"] == [230 * 200] * 3  # the discs are more than half a percent of the pixels
         assert all(0 < low < 90 * 200 for low in scaling["low"])
         _, metadata = load_weights(out / "intra/student.safetensors")
-        assert json.loads(metadata["data"])["target"]["scaling"] == [scaling["low"], scaling["high"], 1]
+        assert json.loads(metadata["data"])["target"]["scaling"] == [scaling["low"], scaling["high"], 1, "uint16"]
 
 
 ROLES = ("source", "target")
@@ -112,9 +122,9 @@ def test_real_images_of_16_bits_run_with_the_shipped_configs(pair: str, tmp_path
     assert entry["images"] == entry["labelled"] == {"hrc_to_38cloud_16bit": 16, "biome_4band_to_hrc": 26}[pair]
 
 
-@pytest.mark.parametrize("geometry", ["crop", "letterbox"])
+@pytest.mark.parametrize(("geometry", "tile"), [("crop", 512), ("letterbox", 512), ("crop", 32)])
 def test_margins_without_data_change_nothing(
-    geometry: str, tmp_path: Path, make_domain: Callable[..., Path], tiny_arguments: Callable[..., list[str]]
+    geometry: str, tile: int, tmp_path: Path, make_domain: Callable[..., Path], tiny_arguments: Callable[..., list[str]]
 ) -> None:
     """The same domains, plain and with a margin of zeros around each image: same weights, ranking, masks and scores."""
     plain, padded = tmp_path / "plain", tmp_path / "padded"
@@ -129,7 +139,12 @@ def test_margins_without_data_change_nothing(
         size = path.stem.removeprefix("scene_")  # image and label of one scene get the same margin
         top, left = 3 + int(size), 7 * (int(size) % 2)
         cv2.imwrite(str(path), cv2.copyMakeBorder(pixels, top, 5, left, 2, cv2.BORDER_CONSTANT, value=0))
-    rules = ("--source.nodata=all_zero", "--target.nodata=all_zero", f"--data.geometry={geometry}")
+    rules = (
+        "--source.nodata=all_zero",
+        "--target.nodata=all_zero",
+        f"--data.geometry={geometry}",
+        f"--data.tile={tile}",
+    )
     out = {folder: Path(run(tiny_arguments(folder, *rules)).out) for folder in (plain, padded)}
 
     for file in ("teacher/teacher.safetensors", "intra/student.safetensors"):
@@ -141,10 +156,14 @@ def test_margins_without_data_change_nothing(
     assert scores[0] == scores[1]
     for path in (out[plain] / "split/pseudo_labels").iterdir():
         inside, whole = (cv2.imread(str(out[f] / "split/pseudo_labels" / path.name), -1) for f in (plain, padded))
+        if tile < 48:  # a tile lies inside the data, so it has no margin
+            assert (whole == inside).all() and inside.shape == (32, 32)
+            continue
         number = int(path.stem.removeprefix("scene_"))
         top, left = 3 + number, 7 * (number % 2)
         assert (whole[top : top + 40, left : left + 48] == inside).all()
         assert (whole == 128).sum() == whole.size - inside.size  # what has no data is not known
+    assert len((out[plain] / "split/entropy.csv").read_text().splitlines()) == (6 * 4 if tile < 48 else 6) + 1
 
 
 def test_a_cache_changes_no_byte(tmp_path: Path, tiny_arguments: Callable[..., list[str]]) -> None:

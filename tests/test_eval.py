@@ -226,6 +226,15 @@ def test_one_hot_predictions_give_the_reliable_colour_and_the_pixels_own_mask(
     assert values["models"]["student"]["ece"] == pytest.approx(wrong)  # certain, and wrong that often
 
 
+@pytest.mark.parametrize("change", ["--target.eval_share=0.3", "--target.nodata=0", "--target.scaling=train"])
+def test_images_are_not_shown_in_another_way_than_in_training(change: str, arguments: list[str]) -> None:
+    trained_with = load_config(arguments)
+    (Path(trained_with.out) / "teacher/config.yaml").write_text(to_yaml(trained_with))
+    key = change.split("=")[0].removeprefix("--")
+    with pytest.raises(ConfigError, match=f"{key} is .*, but .* was trained with"):
+        evaluation.evaluate(load_config([*arguments, change]))
+
+
 def test_bad_requests(arguments: list[str], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"eval.parts is 'masks,tnse', expected .*tsne"):
         load_config([*arguments, "--eval.parts", "masks,tnse"])

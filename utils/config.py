@@ -76,7 +76,7 @@ class DomainConfig:
     gamma: float = 1.0
     """tone curve of that scaling, x^(1/gamma): 1 leaves reflectance linear; about 2.2 makes it look like 8-bit
     pictures that are made for the eye, such as those of the other domain"""
-    nodata: str | float | None = None
+    nodata: float | str | None = None
     """pixels without data: file (its alpha, mask band or no-data tag), none, all_zero (all bands 0), a number (any band
     has it), band:NAME (that band is 0); null: the reader's rule, usually file. NaN is never data"""
     label_map: dict[int, int] | None = None
@@ -661,6 +661,10 @@ def _check_values(config: Config) -> None:
         except re.error as error:
             need(False, f"{role}.scene", f"a regular expression ({error})")
         need(domain.reader in READERS, f"{role}.reader", f"one of {', '.join(READERS)}")
+        own = domain.reader in READERS and READERS[domain.reader].bands is not None
+        need(
+            not (own and domain.bands), f"{role}.bands", "null: this reader knows them; choose among them by data.bands"
+        )
         need(0 <= domain.eval_share < 1, f"{role}.eval_share", "a share in [0, 1)")
         need(domain.eval is None or not domain.eval_share, f"{role}.eval_share", f"0 where {role}.eval is given")
         rule = domain.nodata

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from datasets.cache import Cache
+from datasets.decode import size_of
 from datasets.files import SUFFIXES, Found, Item, raise_all
-from datasets.images import Decoder, ImageSet, Stretch, checked, has_8_bits, measured_stretch, tiles
+from datasets.images import Decoder, ImageSet, Stretch, checked, corners, has_8_bits, measured_stretch
 from datasets.readers import READERS, find_images
 from utils.config import SHIFT8, Config, DomainConfig
-from utils.errors import ConfigError, DataError
+from utils.errors import ConfigError, DataError, WeightsError
 from utils.files import write_text
 
 Role = Literal["source", "target"]
@@ -28,10 +30,9 @@ def training_images(config: Config, role: Role, *, labels: bool) -> ImageSet:
     Raises:
         DataError: lists all files that cannot be used.
     """
-    domain = domain_of(config, role)
-    items = tiled(config, listed(config, role, "train", labels=labels))
-    decoder = decoder_of(config, role)
-    return checked(items, decoder, f"{role} ({domain.root})", cache_of(config))
+    items = listed(config, role, "train", labels=labels)
+    what = f"{role} ({domain_of(config, role).root})"
+    return checked(items, decoder_of(config, role), what, cache_of(config), config.data.tile)
 
 
 def evaluation_images(config: Config, role: Role) -> ImageSet:
@@ -43,10 +44,6 @@ def evaluation_images(config: Config, role: Role) -> ImageSet:
     items = listed(config, role, "eval", labels=True, partial=role == "target")
     what = f"{role} evaluation ({domain_of(config, role).root})"
     return checked(items, decoder_of(config, role), what, cache_of(config))
-
-
-def tiled(config: Config, items: list[Item]) -> list[Item]:
-    return items if config.data.tile is None else tiles(items, config.data.tile)
 
 
 def domain_of(config: Config, role: Role) -> DomainConfig:
@@ -73,15 +70,38 @@ def search(domain: DomainConfig, part: SetName, *, labels: bool, partial: bool =
     found = find_images(domain.root, rows, reader=domain.reader, scene=domain.scene, labels=labels, partial=partial)
     if not domain.eval_share:
         return found
-    held_back = drawn_scenes(found.items, domain.eval_share)
+    held_back = drawn_scenes(found.items, domain)
     return Found([i for i in found.items if ((i.scene or i.name) in held_back) == (part == "eval")], found.faults)
 
 
-def drawn_scenes(items: Sequence[Item], share: float) -> set[str]:
-    """The scenes, or names of images without one, that are held back: the same for the same images, at least one."""
+def drawn_scenes(items: Sequence[Item], domain: DomainConfig) -> set[str]:
+    """The scenes, or names of images without one, that are held back: the same for the same images; at least one, and
+    at least one is left.
+
+    Raises:
+        DataError: there are fewer than two.
+    """
     scenes = sorted({item.scene or item.name for item in items})
+    if len(scenes) < 2:
+        raise DataError(
+            f"{domain.root}: found {len(scenes)} scene(s), expected two or more, to train on and to hold back; mend "
+            "the domain's scene, or set eval_share to 0"
+        )
     order = np.random.default_rng(len(scenes)).permutation(len(scenes))
-    return {scenes[i] for i in order[: max(1, round(share * len(scenes)))]} if len(scenes) > 1 else set()
+    count = min(len(scenes) - 1, max(1, round(domain.eval_share * len(scenes))))
+    return {scenes[i] for i in order[:count]}
+
+
+def expected_images(config: Config, role: Role) -> int:
+    """About how many images train, tiles counted, by the files' headers alone."""
+    count, side = 0, config.data.tile
+    for item in listed(config, role, "train", labels=False):
+        try:
+            height, width = size_of(item.image) if side is not None else (1, 1)
+        except DataError:  # the check names it
+            continue
+        count += len(corners(height, side)) * len(corners(width, side)) if side is not None else 1
+    return count
 
 
 def rules_of(config: Config, role: Role) -> Decoder:
@@ -89,7 +109,7 @@ def rules_of(config: Config, role: Role) -> Decoder:
     has to be measured is left out."""
     domain = domain_of(config, role)
     reader = READERS[domain.reader]
-    bands = tuple(config.data.bands)
+    bands = tuple(band.lower() for band in config.data.bands)
     scaling: Stretch | str | None = None
     if isinstance(domain.scaling, list):
         low, high = domain.scaling
@@ -98,7 +118,7 @@ def rules_of(config: Config, role: Role) -> Decoder:
         scaling = SHIFT8
     return Decoder(
         bands=bands,
-        file_bands=tuple(domain.bands) if domain.bands is not None else reader.bands,
+        file_bands=reader.bands if domain.bands is None else tuple(band.lower() for band in domain.bands),
         scaling=scaling,
         nodata=reader.nodata if domain.nodata is None else domain.nodata,
         label_map=reader.label_map if domain.label_map is None else domain.label_map,
@@ -109,11 +129,34 @@ def decoder_of(config: Config, role: Role) -> Decoder:
     """The same with its scaling.
 
     One that is measured is written to OUT/scaling_ROLE.json by the first stage that needs it, and read by the others.
+    Given weights bring the scaling of the target that they were adapted to.
     """
     decoder = rules_of(config, role)
+    if role == "target" and config.eval.weights is not None:
+        return with_scaling_of(config.eval.weights, decoder)
     if decoder.scaling is not None:
         return decoder
     return replace(decoder, scaling=_stretch(config, role, decoder, always=domain_of(config, role).scaling == "train"))
+
+
+def with_scaling_of(weights: str, decoder: Decoder) -> Decoder:
+    """A decoder with the scaling that a weights file names; unchanged if it names none.
+
+    Raises:
+        WeightsError: the file cannot be read.
+    """
+    try:
+        with safe_open(weights, framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{weights}: cannot be read as safetensors ({error})") from None
+    if "data" not in metadata:
+        return decoder
+    scaling = json.loads(metadata["data"])["target"]["scaling"]
+    if isinstance(scaling, list):
+        low, high, *rest = scaling
+        scaling = Stretch(tuple(low), tuple(high), *rest)
+    return replace(decoder, scaling=scaling)
 
 
 def _stretch(config: Config, role: Role, decoder: Decoder, *, always: bool) -> Stretch | None:
@@ -124,7 +167,7 @@ def _stretch(config: Config, role: Role, decoder: Decoder, *, always: bool) -> S
         known = json.loads(record.read_text("utf-8"))
         if {key: known[key] for key in whose} != whose:
             raise ConfigError(f"{record}: measured for {known['root']}, {known['bands']}; give another --out")
-        return Stretch(tuple(known["low"]), tuple(known["high"]), gamma)
+        return Stretch(tuple(known["low"]), tuple(known["high"]), gamma, known["dtype"])
     items = listed(config, role, "train", labels=False)
     if not always and has_8_bits(items, decoder):
         if gamma != 1:

@@ -27,10 +27,12 @@ COMPONENTS = 50
 
 
 class Window(NamedTuple):
-    """A piece of an image as the network is shown it: (1, C, h, w), and its classes (h, w) of 0, 1, 255 or None."""
+    """A piece of an image as the network is shown it: (1, C, h, w), its classes (H, W) of 0, 1, 255 or None, and where
+    it has data, (H, W) bool, or None for everywhere."""
 
     image: Tensor
     label: np.ndarray | None
+    valid: np.ndarray | None = None
 
 
 class Pixels(NamedTuple):
@@ -55,6 +57,11 @@ class Panel(NamedTuple):
     points: np.ndarray
     probe: float
     silhouette: float
+
+
+def _below(full: tuple[int, ...], low: tuple[int, int]) -> tuple[np.ndarray, ...]:
+    """The rows and columns of an image on which the features of a corner-aligned grid stand."""
+    return np.ix_(*(np.linspace(0, f - 1, n).round().astype(int) for f, n in zip(full, low, strict=True)))
 
 
 @torch.inference_mode()
@@ -87,12 +94,9 @@ def sample_pixels(
                 predicted = True
                 classes = resize_logits(prediction.main, (rows, columns))[0].argmax(0).cpu().numpy()
             else:
-                # a feature of a corner-aligned grid stands on these rows and columns of the image
-                lines, sides = (
-                    np.linspace(0, full - 1, low).round().astype(int)
-                    for full, low in zip(window.label.shape, (rows, columns), strict=True)
-                )
-                classes = window.label[np.ix_(lines, sides)]
+                classes = window.label[_below(window.label.shape, (rows, columns))]
+            if window.valid is not None:
+                classes = np.where(window.valid[_below(window.valid.shape, (rows, columns))], classes, 255)
             for cloud in (False, True):
                 found = np.argwhere(classes == int(cloud))
                 kinds.setdefault((role == "source", cloud), []).extend(

@@ -127,6 +127,7 @@ def fit(
     epoch_steps: int,
     warmup_epochs: int,
     update_every: int = 1,
+    described: Mapping[str, str] | None = None,
 ) -> None:
     """Train a stage to its last step, from its checkpoint if there is one.
 
@@ -138,6 +139,7 @@ def fit(
         folder: receives checkpoint.pt, metrics.jsonl, timing.jsonl and tensorboard/.
         batch: samples per step and stream.
         warmup_epochs: of the released schedule.
+        described: what the weights files say of the images; see `utils.domains.data_record`.
         update_every: steps between two updates; only the last one's gradient counts (1 but for the released defect).
 
     Raises:
@@ -195,7 +197,7 @@ def fit(
                 log.picture(done, "predictions", prediction_grid(stage.exported, batches))
             if config.log.snapshots and done % config.log.snapshots == 0 and done < steps:
                 (folder / SNAPSHOTS).mkdir(exist_ok=True)
-                save_segmenter(folder / SNAPSHOTS / f"step_{done:08d}.safetensors", stage.exported)
+                save_segmenter(folder / SNAPSHOTS / f"step_{done:08d}.safetensors", stage.exported, described)
             if done == steps and (warnings := ledger.silent(steps)):
                 _warn(bar, warnings)
                 write_text(folder / WARNINGS, "".join(f"{warning}\n" for warning in warnings))

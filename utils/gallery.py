@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 import yaml
 from tqdm import tqdm
 
@@ -224,8 +225,9 @@ def draw_tsne(
 
 def _window(item: Item, domain: Domain, config: Config) -> Window:
     decoded = domain.images.read(item)
-    image, label = _shown(decoded.image, config), None if decoded.label is None else _shown(decoded.label, config)
-    return Window(network_input(image, config.data.size, config.data.geometry), label)
+    image, valid = _shown(decoded.image, config), _shown(decoded.valid, config)
+    label = None if decoded.label is None else _shown(decoded.label, config)
+    return Window(network_input(image, config.data.size, config.data.geometry), label, valid)
 
 
 def _shown(raster: np.ndarray, config: Config) -> np.ndarray:
@@ -244,15 +246,16 @@ def draw_gradcam(domain: Domain, models: Mapping[str, Segmenter], config: Config
     """Where each head of the last model finds clear ground and cloud."""
     name, model = list(models.items())[-1]
     chosen = _evenly(domain.images, min(config.eval.pictures, CAM_IMAGES))
-    images = [_shown(domain.images.read(item).image, config) for item in chosen]
-    columns = {"image": [as_rgb(image) for image in images]}
+    decoded = [domain.images.read(item) for item in chosen]
+    images = [(_shown(one.image, config), _shown(one.valid, config)) for one in decoded]
+    columns = {"image": [as_rgb(image) for image, _ in images]}
     heads: tuple[Head, ...] = ("main", "aux")
     bar = tqdm(total=4 * len(images), desc=f"Grad-CAM {domain.role}", unit="map")
     for head in heads:
         for target, kind in enumerate(("clear", "cloud")):
             maps = columns.setdefault(f"{head} head: {kind}", [])
-            for image in images:
-                maps.append(_cam(model, image, target, head, config))
+            for image, valid in images:
+                maps.append(_cam(model, image, valid, target, head, config))
                 bar.update()
     bar.close()
     (folder / "gradcam").mkdir(exist_ok=True)
@@ -267,11 +270,13 @@ def draw_gradcam(domain: Domain, models: Mapping[str, Segmenter], config: Config
     return [Picture(file, f"Class activation on the {domain.role}", caption)]
 
 
-def _cam(model: Segmenter, image: np.ndarray, target: int, head: Head, config: Config) -> np.ndarray:
+def _cam(model: Segmenter, image: np.ndarray, valid: np.ndarray, target: int, head: Head, config: Config) -> np.ndarray:
     device = next(model.parameters()).device
     inputs = network_input(image, config.data.size, config.data.geometry).to(device)
-    cam = grad_cam(model, inputs, target, head, config.eval.cam_layer).cpu().numpy()
-    return laid_over(as_rgb(image), cv2.resize(cam, image.shape[1::-1]) if cam.shape != image.shape[:2] else cam)
+    data = torch.from_numpy(np.ascontiguousarray(valid)).to(device)
+    cam = grad_cam(model, inputs, target, head, config.eval.cam_layer, data).cpu().numpy()
+    cam = cv2.resize(cam, image.shape[1::-1]) if cam.shape != image.shape[:2] else cam
+    return laid_over(as_rgb(image), np.where(valid, cam, 0))
 
 
 def visible(decoded: Decoded) -> np.ndarray:

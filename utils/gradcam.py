@@ -18,7 +18,14 @@ from nets.segmenter import Head, Segmenter
 from utils.errors import ConfigError
 
 
-def grad_cam(segmenter: Segmenter, image: Tensor, target: int, head: Head = "main", layer: str = "") -> Tensor:
+def grad_cam(
+    segmenter: Segmenter,
+    image: Tensor,
+    target: int,
+    head: Head = "main",
+    layer: str = "",
+    valid: Tensor | None = None,
+) -> Tensor:
     """Where `layer` speaks for class `target`, (H, W) in [0, 1]; all 0 where nothing does.
 
     The score is the sum of a head's logits of the class over the pixels that the head gives to it (over all pixels if
@@ -28,6 +35,7 @@ def grad_cam(segmenter: Segmenter, image: Tensor, target: int, head: Head = "mai
         image: (1, C, H, W) in [0, 1].
         layer: dotted name of a module whose output is a feature map, such as "backbone.blocks.2"; "" takes the
             features that the head reads.
+        valid: False where there is no data, (H', W') bool of any size; such pixels are none of those that are summed.
 
     Raises:
         ConfigError: no such layer, or one without a feature map.
@@ -47,6 +55,8 @@ def grad_cam(segmenter: Segmenter, image: Tensor, target: int, head: Head = "mai
             prediction = segmenter.eval()(image.detach().clone().requires_grad_(True))
             logits = getattr(prediction, head)[0]  # (K, h, w)
             chosen = logits.argmax(0) == target
+            if valid is not None:
+                chosen &= F.interpolate(valid[None, None].float(), chosen.shape, mode="nearest")[0, 0] > 0
             score = logits[target][chosen].sum() if bool(chosen.any()) else logits[target].sum()
             if not kept or not isinstance(kept[-1], Tensor) or kept[-1].ndim != 4:
                 raise ConfigError(f"eval.cam_layer: {layer!r} gives no feature map (1, D, h, w); name another layer")

@@ -25,7 +25,7 @@ from utils.errors import ConfigError, DataError, WeightsError
 from utils.files import write_text
 
 T = TypeVar("T")
-# What a stage's result does not depend on: it may differ when a run is continued.
+# What a stage's result does not depend on: it may differ when a run is continued. With a point at the end: all below.
 FREE_KEYS = (
     "out",
     "device",
@@ -70,8 +70,12 @@ def open_stage(config: Config, kind: Kind, name: str) -> Path:
 
 def bound_settings(config: Config, kind: Kind) -> dict[str, Any]:
     """The settings on which the result of a stage depends, by their full names."""
-    free = (*FREE_KEYS, *LATER_KEYS[kind])
-    return {key: value for key, value in flatten(config).items() if not key.startswith(free)}
+    free = {*FREE_KEYS, *LATER_KEYS[kind]}
+    for role, domain in (("source", config.source), ("target", config.target)):
+        if domain.eval_share:  # then the scenes decide which images train
+            free.discard(f"{role}.scene")
+    sections = tuple(key for key in free if key.endswith("."))
+    return {key: value for key, value in flatten(config).items() if key not in free and not key.startswith(sections)}
 
 
 def differences(record: Path, settings: dict[str, Any]) -> list[str]:

@@ -23,6 +23,7 @@ from datasets.readers import READERS
 from nets.segmenter import Segmenter
 from utils.config import Config
 from utils.domains import listed
+from utils.errors import DataError
 from utils.files import write_text
 from utils.predict import decided, probabilities
 from utils.survey import Domain
@@ -92,6 +93,7 @@ def score_scenes(domain: Domain, models: Mapping[str, Segmenter], config: Config
     for item in domain.images:
         if item.scene in truths:
             patches.setdefault(str(item.scene), []).append(item)
+    (folder / "scenes.json").unlink(missing_ok=True)  # one of an earlier evaluation must not stand for this one
     if not patches:
         return
     grids: dict[str, tuple[int, int]] = {}  # of all patches: those without data are not predicted, but have their place
@@ -111,7 +113,13 @@ def score_scenes(domain: Domain, models: Mapping[str, Segmenter], config: Config
                 levels = (cloud * 255).round().byte().cpu().numpy()
                 tiles.append((place_of(item.name), decoded.placed(levels, 0)))
                 bar.update()
-            whole = stripped(stitched(tiles, *grids[scene]), *truth.shape)
+            whole = stitched(tiles, *grids[scene])
+            if whole.shape[0] < truth.shape[0] or whole.shape[1] < truth.shape[1]:
+                raise DataError(
+                    f"{truths[scene]}: found patches of {whole.shape[1]}x{whole.shape[0]} pixels, expected at least "
+                    f"the scene's {truth.shape[1]}x{truth.shape[0]}; patches of the scene are missing"
+                )
+            whole = stripped(whole, *truth.shape)
             for title, threshold in THRESHOLDS.items():
                 found.setdefault(name, {}).setdefault(title, {})[scene] = scene_scores(truth, whole > threshold)
     bar.close()

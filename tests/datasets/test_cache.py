@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from datasets import images
 from datasets.cache import Cache
@@ -128,19 +129,45 @@ def test_key_follows_every_rule_of_decoding(items: list[Item], cache: Cache) -> 
         (item, replace(RULES, scaling=Stretch((0.0, 0.0, 0.0), (9.0, 9.0, 9.5)))),
         (item, replace(RULES, nodata="file")),
         (item, replace(RULES, nodata=0)),
-        (item._replace(window=window), RULES),
-        (item._replace(window=window._replace(left=1)), RULES),
+        (item, replace(RULES, scaling=Stretch((0.0, 0.0, 0.0), (9.0, 9.0, 9.0), gamma=2.0))),
+        (item, replace(RULES, scaling=Stretch((0.0, 0.0, 0.0), (9.0, 9.0, 9.0), dtype="uint16"))),
     ]
     keys = [cache.key(*variant) for variant in variants]
     assert len({image for image, _ in keys}) == len(variants)
     assert len({label for _, label in keys}) == 1  # a label is the same by any rule for images
     others = [
         cache.key(item, replace(RULES, label_map={0: 0, 255: 255})),
-        cache.key(item._replace(label_window=window), RULES),
         cache.key(item._replace(label=None), RULES),
     ]
     assert {image for image, _ in others} == {keys[0][0]}  # and the other way round
-    assert len({keys[0][1], *(label for _, label in others)}) == 4 and others[2][1] is None
+    assert len({keys[0][1], *(label for _, label in others)}) == 3 and others[1][1] is None
+    assert cache.key(item._replace(window=window, label_window=window), RULES) == keys[0]  # tiles share what is whole
+
+
+def test_key_follows_the_files_that_gdal_reads_beside_an_image(tmp_path: Path, cache: Cache) -> None:
+    path = tmp_path / "x.tif"
+    Image.fromarray(np.full((4, 5), 9, np.uint8)).save(path)
+    item, decoder = Item("x", (path,)), Decoder(("gray",))
+    keys = [cache.key(item, decoder)]
+    for end in (".msk", ".aux.xml"):
+        Path(f"{path}{end}").write_bytes(b"something")
+        keys.append(cache.key(item, decoder))
+    assert len(set(keys)) == 3
+
+
+def test_tiles_of_one_image_are_decoded_once(tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    decoder, calls = Decoder(("red", "green", "blue")), []
+    original = Decoder.native
+    monkeypatch.setattr(Decoder, "native", lambda *a: (calls.append(a), original(*a))[1])
+    images = checked([Item("x", (tmp_path / "x.png",))], decoder, "x", cache, tile=20)
+    assert len(images) == 6 and len(calls) == 1
+    for item in images:
+        assert item.window is not None
+        top, left, height, width = item.window
+        assert np.array_equal(images.read(item).image, pixels[top : top + height, left : left + width])
+    assert len(calls) == 1
 
 
 def test_order_of_a_label_map_does_not_matter(items: list[Item], cache: Cache) -> None:

@@ -20,7 +20,7 @@ from datasets.check import against_published, warnings_of
 from datasets.readers import Published
 from utils.config import Config, load_config
 from utils.domains import training_images
-from utils.errors import DataError
+from utils.errors import AsdaError, DataError
 
 ROOT = Path(__file__).resolve().parents[2]
 Make = Callable[..., Path]
@@ -79,6 +79,40 @@ def test_leaks_and_doubles_are_warned_of(tmp_path: Path, make_domain: Make) -> N
     notes = report_of(config)["source"]["notes"]
     assert any("1 image(s) are in train and eval, such as scene_00 (train) and scene_03 (eval)" in n for n in notes)
     assert any("1 scene(s) are in train and eval, such as _0" in n and "eval_share" in n for n in notes)
+
+
+def test_a_missing_label_does_not_look_like_a_leak(tmp_path: Path, make_domain: Make) -> None:
+    for role in ("source", "target"):
+        make_domain(tmp_path / role, count=10)
+    (tmp_path / "source/labels/scene_04.png").unlink()
+    report = report_of(configured(tmp_path, "--source.eval_share=0.3"))["source"]
+    assert not report["notes"] and len(report["problems"]) == 1
+    assert "scene_04.png: has no label" in report["problems"][0]
+    assert sum(part["images"] for part in report["parts"].values()) == 10
+
+
+@pytest.mark.parametrize("trouble", ["shift8", "gamma", "one scene", "nothing"])
+def test_what_training_would_refuse_is_a_problem_in_a_written_report(
+    trouble: str, tmp_path: Path, make_domain: Make
+) -> None:
+    for role in ("source", "target"):
+        make_domain(tmp_path / role, count=2)
+    options, says = {
+        "shift8": ("--source.scaling=shift8", "expected 16 bits for scaling shift8"),
+        "gamma": ("--source.gamma=2.2", "give scaling: train"),
+        "one scene": ("--source.eval_share=0.5", "found 1 scene(s), expected two or more"),
+        "nothing": ("--source.nodata=all_zero", "hold a valid pixel"),
+    }[trouble]
+    extra = ["--source.scene=scene"] if trouble == "one scene" else []
+    if trouble == "nothing":
+        for path in (tmp_path / "source/images").iterdir():
+            cv2.imwrite(str(path), np.zeros((40, 48, 3), np.uint16))
+    config = configured(tmp_path, options, *extra)
+    problems = report_of(config)["source"]["problems"]
+    assert any(says in line for line in problems), problems
+    assert (tmp_path / "run/check/report.md").exists()
+    with pytest.raises(AsdaError):
+        training_images(config, "source", labels=True)
 
 
 def test_published_facts_are_compared(
@@ -212,6 +246,13 @@ def zoo(root: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     sound["jpeg_called_tif"] = np.full((*SIZE, 3), 90, np.uint8)
     image("grüße an alle", lambda p: Image.fromarray(plain).save(p))
     sound["grüße an alle"] = plain
+    (root / "secret.tif").write_bytes(b"")
+    tiff(root / "secret.tif", rgb())
+    virtual = (
+        '<VRTDataset rasterXSize="48" rasterYSize="40"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
+        f"<SourceFilename>{root / 'secret.tif'}</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>"
+    )
+    image("reads_another_file", lambda p: p.write_text(virtual), "expected PNG, JPEG, BMP, TIFF", ".tif")
     image("twice", lambda p: Image.fromarray(rgb()).save(p))
     image("twice", lambda p: Image.fromarray(rgb()).save(p), "share one name", ".jpg")
     return problems, sound

@@ -273,9 +273,9 @@ def test_list_that_is_no_text(tmp_path: Path, make_domain: Make) -> None:
     assert "scene_00.png" in message and "not a text file" in message and "UTF-8" in message
 
 
-def test_read_names_strips_marks_and_blank_lines(tmp_path: Path) -> None:
-    (tmp_path / "names.txt").write_bytes("\ufeffone\r\n\r\n  two words \n".encode())
-    assert read_names(tmp_path / "names.txt") == ["one", "two words"]
+def test_read_names_are_exact_without_marks_and_blank_lines(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_bytes("\ufeffone\r\n\r\n two words \n".encode())
+    assert read_names(tmp_path / "names.txt") == ["one", " two words "]
     assert "cannot read the list" in fault_of(lambda: read_names(tmp_path / "gone.txt"))
 
 
@@ -287,3 +287,13 @@ def test_images_that_differ_in_what_is_drawn_keep_their_own_label(tmp_path: Path
         assert decoded.label is not None and set(np.unique(decoded.label)) == {0, 1}
         assert decoded.image[decoded.label == 1].mean() > decoded.image[decoded.label == 0].mean() + 80
         assert np.array_equal(decoded.image, cv2.imread(str(item.image))[..., ::-1])
+
+
+def test_hidden_files_are_no_images(tmp_path: Path, make_domain: Make) -> None:
+    root = make_domain(tmp_path, count=2)
+    for name in ("._scene_00.png", ".ipynb_checkpoints/scene_00.png"):
+        path = root / "images" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"of another program")
+    found = find_images(root, labels=True)
+    assert not found.faults and [item.name for item in found.items] == ["scene_00", "scene_01"]

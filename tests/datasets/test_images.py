@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -319,7 +320,7 @@ def test_measured_stretch_of_many_large_images_is_close(tmp_path: Path, monkeypa
 
 def test_measured_stretch_of_one_value_and_of_none(tmp_path: Path) -> None:
     flat = item_of(raster(tmp_path / "flat.tif", np.full((4, 5), 70, np.uint16)))
-    assert measured_stretch([flat], Decoder(("gray",))) == Stretch((70.0,), (71.0,))
+    assert measured_stretch([flat], Decoder(("gray",))) == Stretch((70.0,), (71.0,), dtype="uint16")
     empty = item_of(raster(tmp_path / "empty.tif", np.zeros((4, 5), np.uint16)))
     message = fault_of(lambda: measured_stretch([empty], Decoder(("gray",), nodata=0)))
     assert message.startswith(f"{empty.image}: neither it nor the other training images hold a valid pixel")
@@ -440,7 +441,7 @@ def test_tiles_cover_every_pixel_and_move_image_and_label_together(
     tmp_path_factory: pytest.TempPathFactory, height: int, width: int, side: int
 ) -> None:
     item = sized(tmp_path_factory.mktemp("tiles"), height, width)
-    cut = tiles([item], side)
+    cut = tiles(item, Decoder(RGB).read(item), side)
     if max(height, width) <= side:
         assert cut == [item]
         return
@@ -457,21 +458,73 @@ def test_tiles_cover_every_pixel_and_move_image_and_label_together(
     assert seen.min() >= 1
 
 
-def test_tiles_of_a_file_a_band_keep_their_scene(tmp_path: Path) -> None:
-    files = tuple(raster(tmp_path / f"{band}.tif", noise(20, 30)) for band in RGB)
-    files[0].unlink()  # the size is taken from a band that is there
-    cut = tiles([Item("x", files, scene="s")], 16)
-    assert [tile.window for tile in cut] == [Window(t, x, 16, 16) for t in (0, 4) for x in (0, 14)]
+def test_tiles_keep_scene_and_files_and_leave_out_what_holds_no_data(tmp_path: Path) -> None:
+    layers = [noise(20, 30) for _ in RGB]
+    for layer in layers:
+        layer[:, 14:] = 0
+        layer[-1, -1] = 9  # one pixel at the far corner: the part with data is all of it
+    files = tuple(raster(tmp_path / f"{band}.tif", layer) for band, layer in zip(RGB, layers, strict=True))
+    decoder = Decoder(RGB, RGB, "shift8", "all_zero")
+    item = Item("x", files, scene="s")
+    cut = tiles(item, decoder.read(item), 16)
+    assert [tile.window for tile in cut] == [Window(0, 0, 16, 16), Window(4, 0, 16, 16), Window(4, 14, 16, 16)]
     assert {tile.scene for tile in cut} == {"s"} and all(tile.files == files for tile in cut)
 
 
-def test_tiles_leave_small_and_unreadable_images_as_they_are(tmp_path: Path) -> None:
-    small = sized(tmp_path, 8, 8)
+def test_a_margin_does_not_move_the_tiles(tmp_path: Path) -> None:
+    pixels = np.maximum(noise(20, 30, 3), 1)
+    plain = Item("x", (raster(tmp_path / "plain.tif", pixels),))
+    padded = Item("x", (raster(tmp_path / "padded.tif", np.pad(pixels, ((5, 1), (3, 9), (0, 0)))),))
+    decoder = Decoder(RGB, RGB, "shift8", "all_zero")
+    first, second = (checked([item], decoder, "source", tile=16) for item in (plain, padded))
+    assert [item.name for item in first] == [item.name for item in second] and len(first) == 4
+    for one, other in zip(first, second, strict=True):
+        assert np.array_equal(first.read(one).image, second.read(other).image)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_files_of_another_size_are_named_before_anything_is_cut(tmp_path: Path, cached: bool) -> None:
+    item, other = sized(tmp_path, 40, 40), sized(tmp_path, 44, 44)
+    cache = Cache(tmp_path / "cache") if cached else None
+    message = fault_of(lambda: checked([item._replace(label=other.label)], Decoder(RGB), "source", cache, tile=16))
+    assert "found 44x44 pixels, expected 40x40" in message
+
+
+def test_tiles_whose_names_collide_are_refused(tmp_path: Path) -> None:
+    tall = sized(tmp_path, 40, 10)._replace(name="a")
+    twin = sized(tmp_path, 8, 8)._replace(name="a_00000_00000")
+    message = fault_of(lambda: checked([tall, twin], Decoder(RGB), "source", tile=20))
+    assert "has the name 'a_00000_00000'" in message and "must be unique" in message
+
+
+def test_unreadable_images_are_named_when_others_are_cut(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image")
     bad, gone = item_of(tmp_path / "bad.png"), item_of(tmp_path / "gone.png")
-    assert tiles([small, bad, gone], 8) == [small, bad, gone]
-    message = fault_of(lambda: checked(tiles([small, bad, gone], 8), Decoder(RGB), "source"))
+    message = fault_of(lambda: checked([sized(tmp_path, 40, 40), bad, gone], Decoder(RGB), "source", tile=16))
     assert "source has 2 fault(s)" in message and str(bad.image) in message and str(gone.image) in message
+
+
+def test_another_type_than_the_scaling_was_measured_on_is_named(tmp_path: Path) -> None:
+    deep = [item_of(raster(tmp_path / f"{i}.tif", noise(4, 5))) for i in range(3)]
+    flat = item_of(raster(tmp_path / "flat.tif", noise(4, 5, dtype="uint8")))
+    decoder = Decoder(("gray",))
+    decoder = replace(decoder, scaling=measured_stretch(deep, decoder))
+    message = fault_of(lambda: checked([*deep, flat], decoder, "source"))
+    assert "1 fault(s)" in message and f"{flat.image}: found uint8 pixels, expected uint16" in message
+
+
+def test_bands_that_are_not_used_say_nothing_about_data(tmp_path: Path) -> None:
+    pixels = np.maximum(noise(4, 5, 4), 1)
+    pixels[..., 3] = 0
+    item = item_of(raster(tmp_path / "x.tif", pixels, RGBN, nodata=0))
+    assert Decoder(RGB, scaling="shift8").read(item).valid.all()
+    assert not Decoder(RGBN, scaling="shift8").read(item).valid.any()
+
+
+def test_number_of_band_files_is_that_of_the_names(tmp_path: Path) -> None:
+    files = tuple(raster(tmp_path / f"{band}.tif", noise(4, 5)) for band in RGB)
+    message = fault_of(lambda: Decoder(RGB, RGBN, "shift8").read(Item("x", files)))
+    assert "found 3 files of bands, expected 4" in message
 
 
 # several at a time

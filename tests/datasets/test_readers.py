@@ -13,7 +13,7 @@ import rasterio
 from PIL import Image
 
 from datasets.files import Found, Item
-from datasets.images import Decoder, checked, tiles
+from datasets.images import Decoder, checked
 from datasets.readers import READERS, SENTINEL_2, find_images
 from utils.config import DomainConfig
 from utils.domains import drawn_scenes, search
@@ -235,7 +235,8 @@ def test_hrc_whu_faults(tmp_path: Path) -> None:
     found = find_images(root, reader="hrc_whu", labels=True)
     faults = sorted(found.faults)
     assert len(faults) == 3
-    assert f"{root / 'more/water_1.png'}, {root / 'water_1.tif'}: share one name; keep one of them" in faults
+    pair = f"{root / 'more/water_1.png'}, {root / 'water_1.tif'}: share one name"
+    assert any(fault.startswith(pair) and "a folder called labels, masks" in fault for fault in faults)
     assert f"{root / 'snow_1.tif'}: has no mask below {root}" in faults
     assert "are several masks of urban_1.tif; keep one of them" in "".join(faults)
     assert {"snow_1", "urban_1"}.isdisjoint(item.name for item in found.items)
@@ -431,9 +432,8 @@ def test_l8_biome(l8_biome: Path) -> None:
 
 def test_l8_biome_is_cut_into_tiles_of_its_scene(l8_biome: Path) -> None:
     items = find_images(l8_biome, reader="l8_biome", labels=True).items
-    cut = tiles(items, 2)
-    assert len(cut) == 8 and {item.scene for item in cut} == set(BIOME)
-    read = checked(cut, decoder("l8_biome", "red"), "source")
+    read = checked(items, decoder("l8_biome", "red"), "source", tile=2)
+    assert len(read) == 8 and {item.scene for item in read} == set(BIOME)
     labels = {item.name: read.read(item).label for item in read}
     assert labels[f"{BIOME[1]}_00000_00002"].tolist() == [[0, 1], [0, 255]]  # type: ignore[union-attr]
 
@@ -625,15 +625,19 @@ def of_scenes(*counts: int) -> list[Item]:
 @pytest.mark.parametrize(("share", "expected"), [(0.01, 1), (0.25, 2), (0.5, 5), (0.9, 9)])
 def test_share_of_the_scenes_is_held_back(share: float, expected: int) -> None:
     items = of_scenes(*range(1, 11))
-    drawn = drawn_scenes(items, share)
+    domain = DomainConfig(root="d", eval_share=share)
+    drawn = drawn_scenes(items, domain)
     assert len(drawn) == expected and drawn <= {item.scene for item in items}
-    assert drawn_scenes(list(reversed(items)), share) == drawn  # whatever their order
-    assert drawn_scenes(of_scenes(3), share) == set()  # one scene cannot be on both sides
+    assert drawn_scenes(list(reversed(items)), domain) == drawn  # whatever their order
+    assert len(drawn_scenes(of_scenes(3, 3), domain)) == 1  # one is left
+    message = fault_of(lambda: drawn_scenes(of_scenes(3), domain))  # one scene cannot be on both sides
+    assert message.startswith("d: found 1 scene(s), expected two or more")
 
 
 def test_images_without_scenes_stand_for_themselves() -> None:
     items = [Item(f"i{i}", (Path("x"),)) for i in range(8)]
-    assert len(drawn_scenes(items, 0.5)) == 4 and drawn_scenes(items, 0.5) <= {item.name for item in items}
+    drawn = drawn_scenes(items, DomainConfig(eval_share=0.5))
+    assert len(drawn) == 4 and drawn <= {item.name for item in items}
 
 
 def test_held_back_images_are_whole_scenes_and_never_train(tmp_path: Path) -> None:
@@ -675,3 +679,25 @@ def test_share_of_the_training_part_of_hrc_whu(tmp_path: Path) -> None:
     assert (len(train.items), len(test.items)) == (25, 5)
     assert not {item.scene for item in train.items} & {item.scene for item in test.items}
     assert cv2.imread(str(train.items[0].image)) is not None
+
+
+def test_published_counts_follow_the_part_and_the_list(tmp_path: Path) -> None:
+    folder = tmp_path / "95-cloud_training_only_additional_to38-cloud"
+    folder.mkdir()
+    reader = READERS["cloud95"]
+    assert reader.published is not None
+    counts = [
+        reader.published.images[reader.published_key(tmp_path, rows)] for rows in ("additional", "all", "test", None)
+    ]
+    assert counts == [26301, 34701, 9201, 34701]
+    (folder / "training_patches_95-cloud_nonempty.csv").write_text("name\n")
+    keys = [reader.published_key(tmp_path, rows) for rows in ("train", "additional", "all")]
+    assert [reader.published.images[key] for key in keys] == [21502, 16347, 34701]
+
+
+@pytest.mark.parametrize("folder", ["GroundTruth", "truth", "annotations", "ref", "masks", "ann_dir/train"])
+def test_hrc_whu_knows_folders_of_masks(tmp_path: Path, folder: str) -> None:
+    picture(tmp_path / "img/water_1.png", np.full((SIDE, SIDE, 3), 9, np.uint8))
+    mask = picture(tmp_path / folder / "water_1.png", np.zeros((SIDE, SIDE), np.uint8))
+    found = find_images(tmp_path, reader="hrc_whu", labels=True)
+    assert not found.faults and [item.label for item in found.items] == [mask]

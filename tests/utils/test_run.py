@@ -119,7 +119,7 @@ def test_write_text_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("utils.run.os.fsync", crash)
+        patch.setattr("utils.files.os.fsync", crash)
         with pytest.raises(OSError, match="disk full"):
             write_text(path, "new")
     assert path.read_text() == "old"
@@ -179,6 +179,16 @@ def test_trained(tmp_path: Path, load: Load) -> None:
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(WeightsError, match=r"teacher\.safetensors: cannot be read"):
         trained(config, "teacher", "teacher")
+
+
+def test_images_that_are_held_back_bind_a_stage(tmp_path: Path, load: Load) -> None:
+    """Another share, or other scenes of a share, would train on what was held back."""
+    folder = open_stage(load("--target.eval_share=0.4"), "teacher", "teacher")
+    with pytest.raises(ConfigError, match=r"target\.eval_share was 0\.4, is 0\.2"):
+        open_stage(load("--target.eval_share=0.2"), "teacher", "teacher")
+    with pytest.raises(ConfigError, match=r"target\.scene was None, is 'x'"):
+        open_stage(load("--target.eval_share=0.4", "--target.scene=x"), "teacher", "teacher")
+    assert open_stage(load("--target.eval_share=0.4", "--source.scene=x"), "teacher", "teacher") == folder
 
 
 # data
