@@ -134,7 +134,7 @@ class Decoder:
     def pixels(self, item: Item) -> tuple[np.ndarray, np.ndarray]:
         """The bands in 8 bits, (H, W, C), 0 without data, and where they have data, (H, W) bool; nothing is cut off."""
         stored, valid = self.native(item)
-        scaled = self._scaled(stored, item)
+        scaled = self.scaled(stored, item)
         if not valid.all():
             scaled[~valid] = 0
         return scaled, valid
@@ -208,7 +208,12 @@ class Decoder:
             raise DataError(f"{item.image}: found bands of {sizes} pixels, expected one size; leave a band out")
         return np.dstack([layer.pixels for layer in layers]), np.logical_and.reduce([layer.mask for layer in layers])
 
-    def _scaled(self, pixels: np.ndarray, item: Item) -> np.ndarray:
+    def scaled(self, pixels: np.ndarray, item: Item) -> np.ndarray:
+        """Stored values (H, W, C) in 8 bits.
+
+        Raises:
+            DataError: their type does not fit the scaling.
+        """
         self.require_type(pixels.dtype, item)
         if self.scaling is None:
             return pixels if pixels.flags.writeable else pixels.copy()
@@ -233,11 +238,13 @@ class Decoder:
             DataError: it does not.
         """
         if self.scaling is None and dtype != np.uint8:
-            raise DataError(f"{item.image}: found {dtype} pixels, expected 8 bits as in the first image")
+            raise DataError(f"{item.image}: found {dtype} pixels, expected 8 bits, or give the domain's scaling")
         if isinstance(self.scaling, str) and dtype != np.uint16:
             raise DataError(f"{item.image}: found {dtype} pixels, expected 16 bits for scaling shift8")
         if isinstance(self.scaling, Stretch) and self.scaling.dtype not in (None, str(dtype)):
-            raise DataError(f"{item.image}: found {dtype} pixels, expected {self.scaling.dtype} as in the first image")
+            raise DataError(
+                f"{item.image}: found {dtype} pixels, expected {self.scaling.dtype}, on which the scaling was measured"
+            )
 
 
 def has_8_bits(items: Sequence[Item], decoder: Decoder) -> bool:

@@ -116,7 +116,7 @@ def _permutation(seed: int, stream: int, epoch: int, length: int) -> np.ndarray:
 
 def to_tensor(image: np.ndarray) -> Tensor:
     """An 8-bit image (H, W, C) as float32 (C, H, W) in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float().div_(255)
+    return torch.from_numpy(np.array(image.transpose(2, 0, 1))).float().div_(255)
 
 
 def network_input(image: np.ndarray, size: int, geometry: Literal["letterbox", "crop"]) -> Tensor:

@@ -20,8 +20,9 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as T
 
 from losses.segmentation import IGNORE
-from losses.side import HEADS, Moment
+from losses.side import Moment
 from losses.u2pl import entropy_drop as drop_uncertain
+from nets.segmenter import HEADS
 
 Batch = Mapping[str, Tensor]
 

@@ -9,8 +9,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-HEADS = ("main", "aux")
-
 
 class Moment(Protocol):
     """When a term is computed; `utils.schedule.Clock` is one."""

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from losses.side import HEADS
 from nets.pretrained import load_backbone
 from utils.errors import ConfigError
 
+HEADS = ("main", "aux")
 DILATIONS = (6, 12, 18, 24)
 Head = Literal["main", "aux"]
 DEEPLAB_V2_BACKBONES = ("resnet50", "resnet101")

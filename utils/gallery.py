@@ -273,7 +273,7 @@ def draw_gradcam(domain: Domain, models: Mapping[str, Segmenter], config: Config
 def _cam(model: Segmenter, image: np.ndarray, valid: np.ndarray, target: int, head: Head, config: Config) -> np.ndarray:
     device = next(model.parameters()).device
     inputs = network_input(image, config.data.size, config.data.geometry).to(device)
-    data = torch.from_numpy(np.ascontiguousarray(valid)).to(device)
+    data = torch.from_numpy(np.array(valid)).to(device)
     cam = grad_cam(model, inputs, target, head, config.eval.cam_layer, data).cpu().numpy()
     cam = cv2.resize(cam, image.shape[1::-1]) if cam.shape != image.shape[:2] else cam
     return laid_over(as_rgb(image), np.where(valid, cam, 0))

@@ -1,0 +1,112 @@
+"""Peak memory and speed of predict.py on a scene of 10,980 x 10,980 pixels, and on one of twice the height.
+
+    python bench/predict_memory.py
+    python bench/predict_memory.py --folder /tmp/scenes     # keeps the scenes and masks there
+
+Draws a uint16 scene of 3 bands with a CRS, a wedge without data and clouds that cross the windows, and a random network
+of the demo's kind; predicts it in a process of its own and reads that one's peak resident memory. Ends with status 1
+when a peak passes 1.5 GiB, or the two differ by more than a tenth. Takes 3 GiB of disk and some minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import rasterio
+from rasterio.transform import from_origin
+from rasterio.windows import Window
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SIDE = 10_980  # of a Sentinel-2 scene at 10 m
+LIMIT, GROWTH = 1536.0, 0.1  # MiB, share
+UNIT = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes there, in KiB on Linux; to MiB
+ROWS = 512
+
+NETWORK = """
+import json, sys
+import torch
+from nets.segmenter import Segmenter
+from nets.weights import save_segmenter
+torch.manual_seed(0)
+target = {"bands": None, "scaling": [[500.0] * 3, [9000.0] * 3], "nodata": "file"}
+record = {"bands": ["red", "green", "blue"], "size": 128, "geometry": "crop", "tile": None, "target": target}
+network = Segmenter("mobilenetv3_small_050", output_stride=16, init="kaiming")
+save_segmenter(sys.argv[1], network, {"data": json.dumps(record)})
+"""
+
+# Read before the interpreter shuts down.
+MEASURE = """
+import resource, runpy, sys
+sys.argv = sys.argv[1:]
+sys.path.insert(0, ".")
+runpy.run_path(sys.argv[0], run_name="__main__")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def draw_scene(path: Path, height: int, width: int) -> None:
+    """Soft clouds of every size over noisy ground, without data left of a slanted line."""
+    rng = np.random.default_rng(0)
+    tiled = {"tiled": True, "blockxsize": ROWS, "blockysize": ROWS, "compress": "deflate", "zlevel": 1}
+    place = {"crs": "EPSG:32633", "transform": from_origin(499_980, 5_300_040, 10, 10)}
+    shape = {"height": height, "width": width, "count": 3, "dtype": "uint16", "nodata": 0, "bigtiff": "IF_SAFER"}
+    with rasterio.open(path, "w", driver="GTiff", **shape, **place, **tiled) as file:
+        for top in range(0, height, ROWS):
+            rows = min(ROWS, height - top)
+            knots = rng.random((rows // 50 + 2, width // 50 + 2)).astype(np.float32)
+            cloud = np.clip(4 * (cv2.resize(knots, (width, rows), interpolation=cv2.INTER_CUBIC) - 0.6), 0, 1)
+            line = 0.1 * width + 0.3 * (np.arange(top, top + rows)[:, None] % SIDE)
+            for band in range(3):
+                ground = 1200 + 300 * band + 100 * rng.standard_normal((rows, width), dtype=np.float32)
+                pixels = np.clip((1 - cloud) * ground + 9000 * cloud, 1, 65535).astype(np.uint16)
+                pixels[np.arange(width) < line] = 0
+                file.write(pixels, band + 1, window=Window(0, top, width, rows))
+
+
+def run(code: str, *arguments: str) -> str:
+    """Run Python code with `arguments` in the repository and return the last line that it printed."""
+    child = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=REPOSITORY, text=True, capture_output=True, check=False
+    )
+    if child.returncode:
+        sys.exit(f"{child.stdout}{child.stderr}\n{arguments} ended with status {child.returncode}")
+    return (child.stdout.splitlines() or [""])[-1]
+
+
+def peak_of_scene(folder: Path, weights: Path, height: int) -> float:
+    """Peak resident memory in MiB of predict.py over a scene of this height."""
+    scene, out = folder / f"scene_{height}.tif", folder / f"masks_{height}"
+    if not scene.exists():
+        draw_scene(scene, height, SIDE)
+    peak = int(run(MEASURE, "predict.py", "--weights", str(weights), str(scene), "--out", str(out))) / UNIT
+    with open(out / "summary.csv", encoding="utf-8") as file:
+        seconds = float(next(csv.DictReader(file))["seconds"])
+    pixels = height * SIDE / 1e6
+    print(f"{SIDE} x {height}: peak {peak:6.0f} MiB, {seconds:5.0f} s, {pixels / seconds:.2f} Mpx/s", flush=True)
+    return peak
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="keep scenes and masks here")
+    parser.add_argument("--side", type=int, default=SIDE, help="height of the smaller scene")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = folder / "network.safetensors"
+        run(NETWORK, str(weights))
+        one, two = (peak_of_scene(folder, weights, count * given.side) for count in (1, 2))
+    print(f"twice the height: peak times {two / one:.3f}")
+    sys.exit(int(max(one, two) > LIMIT or abs(two / one - 1) > GROWTH))
+
+
+if __name__ == "__main__":
+    main()

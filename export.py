@@ -1,0 +1,97 @@
+"""The network of a finished run as files to pass on: safetensors, ONNX and a model card.
+
+    python export.py --run runs/demo --out export
+    python predict.py --weights export/student.onnx scene.tif --out masks
+
+Writes OUT/NAME.safetensors, OUT/NAME.onnx and OUT/README.md; NAME is student where stage 3 was run, else teacher. The
+ONNX file is compared with the network before it is written. Needs onnx, onnxscript and onnxruntime.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.cli import configure, run
+from utils.errors import ConfigError, WeightsError
+from utils.files import write_text
+from utils.scenes.network import CloudNetwork, load_network, weights_of_run
+
+TOLERANCE = 1e-4  # of a probability
+
+
+class Request(NamedTuple):
+    """What the command line asks for."""
+
+    weights: Path
+    out: Path
+
+
+def read_request(arguments: Sequence[str] | None = None, description: str | None = __doc__) -> Request:
+    """
+    Raises:
+        DataError: a run without weights.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the files")
+    given = parser.parse_args(arguments)
+    return Request(weights_of_run(given.run), given.out)
+
+
+def export(request: Request) -> None:
+    """Write the files, each whole or not at all.
+
+    Raises:
+        ConfigError: the folder cannot be written to, or a package is missing.
+        WeightsError: the ONNX file does not compute what the network computes.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  torch's exporter needs it, and would say so late
+    except ImportError as error:
+        raise ConfigError(f"export needs {error.name}, which is not installed; pip install onnx onnxscript") from None
+    from nets.weights import load_segmenter, save_segmenter
+    from utils.export import model_card, to_onnx
+
+    weights, out = request
+    network, segmenter = load_network(weights, "cpu"), load_segmenter(weights)
+    card = model_card(weights, network.images, segmenter.architecture)
+    metadata = {"architecture": segmenter.architecture, "data": network.images.record}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        save_segmenter(out / f"{weights.stem}.safetensors", segmenter, {"data": metadata["data"]})
+        write_text(out / "README.md", card)
+        unchecked = out / f".unchecked_{weights.stem}.onnx"
+        onnx.save_model(to_onnx(segmenter, metadata), unchecked)
+        if (difference := largest_difference(network, load_network(unchecked))) > TOLERANCE:
+            raise WeightsError(
+                f"{unchecked}: differs from {weights} by {difference:.2g} in a probability, expected {TOLERANCE:g} or "
+                "less; try another release of torch, onnxscript or onnxruntime"
+            )
+        os.replace(unchecked, out / f"{weights.stem}.onnx")
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written to ({error}); give another --out") from None
+    print(f"{out}: {weights.stem}.safetensors, {weights.stem}.onnx (within {difference:.1g} of the network), README.md")
+
+
+def largest_difference(one: CloudNetwork, other: CloudNetwork) -> float:
+    """Of the probabilities of noise, in windows of several sizes, some of them scaled."""
+    size, rng = one.images.size, np.random.default_rng(0)
+    differences = []
+    for windows, height, width in ((1, size, size), (3, size, size // 2), (2, size + 7, size)):
+        noise = rng.integers(0, 256, (windows, height, width, len(one.images.decoder.bands)), np.uint8)
+        for target in ((height, width), (2 * height, 2 * width)):
+            differences.append(np.abs(one.cloud(noise, target) - other.cloud(noise, target)).max())
+    return float(max(differences))
+
+
+if __name__ == "__main__":
+    run(export, configure(__doc__, lambda description: read_request(description=description)))

@@ -1,0 +1,338 @@
+"""predict.py from the command line: grids, no data, batches that fail in part, and what a kill leaves."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import rasterio
+import torch
+from PIL import Image
+from rasterio.transform import from_origin
+
+from nets.segmenter import Segmenter
+from nets.weights import save_segmenter
+from predict import predict, read_request
+from utils.errors import ConfigError, DataError, WeightsError
+from utils.scenes import predict_array, predict_scene
+from utils.scenes.network import load_network
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PLACE = {"crs": "EPSG:32633", "transform": from_origin(499_980, 5_300_040, 10, 10)}
+LOW, HIGH = 500.0, 9000.0
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A random network for 16-bit RGB whose files say where they have no data."""
+    torch.manual_seed(0)
+    target = {"bands": None, "scaling": [[LOW] * 3, [HIGH] * 3], "nodata": "file"}
+    data = {"bands": ["red", "green", "blue"], "size": 64, "geometry": "crop", "tile": None, "target": target}
+    path = tmp_path / "run" / "intra" / "student.safetensors"
+    path.parent.mkdir(parents=True)
+    segmenter = Segmenter("mobilenetv3_small_050", output_stride=16, init="kaiming")
+    save_segmenter(path, segmenter, {"data": json.dumps(data)})
+    return path
+
+
+def draw(height: int, width: int, bands: int = 3, seed: int = 0) -> np.ndarray:
+    """Clouds over ground, (bands, H, W) uint16, 0 left of a slanted line."""
+    rng = np.random.default_rng(seed)
+    knots = rng.random((height // 25 + 2, width // 25 + 2)).astype(np.float32)
+    cloud = np.clip(4 * (cv2.resize(knots, (width, height), interpolation=cv2.INTER_CUBIC) - 0.6), 0, 1)
+    pixels = (1 - cloud) * rng.normal(1500, 100, (bands, height, width)) + 9000 * cloud
+    pixels[:, np.arange(width) < 20 + 0.2 * np.arange(height)[:, None]] = 0
+    return pixels.clip(0, 65535).astype(np.uint16)
+
+
+def write_scene(path: Path, height: int = 150, width: int = 130, bands: int = 3, **changes: Any) -> np.ndarray:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = draw(height, width, bands)
+    shape = {"height": height, "width": width, "count": bands, "dtype": "uint16", "nodata": 0}
+    with rasterio.open(path, "w", driver="GTiff", **shape, **{**PLACE, **changes}) as file:
+        file.write(pixels)
+    return pixels
+
+
+def masks_of(weights: Path, out: Path, *arguments: object) -> Path:
+    words = ["--weights", weights, "--out", out, "--device", "cpu", *arguments]
+    predict(read_request([str(word) for word in words]))
+    return out
+
+
+def files_of(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+def test_a_mask_lies_where_its_scene_lies(tmp_path: Path, weights: Path) -> None:
+    pixels = write_scene(tmp_path / "scenes" / "tile" / "a.tif", 700, 600)
+    out = masks_of(weights, tmp_path / "out", tmp_path / "scenes", "--probability", "--entropy", "--quicklook")
+    layers = {f"tile/a_{name}" for name in ("mask.tif", "probability.tif", "entropy.tif", "quicklook.png")}
+    assert files_of(out) == {"predict.json", "summary.csv", "tile", *layers}
+    image = pixels.transpose(1, 2, 0)
+    expected = predict_array(load_network(weights, "cpu"), image, (image > 0).all(2))
+    for name in ("mask", "probability", "entropy"):
+        with rasterio.open(out / "tile" / f"a_{name}.tif") as file:
+            assert file.crs == PLACE["crs"] and file.transform == PLACE["transform"] and file.shape == (700, 600)
+            assert file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG" and file.overviews(1) == [2]
+            assert file.block_shapes == [(512, 512)] and file.compression is not None
+            np.testing.assert_array_equal(file.read(1), getattr(expected, name))
+            assert np.array_equal(file.read_masks(1) > 0, (pixels > 0).all(0))
+    with rasterio.open(out / "tile" / "a_mask.tif") as file:
+        mask = file.read(1)
+        assert file.dtypes == ("uint8",) and file.nodata == 255 and set(np.unique(mask)) == {0, 1, 255}
+        assert file.colormap(1)[1] == (255, 255, 255, 255) and np.array_equal(mask == 255, (pixels == 0).any(0))
+    row = next(csv.DictReader((out / "summary.csv").read_text().splitlines()))
+    assert row["scene"] == "tile/a" and float(row["seconds"]) > 0
+    assert float(row["cloud_share"]) == pytest.approx((mask == 1).sum() / (mask != 255).sum(), rel=1e-4)
+    assert float(row["valid_share"]) == pytest.approx((mask != 255).mean(), rel=1e-4)
+    assert float(row["mean_entropy"]) == pytest.approx(np.nanmean(expected.entropy), rel=1e-4)
+    assert Image.open(out / "tile" / "a_quicklook.png").size == (1200, 700)
+
+
+def test_ground_control_points_are_kept(tmp_path: Path, weights: Path) -> None:
+    from rasterio.control import GroundControlPoint
+
+    points = [GroundControlPoint(row, col, 10 + col / 9, 50 - row / 9) for row in (0, 150) for col in (0, 130)]
+    write_scene(tmp_path / "a.tif", transform=None, gcps=points, crs="EPSG:4326")
+    out = masks_of(weights, tmp_path / "out", tmp_path / "a.tif")
+    with rasterio.open(out / "a_mask.tif") as file:
+        assert [(p.row, p.col, p.x, p.y) for p in file.gcps[0]] == [(p.row, p.col, p.x, p.y) for p in points]
+        assert file.gcps[1] == "EPSG:4326"
+
+
+def test_a_picture_gives_a_picture(tmp_path: Path, weights: Path) -> None:
+    target = {"bands": None, "scaling": None, "nodata": "file"}
+    data = {"bands": ["red", "green", "blue"], "size": 64, "geometry": "letterbox", "tile": 96, "target": target}
+    save_segmenter(weights, Segmenter("mobilenetv3_small_050", output_stride=16), {"data": json.dumps(data)})
+    image = (draw(90, 120) >> 8).astype(np.uint8).transpose(1, 2, 0)
+    alpha = np.full((90, 120, 1), 255, np.uint8)
+    alpha[:10] = 0
+    Image.fromarray(np.concatenate([image, alpha], 2)).save(tmp_path / "a.png")
+    cv2.imwrite(str(tmp_path / "b.jpg"), image)
+    out = masks_of(weights, tmp_path / "out", tmp_path / "*.png", tmp_path / "b.jpg", "--probability")
+    mask = np.asarray(Image.open(out / "a_mask.png"))
+    assert Image.open(out / "a_mask.png").mode == "P" and np.array_equal(mask == 255, alpha[..., 0] == 0)
+    probability = np.asarray(Image.open(out / "a_probability.png"))
+    assert probability.dtype == np.uint16 and np.array_equal(probability == 65535, mask == 255)
+    assert np.array_equal(probability[10:] / 65534 > 0.5, mask[10:] == 1)
+    assert Image.open(out / "b_mask.png").size == (120, 90)
+
+
+def test_small_clouds_go_before_clouds_are_widened(tmp_path: Path, weights: Path) -> None:
+    write_scene(tmp_path / "a.tif")
+    masks = {}
+    for name, options in {"plain": [], "small": ["--min-cloud", 400], "wide": ["--buffer", 3]}.items():
+        out = masks_of(weights, tmp_path / name, tmp_path / "a.tif", *options)
+        masks[name] = rasterio.open(out / "a_mask.tif").read(1)
+    assert set(np.unique(masks["plain"])) == {0, 1, 255}
+    assert np.array_equal(masks["plain"] == 255, masks["wide"] == 255)
+    assert (masks["small"] == 1).sum() < (masks["plain"] == 1).sum() < (masks["wide"] == 1).sum()
+    always = masks_of(weights, tmp_path / "all", tmp_path / "a.tif", "--threshold", 0, "--min-cloud", 10**6)
+    assert not (rasterio.open(always / "a_mask.tif").read(1) == 1).any()
+
+
+def test_finished_scenes_are_left_and_missing_ones_made(tmp_path: Path, weights: Path) -> None:
+    for name in "ab":
+        write_scene(tmp_path / "scenes" / f"{name}.tif", 80, 70)
+    out = masks_of(weights, tmp_path / "out", tmp_path / "scenes")
+    content = {name: (out / f"{name}_mask.tif").read_bytes() for name in "ab"}
+    (out / "a_mask.tif").unlink()
+    before = (out / "b_mask.tif").stat()
+    masks_of(weights, out, tmp_path / "scenes")
+    assert {name: (out / f"{name}_mask.tif").read_bytes() for name in "ab"} == content
+    after = (out / "b_mask.tif").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    masks_of(weights, out, tmp_path / "scenes", "--entropy")
+    assert (out / "a_entropy.tif").exists() and (out / "b_entropy.tif").exists()
+    with pytest.raises(ConfigError, match=r"begun with other settings: threshold was 0\.5, is 0\.7"):
+        masks_of(weights, out, tmp_path / "scenes", "--threshold", 0.7)
+
+
+def test_one_bad_scene_is_named_and_the_others_go_on(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_scene(tmp_path / "scenes" / "b_good.tif")
+    write_scene(tmp_path / "scenes" / "c_two_bands.tif", bands=2)
+    content = (tmp_path / "scenes" / "b_good.tif").read_bytes()
+    (tmp_path / "scenes" / "a_truncated.tif").write_bytes(content[: len(content) // 2])
+    (tmp_path / "scenes" / "d_empty.tif").touch()
+    (tmp_path / "scenes" / "e_bytes.tif").write_bytes(b"no image at all")
+    write_scene(tmp_path / "scenes" / "f_good.tif")
+    with pytest.raises(DataError, match=r"4 of 6 scenes failed") as failed:
+        masks_of(weights, tmp_path / "out", tmp_path / "scenes")
+    assert files_of(tmp_path / "out") == {"predict.json", "summary.csv", "b_good_mask.tif", "f_good_mask.tif"}
+    for name, reason in {
+        "a_truncated": "is the file truncated?",
+        "c_two_bands": "found 2 bands without names",
+        "d_empty": "0 bytes",
+        "e_bytes": "cannot be decoded as an image",
+    }.items():
+        assert any(f"{name}.tif" in line and reason in line for line in str(failed.value).splitlines())
+    rows = list(csv.DictReader((tmp_path / "out" / "summary.csv").read_text().splitlines()))
+    assert [row["scene"] for row in rows] == ["b_good", "f_good"]
+
+
+@pytest.mark.parametrize(
+    ("target", "bands", "reason"),
+    [
+        ({"bands": ["blue", "green", "red", "nir"]}, 3, r"found 3 band\(s\), expected 4: blue, green, red, nir"),
+        ({"scaling": None}, 3, "found uint16 pixels, expected 8 bits"),
+        ({"bands": ["blue", "green", "swir"]}, 3, "has no band red"),
+    ],
+)
+def test_a_scene_of_another_kind_is_refused(
+    tmp_path: Path, weights: Path, target: dict[str, Any], bands: int, reason: str
+) -> None:
+    usual = {"bands": None, "scaling": [[LOW] * 3, [HIGH] * 3], "nodata": "file"}
+    data = {"bands": ["red", "green", "blue"], "size": 64, "geometry": "crop", "tile": None, "target": usual | target}
+    save_segmenter(weights, Segmenter("mobilenetv3_small_050", output_stride=16), {"data": json.dumps(data)})
+    write_scene(tmp_path / "a.tif", bands=bands)
+    with pytest.raises(DataError, match=reason):
+        masks_of(weights, tmp_path / "out", tmp_path / "a.tif")
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Within it the system refuses to write more to any file, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_told_and_leaves_what_is_finished(tmp_path: Path, weights: Path) -> None:
+    write_scene(tmp_path / "a_small.tif", 100, 100)
+    write_scene(tmp_path / "b_large.tif", 600, 600)
+    network = load_network(weights, "cpu")
+    sizes = {}
+    for name in ("a_small", "b_large"):
+        predict_scene(network, tmp_path / f"{name}.tif", {"mask": tmp_path / f"{name}_mask.tif"})
+        sizes[name] = (tmp_path / f"{name}_mask.tif").stat().st_size
+    assert sizes["b_large"] > sizes["a_small"] + 1000
+    for limit in (sizes["a_small"] + 500, (sizes["a_small"] + sizes["b_large"]) // 2, sizes["b_large"] - 1):
+        out = tmp_path / f"out_{limit}"
+        with (
+            largest_file(limit),
+            pytest.raises(DataError, match=r"b_large_mask.tif: cannot be written \(.*disk has room"),
+        ):
+            masks_of(weights, out, tmp_path / "a_small.tif", tmp_path / "b_large.tif")
+        assert files_of(out) == {"predict.json", "summary.csv", "a_small_mask.tif"}
+        assert (out / "a_small_mask.tif").read_bytes() == (tmp_path / "a_small_mask.tif").read_bytes()
+    masks_of(weights, out, tmp_path / "a_small.tif", tmp_path / "b_large.tif")
+    assert (out / "b_large_mask.tif").read_bytes() == (tmp_path / "b_large_mask.tif").read_bytes()
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(tmp_path: Path, weights: Path) -> None:
+    write_scene(tmp_path / "scenes" / "a.tif", 80, 70)
+    write_scene(tmp_path / "scenes" / "sub" / "b.tif", 80, 70)
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ConfigError, match=r"file: cannot be used as --out .*give another folder"):
+        masks_of(weights, tmp_path / "file", tmp_path / "scenes")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sub").write_text("in the place of a folder")
+    with pytest.raises(DataError, match=r"1 of 2 scenes failed:\n.*b_mask\.tif: cannot be written"):
+        masks_of(weights, tmp_path / "out", tmp_path / "scenes")
+    assert (tmp_path / "out" / "a_mask.tif").exists()
+
+
+def test_inputs_that_cannot_be_meant_are_refused(tmp_path: Path, weights: Path) -> None:
+    write_scene(tmp_path / "one" / "a.tif", 80, 70)
+    write_scene(tmp_path / "two" / "a.tif", 80, 70)
+    with pytest.raises(ConfigError, match=r"one/a\.tif, .*two/a\.tif: would have one mask file"):
+        masks_of(weights, tmp_path / "out", tmp_path / "one", tmp_path / "two")
+    with pytest.raises(ConfigError, match="its masks would be taken for scenes"):
+        masks_of(weights, tmp_path / "one" / "out", tmp_path / "one")
+    with pytest.raises(DataError, match=r"none\*\.tif: no such file, folder or glob"):
+        masks_of(weights, tmp_path / "out", tmp_path / "none*.tif")
+    with pytest.raises(WeightsError, match="no such weights file"):
+        masks_of(tmp_path / "none.safetensors", tmp_path / "out2", tmp_path / "one")
+
+
+def started(weights: Path, out: Path, scene: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "predict.py", "--weights", weights, "--out", out, "--device", "cpu", scene]
+    return subprocess.Popen(
+        list(map(str, command)), cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def waited_for(holds: Callable[[], bool], child: subprocess.Popen[str]) -> None:
+    while not holds() and child.poll() is None:
+        time.sleep(0.005)
+
+
+def test_a_kill_in_a_scene_leaves_nothing_half_and_the_next_start_gives_the_same_bytes(
+    tmp_path: Path, weights: Path
+) -> None:
+    write_scene(tmp_path / "a.tif", 1200, 900)
+    out = tmp_path / "out"
+    child = started(weights, out, tmp_path / "a.tif")
+    waited_for(lambda: (out / ".a_mask.tif.part" / "a_mask.tif").exists(), child)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    assert (out / ".a_mask.tif.part").exists() and not (out / "a_mask.tif").exists()
+    masks_of(weights, out, tmp_path / "a.tif")
+    assert files_of(out) == {"predict.json", "summary.csv", "a_mask.tif"}
+    whole = masks_of(weights, tmp_path / "whole", tmp_path / "a.tif")
+    assert (out / "a_mask.tif").read_bytes() == (whole / "a_mask.tif").read_bytes()
+
+
+@pytest.mark.slow
+def test_kills_at_many_moments(tmp_path: Path, weights: Path) -> None:
+    write_scene(tmp_path / "a.tif", 1200, 900)
+    whole = masks_of(weights, tmp_path / "whole", tmp_path / "a.tif")
+    for moment in range(20):
+        out = tmp_path / f"out_{moment}"
+        child = started(weights, out, tmp_path / "a.tif")
+        waited_for((out / ".a_mask.tif.part").exists, child)
+        time.sleep(0.1 * moment)
+        child.kill()
+        child.communicate()
+        if (out / "a_mask.tif").exists():
+            assert (out / "a_mask.tif").read_bytes() == (whole / "a_mask.tif").read_bytes()
+        masks_of(weights, out, tmp_path / "a.tif")
+        assert files_of(out) == {"predict.json", "summary.csv", "a_mask.tif"}
+        assert (out / "a_mask.tif").read_bytes() == (whole / "a_mask.tif").read_bytes()
+
+
+def test_the_command_ends_with_a_sentence_and_its_status(tmp_path: Path, weights: Path) -> None:
+    """And it has loaded no part of the training."""
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = sys.argv[1:]\n"
+        "try:\n    runpy.run_path('predict.py', run_name='__main__')\n"
+        "finally:\n    print(*sys.modules, file=sys.stderr)\n"
+    )
+    (tmp_path / "bad.tif").write_bytes(b"no image")
+    write_scene(tmp_path / "good.tif", 80, 70)
+    scenes = [tmp_path / "bad.tif", tmp_path / "good.tif"]
+    words = ["predict.py", "--run", tmp_path / "run", "--out", tmp_path / "out", "--device", "cpu", *scenes]
+    child = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert child.returncode == 1 and "error: 1 of 2 scenes failed" in child.stderr and "Traceback" not in child.stderr
+    assert (tmp_path / "out" / "good_mask.tif").exists()
+    loaded = set(child.stderr.splitlines()[-1].split()) | set(" ".join(child.stderr.splitlines()[-3:]).split())
+    assert "utils.scenes.predict" in loaded
+    training = ("losses", "utils.engine", "utils.run", "datasets.samples", "datasets.augment", "train_", "tensorboardX")
+    assert not [name for name in loaded if name.startswith(training)]

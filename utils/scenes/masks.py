@@ -1,0 +1,71 @@
+"""Masks as streams of rows: each function takes strips (h, W) uint8 from the top down, of any height, and gives strips.
+
+Values are those of the mask: 0 clear, 1 cloud, 255 no data, which no function changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+
+CLEAR, CLOUD, UNKNOWN = 0, 1, 255
+
+
+def without_small(strips: Iterator[np.ndarray], least: int) -> Iterator[np.ndarray]:
+    """Clear every cloud of fewer than `least` pixels; pixels that touch at a corner are of one cloud.
+
+    Holds back the rows of clouds that may yet grow. One of fewer than `least` pixels spans fewer than `least` rows, so
+    at most that many rows are held beside the strip.
+    """
+    edge = np.zeros((0, 0), np.uint8)  # the last row that was given; cloud in it is large enough
+    held = np.zeros((0, 0), np.uint8)
+    for strip in strips:
+        rows = np.vstack([part for part in (edge, held, strip) if len(part)])
+        done = _clear_small(rows, least, kept=len(edge), ended=False)
+        if done > len(edge):
+            yield rows[len(edge) : done].copy()
+            edge, held = rows[done - 1 : done], rows[done:]
+        else:
+            held = rows[len(edge) :]
+    if len(held):
+        rows = np.vstack([part for part in (edge, held) if len(part)])
+        _clear_small(rows, least, kept=len(edge), ended=True)
+        yield rows[len(edge) :]
+
+
+def _clear_small(rows: np.ndarray, least: int, *, kept: int, ended: bool) -> int:
+    """Clear what is known to be small, in place, and return the number of rows, from the top, that are final."""
+    count, labels, statistics, _ = cv2.connectedComponentsWithStats((rows == CLOUD).view(np.uint8), connectivity=8)
+    small = statistics[:, cv2.CC_STAT_AREA] < least
+    small[0] = False  # what is no cloud
+    small[np.unique(labels[:kept])] = False
+    growing = np.zeros(count, bool)
+    if not ended:
+        growing[np.unique(labels[-1])] = True
+    rows[(small & ~growing)[labels]] = CLEAR
+    tops = statistics[small & growing, cv2.CC_STAT_TOP]
+    return int(tops.min()) if len(tops) else len(rows)
+
+
+def dilated(strips: Iterator[np.ndarray], radius: int) -> Iterator[np.ndarray]:
+    """Make cloud of every pixel with data whose centre is at most `radius` pixels from that of a cloud pixel.
+
+    Holds twice `radius` rows beside the strip.
+    """
+    above = held = np.zeros((0, 0), np.uint8)
+    ended = False
+    while not ended:
+        strip = next(strips, None)
+        ended = strip is None
+        rows = np.vstack([part for part in (above, held, strip) if part is not None and len(part)])
+        done = len(rows) if ended else max(len(above), len(rows) - radius)
+        if done > len(above):
+            yield _near(rows, radius)[len(above) : done]
+        above, held = rows[max(0, done - radius) : done], rows[done:]
+
+
+def _near(rows: np.ndarray, radius: int) -> np.ndarray:
+    distance = cv2.distanceTransform((rows != CLOUD).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return np.where((distance <= radius + 1e-3) & (rows != UNKNOWN), np.uint8(CLOUD), rows)
