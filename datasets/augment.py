@@ -37,8 +37,17 @@ class Amounts(Protocol):
 def flip(raster: Raster, amounts: Amounts, rng: np.random.Generator) -> Raster:
     """Mirror image, label and valid mask together."""
     horizontal, vertical = rng.random() < amounts.hflip, rng.random() < amounts.vflip
-    order = (slice(None, None, -1 if vertical else 1), slice(None, None, -1 if horizontal else 1))
-    return Raster(raster.image[order], None if raster.label is None else raster.label[order], raster.valid[order])
+
+    def mirrored(layer: np.ndarray) -> np.ndarray:
+        """(..., H, W); of one byte a pixel, OpenCV turns rows round several times as fast as a copy of a view."""
+        layer = layer[..., ::-1, :] if vertical else layer
+        if not horizontal or layer.itemsize > 1:
+            return layer[..., ::-1] if horizontal else layer
+        rows = np.ascontiguousarray(layer).reshape(-1, layer.shape[-1])
+        return cv2.flip(rows.view(np.uint8), 1).view(layer.dtype).reshape(layer.shape)
+
+    label = None if raster.label is None else mirrored(raster.label)
+    return Raster(mirrored(raster.image.transpose(2, 0, 1)).transpose(1, 2, 0), label, mirrored(raster.valid))
 
 
 def colour_change(raster: Raster, amounts: Amounts, rng: np.random.Generator) -> np.ndarray:

@@ -26,7 +26,7 @@ from utils.errors import DataError
 if TYPE_CHECKING:
     from datasets.images import Decoded, Decoder
 
-VERSION = 3  # of the layout and of the decoding; an older entry is not found any more
+VERSION = 4  # of the layout and of the decoding; an older entry is not found any more
 HEADER = np.dtype("<i4")
 WORDS = 8  # magic, planes, height, width, top, left, full height, full width
 MAGIC = 0x41445341
@@ -50,17 +50,22 @@ class Cache:
             return image, None
         return image, _name(["label", sorted(decoder.label_map.items())], (item.label,))
 
-    def image(self, key: str, decode: Callable[[], Decoded]) -> Decoded:
-        """The decoded image of a key, made if it is not there."""
+    def image(self, key: str, bands: int, decode: Callable[[], Decoded]) -> Decoded:
+        """The decoded image of a key, of so many bands, made if it is not there."""
         from datasets.images import Decoded
 
         found = self._open(key)
         if found is None:
             made = decode()
-            planes = np.concatenate([made.image.transpose(2, 0, 1), made.valid[None]])
+            planes = made.image.transpose(2, 0, 1)
+            if not made.valid.all():
+                planes = np.concatenate([planes, made.valid[None]])
             self._write(key, planes, (made.top, made.left, made.height, made.width))
             return made
         planes, place = found
+        if len(planes) == bands:  # every pixel has data
+            valid = np.broadcast_to(np.True_, planes.shape[1:])
+            return Decoded(planes.transpose(1, 2, 0), None, valid, *place)
         return Decoded(planes[:-1].transpose(1, 2, 0), None, planes[-1].view(bool), *place)
 
     def label(self, key: str, decode: Callable[[], np.ndarray]) -> np.ndarray:

@@ -21,7 +21,6 @@ from utils.errors import DataError
 
 RGB = ("red", "green", "blue")
 DTYPES = ("uint8", "uint16", "int16", "float32")
-UNKNOWN = 254  # beside the classes and 255
 UPRIGHT = 1  # EXIF orientation
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # and BigTIFF
 PICTURES = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"BM": "bmp"}
@@ -114,10 +113,12 @@ def read_label(path: Path, label_map: Mapping[int, int], window: Window | None =
     if pixels.dtype != np.uint8 and pixels.size and (pixels.min() < 0 or pixels.max() > 255):
         raise DataError(f"{path}: found label values {pixels.min()} to {pixels.max()}, expected values from 0 to 255")
     pixels = np.ascontiguousarray(pixels, np.uint8)
-    table = np.full(256, UNKNOWN, np.uint8)
-    table[list(label_map)] = list(label_map.values())
-    classes = cv2.LUT(pixels, table)
-    if (classes == UNKNOWN).any():
+    known, classes = np.zeros(pixels.shape, bool), np.zeros(pixels.shape, np.uint8)
+    for value, cls in label_map.items():  # a few values: faster than a table
+        here = pixels == value
+        known |= here
+        classes |= here.view(np.uint8) * np.uint8(cls)
+    if not known.all():
         unknown = sorted(set(np.unique(pixels).tolist()) - set(label_map))
         raise DataError(
             f"{path}: found label value(s) {', '.join(map(str, unknown[:8]))}, expected {sorted(label_map)}; "
@@ -258,8 +259,14 @@ def _label_pixels(path: Path, window: Window | None) -> np.ndarray:
         return pixels
     try:
         with Image.open(path) as image:
+            if image.mode == "L" and image.format == "PNG":
+                image.close()
+                grey = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)  # without Pillow's copy
+                if grey is None:
+                    raise OSError(f"{path.stat().st_size} bytes")
+                return _cut_array(grey, window)
             return _cut_array(np.asarray(image.convert("L") if image.mode == "1" else image), window)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, cv2.error, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be decoded as an image ({error}); is the file truncated?") from None
 
 

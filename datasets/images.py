@@ -313,7 +313,7 @@ class ImageSet(Sequence[Item]):
             return self.decoder.read(item, masked=masked)
         image, label = self.keys[item.name]
         whole = item._replace(window=None, label_window=None)
-        decoded = self.cache.image(image, lambda: self.decoder.image(whole))
+        decoded = self.cache.image(image, len(self.decoder.bands), lambda: self.decoder.image(whole))
         if item.window is not None:
             decoded = decoded.cut(item.window)
         if item.label is None:

@@ -71,16 +71,19 @@ class EndlessSamples(Dataset[Sample]):
         raster = self.place(self.images.read(item, masked=False).raster, self.size, rng)
         raster = flip(raster, self.amounts, rng)
         planes = np.array(raster.image.transpose(2, 0, 1), order="C")  # (C, H, W), never the read-only cache itself
-        raster = raster._replace(image=planes.transpose(1, 2, 0))
+        valid = np.array(raster.valid)
+        raster = raster._replace(image=planes.transpose(1, 2, 0), valid=valid)
         sample: Sample = {
             "image": torch.from_numpy(planes),
             "colour": torch.from_numpy(colour_change(raster, self.amounts, rng)),
-            "valid": torch.from_numpy(raster.valid.copy()),
+            "valid": torch.from_numpy(valid),
             "name": item.name,
         }
         if raster.label is not None:
-            known = raster.label if raster.valid.all() else np.where(raster.valid, raster.label, np.uint8(IGNORE))
-            sample["label"] = torch.from_numpy(np.array(known))
+            label = np.array(raster.label)
+            if not valid.all():
+                label[~valid] = IGNORE
+            sample["label"] = torch.from_numpy(label)
         return sample
 
     def batches(self, batch: int, start: int, stop: int, workers: int = 0) -> Iterator[Sample]:
@@ -95,13 +98,13 @@ class EndlessSamples(Dataset[Sample]):
         """A batch as the stages want it, on `device`: `image` (B, C, H, W) float32 in [0, 1] with its change of colour,
         0 where not valid; `label` int64; `valid` and `name` as they are."""
         parts = {key: part.to(device) if isinstance(part, Tensor) else part for key, part in batch.items()}
-        image, colour = parts["image"] / 255, parts.pop("colour")
+        image, colour = parts["image"].float().div_(255), parts.pop("colour")
         # What there is to do is asked of the tensors on the CPU, so that no GPU is waited for.
         same = torch.eye(*batch["colour"].shape[1:])
         for i in (batch["colour"] != same).flatten(1).any(1).nonzero()[:, 0].tolist():
             linear, offset = colour[i, :, :-1], colour[i, :, -1:]
             image[i] = torch.addmm(offset, linear, image[i].flatten(1)).view_as(image[i]).clamp_(0, 1)
-        if not batch["valid"].all():
+        if not batch["valid"].numpy().all():
             image *= parts["valid"][:, None]
         parts["image"] = image
         if "label" in parts:
