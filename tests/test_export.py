@@ -30,7 +30,11 @@ DATA = {
     "size": 64,
     "geometry": "crop",
     "tile": None,
-    "target": {"bands": ["red", "green", "nir"], "scaling": [[100.0, 200.0], [4000.0, 5000.0], 2.0], "nodata": 0},
+    "target": {
+        "bands": ["red", "green", "nir"],
+        "scaling": [[100.0, 200.0], [4000.0, 5000.0], 2.0, "uint16"],
+        "nodata": 0,
+    },
 }
 
 

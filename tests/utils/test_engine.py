@@ -50,7 +50,7 @@ def no_segmenter(monkeypatch: pytest.MonkeyPatch) -> None:
         stage.pictures += 1
         return np.zeros((4, 4, 3), np.uint8)
 
-    def write(path: Path, stage: FakeStage) -> None:
+    def write(path: Path, stage: FakeStage, described: object) -> None:
         path.write_text(str(stage.net.weight.tolist()))
 
     monkeypatch.setattr(engine, "prediction_grid", picture)
