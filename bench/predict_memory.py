@@ -1,7 +1,7 @@
 """Peak memory and speed of predict.py on a scene of 10,980 x 10,980 pixels, and on one of twice the height.
 
     python bench/predict_memory.py
-    python bench/predict_memory.py --folder /tmp/scenes     # keeps the scenes and masks there
+    python bench/predict_memory.py --folder scenes          # keeps the scenes and masks there
 
 Draws a uint16 scene of 3 bands with a CRS, a wedge without data and clouds that cross the windows, and a random network
 of the demo's kind; predicts it in a process of its own and reads that one's peak resident memory. Ends with status 1

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from tqdm import tqdm
@@ -41,6 +41,14 @@ class Stretch(NamedTuple):
     high: tuple[float, ...]
     gamma: float = 1.0
     dtype: str | None = None
+
+
+def recorded_scaling(value: Any) -> Stretch | str | None:
+    """A scaling as a weights file holds it in JSON: a list of what `Stretch` is made of, a name, or nothing."""
+    if not isinstance(value, list):
+        return value
+    low, high, *rest = value
+    return Stretch(tuple(low), tuple(high), *rest)
 
 
 class Decoded(NamedTuple):

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from datasets.cache import Cache
 from datasets.decode import size_of
 from datasets.files import SUFFIXES, Found, Item, raise_all
-from datasets.images import Decoder, ImageSet, Stretch, checked, corners, has_8_bits, measured_stretch
+from datasets.images import Decoder, ImageSet, Stretch, checked, corners, has_8_bits, measured_stretch, recorded_scaling
 from datasets.readers import READERS, find_images
 from utils.config import SHIFT8, Config, DomainConfig
 from utils.errors import ConfigError, DataError, WeightsError
@@ -152,11 +152,7 @@ def with_scaling_of(weights: str, decoder: Decoder) -> Decoder:
         raise WeightsError(f"{weights}: cannot be read as safetensors ({error})") from None
     if "data" not in metadata:
         return decoder
-    scaling = json.loads(metadata["data"])["target"]["scaling"]
-    if isinstance(scaling, list):
-        low, high, *rest = scaling
-        scaling = Stretch(tuple(low), tuple(high), *rest)
-    return replace(decoder, scaling=scaling)
+    return replace(decoder, scaling=recorded_scaling(json.loads(metadata["data"])["target"]["scaling"]))
 
 
 def _stretch(config: Config, role: Role, decoder: Decoder, *, always: bool) -> Stretch | None:

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from datasets.decode import RGB
-from datasets.images import Decoder, Stretch
+from datasets.images import Decoder, recorded_scaling
 from utils.errors import DataError, WeightsError
 
 # The best that a run holds, first the student.
@@ -188,14 +188,10 @@ def images_of(path: Path, metadata: Mapping[str, str]) -> Images:
     try:
         record = json.loads(metadata["data"])
         target = record["target"]
-        scaling = target["scaling"]
-        if isinstance(scaling, list):
-            low, high, *gamma = scaling
-            scaling = Stretch(tuple(low), tuple(high), *gamma)
         decoder = Decoder(
             bands=tuple(record["bands"]),
             file_bands=None if target["bands"] is None else tuple(target["bands"]),
-            scaling=scaling,
+            scaling=recorded_scaling(target["scaling"]),
             nodata=target["nodata"],
         )
         return Images(decoder, record["size"], record["geometry"], record["tile"])
