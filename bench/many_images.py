@@ -9,7 +9,6 @@ grows by more than 40 MiB, which is 4 KiB for each further image: its paths, its
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,16 +16,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from child import run
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 COUNTS = (1_000, 10_000)
 SIDE, SAMPLES = 384, 2_000
 LIMIT = 40.0  # MiB
-UNIT = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes there, in KiB on Linux; to MiB
 
-# In a process of its own: a child's peak starts at what its parent held when it was started, so this one stays small.
 MEASURE = """
-import resource, sys
+import sys
 from datasets.cache import Cache
 from datasets.check import survey_part
 from datasets.files import from_folders
@@ -34,6 +31,7 @@ from datasets.images import Decoder, checked
 from datasets.samples import EndlessSamples
 from pathlib import Path
 from utils.config import AugmentConfig
+from utils.memory import process_peak_mib
 root, samples = Path(sys.argv[1]), int(sys.argv[2])
 decoder = Decoder(("red", "green", "blue"))
 items = from_folders(root, "images", "labels", partial=False).items
@@ -45,7 +43,7 @@ for cache in (None, Cache(root / "cache")):
     )
     for batch in stream.batches(8, 0, samples // 8):
         stream.ready(batch, "cpu")
-print(len(items), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(len(items), process_peak_mib())
 """
 
 
@@ -66,19 +64,10 @@ def peak(folder: Path, count: int) -> float:
     root = folder / str(count)
     draw_domain(root, count)
     began = time.perf_counter()
-    child = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(root), str(SAMPLES)],
-        cwd=REPOSITORY,
-        text=True,
-        capture_output=True,
-        check=False,
-    )
-    if child.returncode:
-        sys.exit(f"{child.stdout}{child.stderr}\nended with status {child.returncode}")
-    listed, kib = map(int, child.stdout.split()[-2:])
-    assert listed == count
-    print(f"{count:6d} images: peak {kib / UNIT:6.1f} MiB, {time.perf_counter() - began:6.1f} s", flush=True)
-    return kib / UNIT
+    listed, mib = run(MEASURE, str(root), str(SAMPLES)).split()
+    assert int(listed) == count
+    print(f"{count:6d} images: peak {float(mib):6.1f} MiB, {time.perf_counter() - began:6.1f} s", flush=True)
+    return float(mib)
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -20,13 +19,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import rasterio
+from child import peak_of, run
 from rasterio.transform import from_origin
 from rasterio.windows import Window
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 SIDE = 10_980  # of a Sentinel-2 scene at 10 m
 LIMIT, GROWTH = 1536.0, 0.1  # MiB, share
-UNIT = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes there, in KiB on Linux; to MiB
 ROWS = 512
 
 NETWORK = """
@@ -39,15 +37,6 @@ target = {"bands": None, "scaling": [[500.0] * 3, [9000.0] * 3], "nodata": "file
 record = {"bands": ["red", "green", "blue"], "size": 128, "geometry": "crop", "tile": None, "target": target}
 network = Segmenter("mobilenetv3_small_050", output_stride=16, init="kaiming")
 save_segmenter(sys.argv[1], network, {"data": json.dumps(record)})
-"""
-
-# Read before the interpreter shuts down.
-MEASURE = """
-import resource, runpy, sys
-sys.argv = sys.argv[1:]
-sys.path.insert(0, ".")
-runpy.run_path(sys.argv[0], run_name="__main__")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
@@ -70,22 +59,12 @@ def draw_scene(path: Path, height: int, width: int) -> None:
                 file.write(pixels, band + 1, window=Window(0, top, width, rows))
 
 
-def run(code: str, *arguments: str) -> str:
-    """Run Python code with `arguments` in the repository and return the last line that it printed."""
-    child = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=REPOSITORY, text=True, capture_output=True, check=False
-    )
-    if child.returncode:
-        sys.exit(f"{child.stdout}{child.stderr}\n{arguments} ended with status {child.returncode}")
-    return (child.stdout.splitlines() or [""])[-1]
-
-
 def peak_of_scene(folder: Path, weights: Path, height: int) -> float:
     """Peak resident memory in MiB of predict.py over a scene of this height."""
     scene, out = folder / f"scene_{height}.tif", folder / f"masks_{height}"
     if not scene.exists():
         draw_scene(scene, height, SIDE)
-    peak = int(run(MEASURE, "predict.py", "--weights", str(weights), str(scene), "--out", str(out))) / UNIT
+    peak = peak_of("predict.py", "--weights", str(weights), str(scene), "--out", str(out))
     with open(out / "summary.csv", encoding="utf-8") as file:
         seconds = float(next(csv.DictReader(file))["seconds"])
     pixels = height * SIDE / 1e6

@@ -8,7 +8,6 @@ process of its own and compares the peaks of their resident memory. Ends with st
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,15 +15,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from child import peak_of, run
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 COUNTS = (200, 2000)
 LIMIT = 20.0  # MiB
 SIDE = 64  # pixels
-UNIT = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes there, in KiB on Linux; to MiB
 BACKBONE = "mobilenetv3_small_050"
 
-# In a process of its own: a child's peak starts at what its parent held when it was started, so this one stays small.
 TEACHER = """
 import sys
 import torch
@@ -32,15 +29,6 @@ from nets.segmenter import Segmenter
 from nets.weights import save_segmenter
 torch.manual_seed(0)
 save_segmenter(sys.argv[1], Segmenter(sys.argv[2]))
-"""
-
-# Read before the interpreter shuts down, which takes another 100 MiB and would hide as much.
-MEASURE = """
-import resource, runpy, sys
-sys.argv = sys.argv[1:]
-sys.path.insert(0, ".")
-runpy.run_path(sys.argv[0], run_name="__main__")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
@@ -51,16 +39,6 @@ def draw_domain(root: Path, count: int) -> None:
     for number in range(count):
         pixels = rng.normal(rng.uniform(40, 215, 3), 20, (SIDE, SIDE, 3)).clip(0, 255).astype(np.uint8)
         assert cv2.imwrite(str(root / "images" / f"{number:05d}.png"), pixels)
-
-
-def run(code: str, *arguments: str) -> str:
-    """Run Python code with `arguments` in the repository and return the last line that it printed."""
-    child = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=REPOSITORY, text=True, capture_output=True, check=False
-    )
-    if child.returncode:
-        sys.exit(f"{child.stdout}{child.stderr}\n{arguments} ended with status {child.returncode}")
-    return (child.stdout.splitlines() or [""])[-1]
 
 
 def peak_of_split(folder: Path, count: int) -> float:
@@ -80,7 +58,7 @@ def peak_of_split(folder: Path, count: int) -> float:
     }
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     began = time.perf_counter()
-    peak = int(run(MEASURE, "split_entropy.py", *words)) / UNIT
+    peak = peak_of("split_entropy.py", *words)
     seconds = time.perf_counter() - began
     rows = len((out / "split" / "entropy.csv").read_text("utf-8").splitlines()) - 1
     assert rows == count, f"entropy.csv has {rows} rows, expected {count}"

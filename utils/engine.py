@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +20,7 @@ from utils.config import Config
 from utils.errors import ConfigError, TrainingError
 from utils.files import write_text
 from utils.log import Logger
+from utils.memory import peak_mib
 from utils.plots import prediction_grid
 from utils.run import WARNINGS
 from utils.schedule import Clock, asda_released, poly
@@ -203,14 +202,6 @@ def fit(
                 write_text(folder / WARNINGS, "".join(f"{warning}\n" for warning in warnings))
             if done % config.log.checkpoint == 0 or done == steps:
                 save_checkpoint(checkpoint, done, networks, stage.optimizers)
-
-
-def peak_mib(device: torch.device) -> float:
-    """Peak memory so far in MiB: of PyTorch's tensors on a GPU, else of the whole process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def _warn(bar: tqdm, warnings: Sequence[str]) -> None:
