@@ -17,7 +17,6 @@ if __name__ == "__main__":
     CONFIG = configure(__doc__, load_compare_config)
 
 import contextlib
-import fcntl
 import json
 import multiprocessing
 import os
@@ -51,6 +50,7 @@ from utils.domains import expected_images, listed, training_images
 from utils.engine import SNAPSHOTS, device_of, intra_length, stage_length
 from utils.errors import ConfigError, EvaluationError
 from utils.files import write_text
+from utils.lock import one_writer
 from utils.metrics import scores
 from utils.run import Kind, bound_settings, differences, make_generated, read_warnings, uses_split
 from utils.survey import Domain, Tally, survey
@@ -62,6 +62,7 @@ NOT_SCORED = (
     "out",
     "log.",
     "data.workers",
+    "data.timeout",
     *(f"eval.{key}" for key in ("parts", "pictures", "cam_layer", "tsne")),
 )
 
@@ -255,7 +256,7 @@ def work(job: Job, gpu: str | None) -> None:
         contextlib.redirect_stderr(log),
     ):
         try:
-            with only_one(job.folder):
+            with one_writer(job.folder, wait=True):
                 if not finished(job):
                     write_text(job.folder / "config.yaml", to_yaml(job.config))
                     write_text(job.folder / RESULT, json.dumps(make_result(job)))
@@ -269,18 +270,6 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-@contextlib.contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Wait for another comparison that makes the same run; the system frees the lock of a process that dies."""
-    with open(folder / "lock", "w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{folder}: another comparison makes this run; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def make_result(job: Job) -> dict[str, Any]:
@@ -365,7 +354,7 @@ def borrow(config: Config, job: Job, kind: Kind, name: str, last: str) -> None:
     if stage := lender(config, kind, name, last):
         temporary = mine.with_name(f".{name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)  # of a copy that was interrupted
-        shutil.copytree(stage, temporary, ignore=shutil.ignore_patterns("checkpoint.pt", "tensorboard", "*.tmp"))
+        shutil.copytree(stage, temporary, ignore=shutil.ignore_patterns("checkpoint*.pt", "tensorboard", "*.tmp"))
         temporary.rename(mine)
         print(f"{mine}: copied from {stage}, which has the same settings")
 

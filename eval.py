@@ -173,4 +173,4 @@ def evaluation_domains(config: Config) -> list[Domain]:
 
 
 if __name__ == "__main__":
-    run(evaluate, CONFIG)
+    run(evaluate, CONFIG, CONFIG.out)

@@ -154,4 +154,4 @@ def split_entropy(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run(split_entropy, CONFIG)
+    run(split_entropy, CONFIG, CONFIG.out)

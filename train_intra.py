@@ -289,4 +289,4 @@ def sides(config: Config, split: Path) -> dict[str, ImageSet]:
 
 
 if __name__ == "__main__":
-    run(train_intra, CONFIG)
+    run(train_intra, CONFIG, CONFIG.out)

@@ -126,4 +126,4 @@ def train_teacher(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run(train_teacher, CONFIG)
+    run(train_teacher, CONFIG, CONFIG.out)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import re
+import signal
+import sys
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any, Literal, TypedDict
@@ -9,13 +14,17 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from datasets.augment import Amounts, colour_change, flip
 from datasets.geometry import IGNORE, crop, fitted_size, letterbox, scale_to
 from datasets.images import ImageSet
 
 STREAMS = ("source", "target", "easy", "hard")
+IDLE = -1
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+DIED = re.compile(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)")
+HANGS = "DataLoader timed out"
 
 
 class Sample(TypedDict, total=False):
@@ -59,6 +68,7 @@ class EndlessSamples(Dataset[Sample]):
         self.size = size
         self.place = {"letterbox": letterbox, "crop": crop}[geometry]
         self.amounts = amounts
+        self.places = torch.zeros(0, 2, dtype=torch.int64)  # of each loader process its pid and position
 
     def index(self, position: int) -> int:
         """The image that stands at a position of the stream."""
@@ -66,6 +76,15 @@ class EndlessSamples(Dataset[Sample]):
         return int(_permutation(*self.key, epoch, len(self.images))[place])
 
     def __getitem__(self, position: int) -> Sample:
+        worker = get_worker_info()
+        if worker is None:
+            return self.sample(position)
+        self.places[worker.id] = torch.tensor([os.getpid(), position])
+        sample = self.sample(position)
+        self.places[worker.id, 1] = IDLE
+        return sample
+
+    def sample(self, position: int) -> Sample:
         item = self.images[self.index(position)]
         rng = np.random.default_rng([*self.key, 1, position])
         raster = self.place(self.images.read(item, masked=False).raster, self.size, rng)
@@ -86,12 +105,36 @@ class EndlessSamples(Dataset[Sample]):
             sample["label"] = torch.from_numpy(label)
         return sample
 
-    def batches(self, batch: int, start: int, stop: int, workers: int = 0) -> Iterator[Sample]:
-        """Batches `start` to `stop` of the stream, each stacked along a new first axis."""
-        positions = range(start * batch, stop * batch)
-        return iter(
-            DataLoader(self, batch_size=batch, sampler=positions, num_workers=workers, persistent_workers=False)
+    def batches(self, batch: int, start: int, stop: int, workers: int = 0, timeout: int = 0) -> Iterator[Sample]:
+        """Batches `start` to `stop` of the stream, each stacked along a new first axis.
+
+        Args:
+            timeout: seconds after which a loader process that gives nothing is taken for dead; 0: never.
+        """
+        self.places = torch.zeros(workers, 2, dtype=torch.int64).share_memory_()
+        loader = DataLoader(
+            self,
+            batch_size=batch,
+            sampler=range(start * batch, stop * batch),
+            num_workers=workers,
+            timeout=timeout if workers else 0,
+            worker_init_fn=_end_with_parent,
         )
+        return iter(loader)
+
+    def culprit(self, error: Exception) -> str | None:
+        """The image at which a loader process of this stream was, if `error` says that one died or hangs.
+
+        Of several that might be meant, all are named.
+        """
+        message = str(error)
+        died = DIED.search(message)
+        pids = {int(pid) for pid in died[1].split(",")} if died else set[int]()
+        mine = [position for pid, position in self.places.tolist() if pid and (pid in pids or HANGS in message)]
+        if not mine:
+            return None
+        files = [str(self.images[self.index(position)].image) for position in mine if position != IDLE]
+        return " or ".join(files) or "no image"
 
     @staticmethod
     def ready(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
@@ -110,6 +153,13 @@ class EndlessSamples(Dataset[Sample]):
         if "label" in parts:
             parts["label"] = parts["label"].long()
         return parts
+
+
+def _end_with_parent(worker: int) -> None:
+    """Have Linux kill this loader process when the run dies, hanging or not; leave Ctrl-C to the run."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @lru_cache(maxsize=4)

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -323,19 +322,3 @@ def test_a_score_that_cannot_be_made_again_is_a_failure_and_not_in_the_table(
         compare.compare(config)
     assert "holds no checkpoint to choose from" in (tmp_path / "out/tiny/seed0/source_only/log.txt").read_text()
     assert "source_only: has no result" in (tmp_path / "out/table/table.md").read_text()
-
-
-def test_a_run_that_another_process_makes_is_waited_for(tmp_path: Path) -> None:
-    order: list[str] = []
-    with compare.only_one(tmp_path):
-        other = threading.Thread(target=lambda: order.append(_inside(tmp_path)))
-        other.start()
-        time.sleep(0.3)
-        order.append("first")
-    other.join()
-    assert order == ["first", "second"]
-
-
-def _inside(folder: Path) -> str:
-    with compare.only_one(folder):
-        return "second"

@@ -1,7 +1,14 @@
-"""Checkpoints: everything that resuming needs, written atomically, read without running code from the file."""
+"""Checkpoints: everything that resuming needs, whole or not there, read without running code from the file.
+
+A file is what `torch.save` writes and, behind it, a line with its checksum; `torch.load` reads it as it is. The one
+before it is kept, so a file that the disk or a kill has spoilt costs some steps and not the run.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -9,50 +16,132 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from utils.errors import WeightsError
+from utils.errors import TrainingError, WeightsError, unwritable
 
-SCHEMA = 1
+SCHEMA = 2
+NAME, PREVIOUS, DAMAGED = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.damaged.pt"
+MARK = b"\nsha256 "
+TRAILER = len(MARK) + 64 + 1  # the checksum in hexadecimal digits and a line feed
 
 
 def save_checkpoint(
-    path: Path, step: int, networks: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
+    folder: Path,
+    step: int,
+    networks: Mapping[str, nn.Module],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    about: Mapping[str, str],
 ) -> None:
-    """Write a checkpoint to a temporary file of the same folder, flush it to the disk, then rename it."""
-    state = _plain(
-        {
-            "schema": SCHEMA,
-            "step": step,
-            "networks": {name: network.state_dict() for name, network in networks.items()},
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
-        }
-    )
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Write FOLDER/checkpoint.pt; what had that name becomes checkpoint.previous.pt.
 
+    It is written under another name, flushed to the disk and renamed, so that at every moment one of the two is whole.
 
-def load_checkpoint(
-    path: Path, networks: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
-) -> int:
-    """Load a checkpoint in place and return the number of finished steps.
+    Args:
+        step: finished steps.
+        about: what has to be the same when the run goes on, such as architecture, bands and scaling, as JSON or text.
 
     Raises:
-        WeightsError: the file cannot be read, is of another schema, or holds another architecture.
+        TrainingError: a parameter or buffer is not finite; nothing is written.
+        DataError: it cannot be written; earlier checkpoints are as they were.
     """
+    state = {
+        "networks": {name: network.state_dict() for name, network in networks.items()},
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+    }
+    require_finite(state, step)
+    path = folder / NAME
+    temporary = path.with_name(NAME + ".tmp")
     try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises whatever the unpickler meets
+        with open(temporary, "wb") as file:
+            hashed: Any = _Hashed(file)
+            torch.save(_plain({"schema": SCHEMA, "step": step, "about": dict(about), **state}), hashed)
+            file.write(MARK + hashed.digest.hexdigest().encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            os.replace(path, folder / PREVIOUS)
+        os.replace(temporary, path)
+        _sync_folder(folder)
+    except (OSError, RuntimeError) as error:  # PyTorch's writer says RuntimeError when the disk is full
+        cause = error if isinstance(error, OSError) else error.__context__ or error
+        needed = sum(tensor.nbytes for _, tensor in _tensors(state))
+        raise unwritable(path, cause if isinstance(cause, Exception) else error, needed) from error
+
+
+def resume(
+    folder: Path,
+    networks: Mapping[str, nn.Module],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    about: Mapping[str, str],
+) -> int:
+    """Load the newest sound checkpoint of a folder in place and return the number of finished steps, 0 without one.
+
+    One that is not sound is reported and renamed to checkpoint.damaged.pt, and the one before it is taken.
+
+    Raises:
+        WeightsError: there are checkpoints and none is sound, or it belongs to another run; says what differs.
+    """
+    found = [path for path in (folder / NAME, folder / PREVIOUS) if path.exists()]
+    for path in found:
+        try:
+            state = _read(path)
+        except WeightsError as error:
+            if path == found[-1]:
+                raise
+            os.replace(path, folder / DAMAGED)
+            print(f"WARNING: {error}. It is kept as {DAMAGED}; going on from {PREVIOUS}", file=sys.stderr)
+            continue
+        _fill(path, state, networks, optimizers, about)
+        return int(state["step"])
+    return 0
+
+
+def require_finite(state: Any, step: int) -> None:
+    """
+    Raises:
+        TrainingError: a floating-point tensor of a state holds NaN or infinity; names it.
+    """
+    for name, tensor in _tensors(state):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise TrainingError(
+                f"after step {step}: {name} holds NaN or infinity, so no checkpoint is written and those before it are "
+                "kept. Lower optim.lr; the same command goes on from the last checkpoint"
+            )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror})") from None
+    remedy = "remove it to start the stage anew"
+    if content[-TRAILER:][: len(MARK)] != MARK:
         raise WeightsError(
-            f"{path}: cannot be read as a checkpoint ({error}); remove it to start the stage anew"
-        ) from error
+            f"{path}: is no checkpoint of this version, or it was cut off: it does not end with its checksum; {remedy}"
+        )
+    payload = memoryview(content)[:-TRAILER]
+    if hashlib.sha256(payload).hexdigest().encode() != content[-65:-1]:
+        raise WeightsError(f"{path}: is damaged, its checksum differs; {remedy}")
+    try:
+        state: Any = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception as error:  # it raises whatever the unpickler meets
+        raise WeightsError(f"{path}: cannot be read as a checkpoint ({error}); {remedy}") from error
     schema = state.get("schema") if isinstance(state, dict) else None
     if schema != SCHEMA:
         raise WeightsError(f"{path}: found checkpoint schema {schema!r}, expected {SCHEMA}; use another out")
+    return state
+
+
+def _fill(
+    path: Path,
+    state: Mapping[str, Any],
+    networks: Mapping[str, nn.Module],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    about: Mapping[str, str],
+) -> None:
+    if changed := list(_differences(_leaves(state["about"]), _leaves(about))):
+        raise WeightsError(f"{path}: belongs to another run: {'; '.join(changed)}; use another out")
     for kind, ours in (("networks", networks), ("optimizers", optimizers)):
         if state[kind].keys() != ours.keys():
             raise WeightsError(f"{path}: found {kind} {sorted(state[kind])}, expected {sorted(ours)}; use another out")
@@ -61,7 +150,30 @@ def load_checkpoint(
                 part.load_state_dict(state[kind][name])
             except (RuntimeError, ValueError, KeyError) as error:
                 raise WeightsError(f"{path}: {kind[:-1]} {name!r} is of another architecture: {error}") from None
-    return int(state["step"])
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, str) and value.startswith("{"):
+            value = json.loads(value)
+        found |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+
+
+def _tensors(state: Any, name: str = "") -> list[tuple[str, Tensor]]:
+    if isinstance(state, Tensor):
+        return [(name, state)]
+    parts = state.items() if isinstance(state, Mapping) else enumerate(state) if isinstance(state, list | tuple) else ()
+    return [found for key, part in parts for found in _tensors(part, f"{name}.{key}" if name else str(key))]
 
 
 def _plain(value: Any) -> Any:
@@ -72,3 +184,25 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
     return sys.intern(value) if isinstance(value, str) else value
+
+
+class _Hashed:
+    """A file that hashes what passes."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, content: Any) -> int:
+        self.digest.update(content)
+        return int(self.file.write(content))
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

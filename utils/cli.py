@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, TypeVar
 
 from utils.config import load_config
-from utils.errors import AsdaError
+from utils.errors import AsdaError, Interrupted, unwritable
+from utils.lock import one_writer
+from utils.signals import CONTINUES, terminable
 
 T = TypeVar("T")
 
@@ -20,12 +25,21 @@ def configure(description: str | None, load: Callable[..., Any] = load_config) -
         sys.exit(f"error: {error}")
 
 
-def run(main: Callable[[T], None], config: T) -> None:
-    """Run a script's main function; an error of the project's own ends it with status 1, Ctrl-C with 130."""
+def run(main: Callable[[T], None], config: T, folder: str | Path | None = None) -> None:
+    """Run a script's main function as the only writer of `folder`.
+
+    An error of the project's own, or of a file that cannot be read or written, ends it with status 1, Ctrl-C with 130,
+    SIGTERM with 143.
+    """
     try:
-        main(config)
+        with terminable(), one_writer(folder) if folder is not None else nullcontext():
+            main(config)
+    except KeyboardInterrupt as error:
+        print(str(error) or f"interrupted; {CONTINUES}", file=sys.stderr)
+        sys.exit(128 + (error.signal if isinstance(error, Interrupted) else signal.SIGINT))
     except AsdaError as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.exit(f"error: {unwritable(error.filename, error)}")

@@ -125,6 +125,8 @@ class DataConfig:
     """folder for decoded images, which any number of runs may share; null: files are decoded whenever they are read"""
     workers: int = 0
     """loader processes per domain; samples are the same bytes for any number"""
+    timeout: int = 300
+    """seconds after which a loader process that gives nothing is taken for dead"""
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,8 @@ class OptimConfig:
     for every segmenter group, discriminators constant"""
     power: float = 0.9
     """exponent of the poly schedule"""
+    skip_not_finite: int = 0
+    """steps whose loss, gradient or optimizer is not finite that are left out before the run stops"""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -15,15 +16,16 @@ from tqdm import tqdm
 
 from nets.segmenter import Segmenter
 from nets.weights import save_segmenter
-from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.checkpoint import resume, save_checkpoint
 from utils.config import Config
-from utils.errors import ConfigError, TrainingError
+from utils.errors import ConfigError, Interrupted, TrainingError
 from utils.files import write_text
 from utils.log import Logger
 from utils.memory import peak_mib
 from utils.plots import prediction_grid
 from utils.run import WARNINGS
 from utils.schedule import Clock, asda_released, poly
+from utils.signals import CONTINUES, deferred
 
 EARLY = 50  # steps after which a term that was always 0 is reported for the first time
 SNAPSHOTS = "snapshots"
@@ -58,16 +60,19 @@ class Stage(Protocol):
 
 
 class Ledger(nn.Module):
-    """Counts, for each term and each share of accepted pseudo-labels, the steps on which it was not exactly 0.
+    """Counts, for each term and each share of accepted pseudo-labels, the steps on which it was not exactly 0, and the
+    steps that were skipped.
 
     A term that is 0 on every step trains nothing, and nobody would notice. The counts are part of the checkpoint.
     """
 
     active: Tensor
+    skipped: Tensor
 
     def __init__(self, capacity: int = 64) -> None:
         super().__init__()
         self.register_buffer("active", torch.zeros(capacity, dtype=torch.int64))
+        self.register_buffer("skipped", torch.zeros((), dtype=torch.int64))
         self.names: list[str] = []
 
     @torch.no_grad()
@@ -78,8 +83,9 @@ class Ledger(nn.Module):
         self.active[: len(watched)] += torch.stack([value.detach() for value in watched.values()]) != 0
 
     def silent(self, steps: int) -> list[str]:
-        """A sentence for each name that was 0 on all of `steps` steps."""
-        return [
+        """A sentence for each name that was 0 on all of `steps` steps, and one for skipped steps."""
+        skipped = int(self.skipped)
+        return [f"{skipped} of {steps} steps were skipped: their numbers were not finite"] * bool(skipped) + [
             f"{name} was exactly 0 on each of {steps} steps: "
             + ("it trained nothing" if name.startswith("term ") else "every pseudo-label was ignored")
             for name, count in zip(self.names, self.active.tolist(), strict=False)
@@ -90,9 +96,13 @@ class Ledger(nn.Module):
 class Stream(Protocol):
     """An endless stream of samples, cut into batches; `ready` makes one what a stage looks at, on the device."""
 
-    def batches(self, batch: int, start: int, stop: int, workers: int) -> Iterator[Any]: ...
+    def batches(self, batch: int, start: int, stop: int, workers: int, timeout: int) -> Iterator[Any]: ...
 
     def ready(self, batch: Any, device: torch.device) -> dict[str, Any]: ...
+
+    def culprit(self, error: Exception) -> str | None:
+        """The image at which a loader process of this stream was, if `error` says that one died or hangs."""
+        ...
 
 
 def stage_length(steps: int, epochs: float | None, images: int, batch: int) -> tuple[int, int]:
@@ -142,18 +152,24 @@ def fit(
         update_every: steps between two updates; only the last one's gradient counts (1 but for the released defect).
 
     Raises:
-        TrainingError: a loss or gradient is not finite; nothing was updated in that step.
+        TrainingError: a loss, gradient or optimizer is not finite (nothing was updated in that step), memory ran out,
+            or a loader process died or hangs.
+        Interrupted: SIGTERM or Ctrl-C came; the step was finished and a checkpoint written.
     """
     device = device_of(config)
     torch.backends.cudnn.deterministic = True
-    checkpoint = folder / "checkpoint.pt"
     ledger = Ledger().to(device)
     networks = {**stage.networks, "ledger": ledger}
-    start = load_checkpoint(checkpoint, networks, stage.optimizers) if checkpoint.exists() else 0
-    sources = {name: stream.batches(batch, start, steps, config.data.workers) for name, stream in streams.items()}
+    about = {"architecture": stage.exported.architecture, **(described or {})}
+    start = resume(folder, networks, stage.optimizers, about)
+    loader = config.data.workers, config.data.timeout
+    sources = {name: stream.batches(batch, start, steps, *loader) for name, stream in streams.items()}
+    allowed = config.optim.skip_not_finite
     with (
         Logger(folder, start) as log,
         tqdm(total=steps, initial=start, desc=folder.name, unit="step", dynamic_ncols=True) as bar,
+        deferred() as signals,
+        _explained(stage, streams, folder, config, batch, device),
     ):
         since, data_time, last_logged = time.perf_counter(), 0.0, start
         for step in range(start, steps):
@@ -166,21 +182,30 @@ def fit(
             lr = set_rates(stage.optimizers, clock, config, warmup_epochs)
             for optimizer in stage.optimizers.values():
                 optimizer.zero_grad(set_to_none=True)
+            before = [(buffer, buffer.clone()) for buffer in _buffers(stage)] if allowed else []
             losses = stage.step(batches, clock)
             torch.stack([weight * value for weight, value in losses.terms.values()]).sum().backward()
             norms = {name: gradient_norm(optimizer) for name, optimizer in stage.optimizers.items()}
-            _require_finite(losses, norms, batches, step)
-            if (step + 1) % update_every == 0:
-                for optimizer in stage.optimizers.values():
-                    optimizer.step()
-                stage.after_update(clock)
-            ledger.count(losses)
+            fault = _not_finite(losses, norms, stage.optimizers, batches, step)
+            if fault:
+                ledger.skipped += 1
+                if ledger.skipped > allowed:
+                    raise TrainingError(f"{fault} Look at these files, or lower optim.lr; {CONTINUES}")
+                bar.write(f"WARNING: {fault} The step is skipped")
+                for buffer, value in before:
+                    buffer.copy_(value)
+            else:
+                if (step + 1) % update_every == 0:
+                    for optimizer in stage.optimizers.values():
+                        optimizer.step()
+                    stage.after_update(clock)
+                ledger.count(losses)
 
             done = step + 1
             bar.update()
             if done == EARLY < steps:
                 _warn(bar, ledger.silent(done))
-            if done % config.log.every == 0 or done == steps:
+            if not fault and (done % config.log.every == 0 or done == steps):
                 elapsed, count = time.perf_counter() - since, done - last_logged
                 metrics = _row(losses, norms, lr)
                 timing = {
@@ -200,8 +225,36 @@ def fit(
             if done == steps and (warnings := ledger.silent(steps)):
                 _warn(bar, warnings)
                 write_text(folder / WARNINGS, "".join(f"{warning}\n" for warning in warnings))
-            if done % config.log.checkpoint == 0 or done == steps:
-                save_checkpoint(checkpoint, done, networks, stage.optimizers)
+            if done % config.log.checkpoint == 0 or done == steps or signals:
+                save_checkpoint(folder, done, networks, stage.optimizers, about)
+            if signals:
+                raise Interrupted(f"{folder}: stopped after step {done} of {steps}; {CONTINUES}", signals[0])
+
+
+@contextmanager
+def _explained(
+    stage: Stage, streams: Mapping[str, Stream], folder: Path, config: Config, batch: int, device: torch.device
+) -> Iterator[None]:
+    """Within it, PyTorch's errors of memory and of loader processes say which setting or file to look at."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error):
+            section = "intra" if folder.name == "intra" else "teacher"
+            raise TrainingError(
+                f"{folder}: {device} has not enough memory for {section}.batch {batch} of "
+                f"{' and '.join(streams)} images with data.size {config.data.size} (peak {peak_mib(device):,.0f} MiB). "
+                f"Lower {section}.batch or data.size, take a smaller net.backbone, or a larger net.output_stride; with "
+                "another --out, since these decide the result"
+            ) from error
+        for name, stream in streams.items():
+            if culprit := stream.culprit(error):
+                raise TrainingError(
+                    f"{folder}: a loader process of the {name} images died or gave nothing for {config.data.timeout} s "
+                    f"({str(error).splitlines()[0]}). It was at {culprit}. Look at this file and at the memory that is "
+                    f"free, or set data.workers to 0; {CONTINUES}"
+                ) from error
+        raise
 
 
 def _warn(bar: tqdm, warnings: Sequence[str]) -> None:
@@ -260,17 +313,28 @@ def _row(losses: Losses, norms: Mapping[str, Tensor], lr: float) -> dict[str, fl
     return {"lr": lr, "loss": sum(weighted.values()), **row}
 
 
-def _require_finite(losses: Losses, norms: Mapping[str, Tensor], batches: Batch, step: int) -> None:
+def _not_finite(
+    losses: Losses,
+    norms: Mapping[str, Tensor],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    batches: Batch,
+    step: int,
+) -> str:
+    """A sentence that names step, terms and files if a loss, a gradient or an optimizer's state is not finite."""
     values = {name: value.detach() for name, (_, value) in losses.terms.items()}
     values |= {f"gradient norm of {name}": norm for name, norm in norms.items()}
-    if bool(torch.isfinite(torch.stack(list(values.values()))).all()):
-        return
+    for name, optimizer in optimizers.items():
+        if state := [part for slots in optimizer.state.values() for part in slots.values() if isinstance(part, Tensor)]:
+            values[f"norm of the state of the optimizer of {name}"] = torch.nn.utils.get_total_norm(state)
+    if bool(torch.isfinite(torch.stack([value.float() for value in values.values()])).all()):
+        return ""
     faults = ", ".join(f"{name} = {float(value)}" for name, value in values.items() if not torch.isfinite(value))
     files = "; ".join(f"{stream}: {', '.join(part['name'])}" for stream, part in batches.items())
-    raise TrainingError(
-        f"step {step}: {faults}, expected finite numbers. Nothing was updated. The batch: {files}. "
-        "Look at these files, or lower optim.lr; the same command continues from the last checkpoint"
-    )
+    return f"step {step}: {faults}, expected finite numbers. Nothing was updated. The batch: {files}."
+
+
+def _buffers(stage: Stage) -> Iterator[Tensor]:
+    return (buffer for network in stage.networks.values() for buffer in network.buffers())
 
 
 def _step_seed(seed: int, step: int) -> int:

@@ -27,3 +27,21 @@ class EvaluationError(AsdaError):
 
 class MissingError(AsdaError):
     """A part of an evaluation that cannot be made of what was given, such as a picture of two domains of one."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was asked to stop by `signal`, a number; nothing that goes on after errors goes on after this."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
+def unwritable(path: object, error: Exception, needed: int | None = None) -> DataError:
+    """What to raise when `path` cannot be written; `needed` is its size in bytes where that is known."""
+    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    size = "" if needed is None else f"; {needed:,} bytes are needed"
+    return DataError(
+        f"{path}: cannot be written ({reason}){size}. See that the folder is there and may be written to and the disk "
+        "has room; the same command then goes on from what is finished"
+    )

@@ -8,35 +8,54 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
+from utils.errors import unwritable
+
+LOGS = ("metrics", "timing")
+
 
 class Logger:
-    """Appends rows of scalars to the files of `folder`; rows after `start` finished steps, left by a killed run, go."""
+    """Appends rows of scalars to the files of `folder`; rows after `start` finished steps, left by a killed run, go.
+
+    Raises:
+        DataError: by every method, if a file cannot be written.
+    """
 
     def __init__(self, folder: Path, start: int) -> None:
-        from tensorboardX import SummaryWriter
-
-        for name in ("metrics.jsonl", "timing.jsonl"):
-            _keep_until(folder / name, start)
-        self._files = {name: open(folder / f"{name}.jsonl", "a", encoding="utf-8") for name in ("metrics", "timing")}  # noqa: SIM115
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1, flush_secs=30)
+        self._folder = folder
+        with self._writing():
+            for name in LOGS:
+                _keep_until(folder / f"{name}.jsonl", start)
+            self._files = {name: (folder / f"{name}.jsonl").open("a", encoding="utf-8") for name in LOGS}
+            self._board = _Board(folder / "tensorboard", start)
 
     def scalars(self, step: int, metrics: Mapping[str, float], timing: Mapping[str, float]) -> None:
         """Add one row after `step` finished steps."""
-        for name, values in (("metrics", metrics), ("timing", timing)):
-            self._files[name].write(json.dumps({"step": step, **values}) + "\n")
-            self._files[name].flush()
-            for key, value in values.items():
-                self._board.add_scalar(key if "/" in key else f"{name}/{key}", value, step)
+        from tensorboardX.summary import scalar
+
+        with self._writing():
+            for name, values in (("metrics", metrics), ("timing", timing)):
+                self._files[name].write(json.dumps({"step": step, **values}) + "\n")
+                self._files[name].flush()
+                for key, value in values.items():
+                    self._board.add(step, summary=scalar(key if "/" in key else f"{name}/{key}", value))
+            self._board.flush()
 
     def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
         """Add an image (H, W, 3) uint8 to TensorBoard."""
-        self._board.add_image(name, pixels, step, dataformats="HWC")
+        from tensorboardX.summary import image
+
+        with self._writing():
+            self._board.add(step, summary=image(name, pixels, dataformats="HWC"))
+            self._board.flush()
 
     def __enter__(self) -> Logger:
         return self
@@ -44,9 +63,44 @@ class Logger:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for file in self._files.values():
-            file.close()
-        self._board.close()
+        try:
+            for file in self._files.values():
+                file.close()
+            self._board.close()
+        except OSError as failure:
+            if error is None:  # else that is what to tell
+                raise unwritable(self._folder, failure) from failure
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise unwritable(self._folder, error) from error
+
+
+class _Board:
+    """TensorBoard's file, written at once: tensorboardX's SummaryWriter writes in a thread, which dies in silence when
+    the disk is full, and then everything waits for it."""
+
+    def __init__(self, folder: Path, start: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._events = EventsWriter(str(folder / "events"))
+        self.add(start + 1, session_log=SessionLog(status=SessionLog.START))  # hides what a killed run wrote after it
+
+    def add(self, step: int, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._events.write_event(Event(wall_time=time.time(), step=step, **content))
+
+    def flush(self) -> None:
+        self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()
 
 
 def _keep_until(path: Path, step: int) -> None:

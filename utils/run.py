@@ -30,6 +30,7 @@ FREE_KEYS = (
     "out",
     "device",
     "data.workers",
+    "data.timeout",
     "data.cache",
     "log.",
     "eval.",

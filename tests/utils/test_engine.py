@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +19,7 @@ from torch import nn
 from utils import engine
 from utils.config import Config, LogConfig, OptimConfig
 from utils.engine import Batch, Losses, device_of, fit, set_rates, stage_length
-from utils.errors import ConfigError, TrainingError
+from utils.errors import ConfigError, Interrupted, TrainingError
 from utils.run import WARNINGS
 from utils.schedule import Clock, asda_released, poly
 
@@ -33,13 +36,16 @@ class FakeStream:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def batches(self, batch: int, start: int, stop: int, workers: int) -> Iterator[Any]:
+    def batches(self, batch: int, start: int, stop: int, workers: int, timeout: int) -> Iterator[Any]:
         for i in range(start, stop):
             image = torch.randn(batch, 4, generator=torch.Generator().manual_seed(i))
             yield {"image": image, "name": [f"{self.name}_{i * batch + k}" for k in range(batch)]}
 
     def ready(self, batch: Any, device: torch.device) -> Any:
         return batch
+
+    def culprit(self, error: Exception) -> str | None:
+        return None
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +65,8 @@ def no_segmenter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class FakeStage:
     """Regression with noise from torch's global generator, and a discriminator beside it."""
+
+    architecture = '{"layers": 1}'
 
     def __init__(self, stop_at: int | None = None, momentum: float = 0.9) -> None:
         torch.manual_seed(0)
@@ -165,9 +173,10 @@ class NotFinite(FakeStage):
         return Losses(losses.terms | {"fit": (weight, bad)}, losses.stats)
 
 
-@pytest.mark.parametrize(
-    ("kind", "found"), [("nan", "fit = nan"), ("inf", "fit = inf"), ("gradient", "gradient norm of segmenter = nan")]
-)
+KINDS = [("nan", "fit = nan"), ("inf", "fit = inf"), ("gradient", "gradient norm of segmenter = nan")]
+
+
+@pytest.mark.parametrize(("kind", "found"), KINDS)
 def test_not_finite_stops_before_the_update(tmp_path: Path, kind: str, found: str) -> None:
     stage = NotFinite(kind)
     with pytest.raises(TrainingError) as caught:
@@ -181,6 +190,133 @@ def test_not_finite_stops_before_the_update(tmp_path: Path, kind: str, found: st
     sound = FakeStage()
     train(sound, tmp_path / "run")  # goes on from step 4
     assert len(sound.seen) == 4
+
+
+@pytest.mark.parametrize("name", ["segmenter", "discriminators"])
+def test_optimizer_that_is_not_finite_stops_before_the_update(tmp_path: Path, name: str) -> None:
+    class Overflow(FakeStage):
+        def step(self, batch: Batch, clock: Clock) -> Losses:
+            if clock.step == 5:
+                next(iter(self.optimizers[name].state.values()))[
+                    "momentum_buffer" if name == "segmenter" else "exp_avg_sq"
+                ][0] = float("inf")
+                self.before = self.state()
+            return super().step(batch, clock)
+
+    stage = Overflow()
+    with pytest.raises(TrainingError, match=f"step 5: norm of the state of the optimizer of {name} = inf"):
+        train(stage, tmp_path / "run")
+    assert equal(stage.state(), stage.before)
+
+
+class Skipping(NotFinite):
+    """Three bad steps, and a buffer that every forward spoils, as batch normalisation's statistics are."""
+
+    def __init__(self, kind: str, stop_at: int | None = None) -> None:
+        super().__init__(kind)
+        self.stop_at = stop_at
+        self.net.register_buffer("seen_so_far", torch.zeros(()))
+
+    def step(self, batch: Batch, clock: Clock) -> Losses:
+        losses = super().step(batch, clock)
+        self.net.seen_so_far += 1 if clock.step < 5 else float("nan")
+        return losses
+
+
+@pytest.mark.parametrize(("kind", "found"), KINDS)
+def test_so_many_steps_are_skipped_and_no_more(
+    tmp_path: Path, kind: str, found: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    allow = replace(CONFIG, optim=OptimConfig(skip_not_finite=3))
+    stage = Skipping(kind)
+    written = train(stage, tmp_path / "run", allow, steps=8)
+    assert "".join(capsys.readouterr()).count(found) == 3
+    assert equal(stage.state(), stage.before) and float(stage.net.seen_so_far) == 5
+    assert stage.updates == [0, 1, 2, 3, 4] and [row["step"] for row in written] == [1, 2, 3, 4, 5]
+    assert (tmp_path / "run" / WARNINGS).read_text() == "3 of 8 steps were skipped: their numbers were not finite\n"
+
+    with pytest.raises(StoppedError):
+        train(Skipping(kind, stop_at=7), tmp_path / "parts", allow, steps=8)
+    with pytest.raises(TrainingError, match=f"step 7: {found}"):  # one was skipped before the checkpoint of step 6
+        train(Skipping(kind), tmp_path / "parts", replace(CONFIG, optim=OptimConfig(skip_not_finite=2)), steps=8)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_the_step_and_write_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
+    class Signalled(FakeStage):
+        def step(self, batch: Batch, clock: Clock) -> Losses:
+            if clock.step == 4:
+                os.kill(os.getpid(), number)
+            return super().step(batch, clock)
+
+    handlers = [signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(Interrupted, match="stopped after step 5 of 8") as caught:
+        train(Signalled(), tmp_path / "run")
+    assert caught.value.signal == number
+    assert [signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)] == handlers
+    whole, last = FakeStage(), FakeStage()
+    train(last, tmp_path / "run")
+    assert len(last.seen) == 3
+    train(whole, tmp_path / "whole")
+    assert equal(whole.state(), last.state()) and rows(tmp_path / "run") == rows(tmp_path / "whole")
+
+
+def test_the_same_signal_again_stops_at_once(tmp_path: Path) -> None:
+    class Signalled(FakeStage):
+        def step(self, batch: Batch, clock: Clock) -> Losses:
+            if clock.step == 4:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+                raise AssertionError("not reached")
+            return super().step(batch, clock)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train(Signalled(), tmp_path / "run")
+    assert not isinstance(caught.value, Interrupted)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried to allocate"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_names_stage_batch_crop_peak_and_settings(tmp_path: Path, error: Exception) -> None:
+    class Large(FakeStage):
+        def step(self, batch: Batch, clock: Clock) -> Losses:
+            raise error
+
+    with pytest.raises(TrainingError) as caught:
+        train(Large(), tmp_path / "intra")
+    message = str(caught.value)
+    assert f"{tmp_path / 'intra'}: cpu has not enough memory for intra.batch 2 of a and b images" in message
+    assert "data.size 256" in message and re.search(r"peak [\d,]{3,} MiB", message)
+    assert "Lower intra.batch or data.size" in message
+
+
+def test_other_errors_of_torch_are_left_as_they_are(tmp_path: Path) -> None:
+    class Wrong(FakeStage):
+        def step(self, batch: Batch, clock: Clock) -> Losses:
+            raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        train(Wrong(), tmp_path / "run")
+
+
+def test_weights_that_are_not_finite_reach_no_checkpoint(tmp_path: Path) -> None:
+    class Diverged(FakeStage):
+        def after_update(self, clock: Clock) -> None:
+            if clock.step == 5:
+                with torch.no_grad():
+                    self.follower.weight[0, 1] = float("nan")
+
+    with pytest.raises(TrainingError, match=r"after step 6: networks\.follower\.weight holds NaN"):
+        train(Diverged(), tmp_path / "run")
+    sound = FakeStage()
+    train(sound, tmp_path / "run")
+    assert len(sound.seen) == 4  # from step 4
 
 
 def test_update_every_uses_the_last_batch_alone(tmp_path: Path) -> None:

@@ -1,0 +1,55 @@
+"""One writer for a folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from utils.errors import ConfigError, unwritable
+
+LOCK = ".lock"
+
+
+@contextmanager
+def one_writer(folder: str | Path, *, wait: bool = False) -> Iterator[None]:
+    """Within it, this process is the only one that writes to `folder`, which is made if it is not there.
+
+    The lock is the system's, so it ends with the process, however that ends, and is not inherited by loader processes.
+    A process must not take the same lock twice.
+
+    Args:
+        wait: for the other one, instead of refusing.
+
+    Raises:
+        ConfigError: another process writes there; names it.
+        DataError: the folder cannot be written to.
+    """
+    path = Path(folder) / LOCK
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise unwritable(path, error) from None
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            if not wait:
+                raise ConfigError(
+                    f"{folder}: in use by {owner}; wait until it has ended, or give another --out"
+                ) from None
+            print(f"{folder}: in use by {owner}; waiting for it")
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        file.write(f"process {os.getpid()} on {socket.gethostname()}: {command}\n")
+        file.flush()
+        yield
