@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -307,3 +311,77 @@ def test_network_input_follows_the_geometry_without_padding() -> None:
     native = network_input(image, 32, "crop")
     assert native.shape == (1, 3, 40, 20) and torch.equal(native[0, :, 7, 9] * 255, torch.tensor(image[7, 9]).float())
     assert network_input(image, 32, "letterbox").shape == (1, 3, 32, 16)
+
+
+# loader processes that die or hang
+
+
+class Trouble(EndlessSamples):
+    """At one position the loader process dies, or hangs."""
+
+    fatal, how = 7, ""
+
+    def sample(self, position: int) -> Any:
+        if position == self.fatal:
+            if self.how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif self.how == "left":
+                os._exit(3)
+            time.sleep(600)
+        return super().sample(position)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("how", ["killed", "left", "hangs"])
+def test_loader_process_that_dies_or_hangs_is_named_with_its_image(stream: Build, how: str, workers: int) -> None:
+    trouble = stream()
+    trouble.__class__, trouble.how = Trouble, how
+    began, error = time.monotonic(), None
+    try:
+        for _ in trouble.batches(2, 0, 8, workers, timeout=2):
+            pass
+    except RuntimeError as caught:
+        error = caught
+    assert error is not None and time.monotonic() - began < 20
+    assert trouble.culprit(error) == str(trouble.images[trouble.index(7)].image)
+    assert stream("target").culprit(error) is None and trouble.culprit(RuntimeError("shapes differ")) is None
+
+
+def test_no_loader_process_outlives_a_killed_run(stream: Build) -> None:
+    """Not even one that hangs and so would never see that its parent is gone."""
+    trouble = stream()
+    trouble.__class__, trouble.how, trouble.fatal = Trouble, "hangs", 4
+    ours, theirs = multiprocessing.Pipe()
+
+    def run() -> None:
+        batches = trouble.batches(2, 0, 8, 2)
+        next(batches)
+        time.sleep(0.5)  # until one hangs
+        theirs.send([pid for pid, _ in trouble.places.tolist()])
+        time.sleep(60)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    pids = ours.recv()
+    assert len(pids) == 2 and all(alive(pid) for pid in pids)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    deadline = time.monotonic() + 2  # less than the 5 s after which PyTorch's own loaders look for their parent
+    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(alive(pid) for pid in pids)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_ctrl_c_is_left_to_the_run(stream: Build) -> None:
+    samples = stream()
+    batches = samples.batches(2, 0, 6, 1)
+    next(batches)
+    os.kill(int(samples.places[0, 0]), signal.SIGINT)
+    assert len(list(batches)) == 5
