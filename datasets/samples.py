@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any, Literal, TypedDict
@@ -25,6 +27,7 @@ IDLE = -1
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 DIED = re.compile(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)")
 HANGS = "DataLoader timed out"
+LAG = 1  # second
 
 
 class Sample(TypedDict, total=False):
@@ -120,17 +123,22 @@ class EndlessSamples(Dataset[Sample]):
             timeout=timeout if workers else 0,
             worker_init_fn=_end_with_parent,
         )
-        return iter(loader)
+        try:
+            yield from loader
+        except (EOFError, ConnectionError, FileNotFoundError) as error:  # a loader died as it handed over a batch
+            time.sleep(LAG)  # in which PyTorch's handler of SIGCHLD may raise what is raised below
+            alive = {child.pid for child in multiprocessing.active_children()}
+            dead = ", ".join(str(pid) for pid in self.places[:, 0].tolist() if pid not in alive)
+            raise RuntimeError(f"DataLoader worker (pid(s) {dead}) exited unexpectedly") from error
 
     def culprit(self, error: Exception) -> str | None:
         """The image at which a loader process of this stream was, if `error` says that one died or hangs.
 
         Of several that might be meant, all are named.
         """
-        message = str(error)
-        died = DIED.search(message)
+        died = DIED.search(str(error))
         pids = {int(pid) for pid in died[1].split(",")} if died else set[int]()
-        mine = [position for pid, position in self.places.tolist() if pid and (pid in pids or HANGS in message)]
+        mine = [position for pid, position in self.places.tolist() if pid and (pid in pids or HANGS in str(error))]
         if not mine:
             return None
         files = [str(self.images[self.index(position)].image) for position in mine if position != IDLE]
@@ -156,8 +164,9 @@ class EndlessSamples(Dataset[Sample]):
 
 
 def _end_with_parent(worker: int) -> None:
-    """Have Linux kill this loader process when the run dies, hanging or not; leave Ctrl-C to the run."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Have Linux kill this loader process when the run dies, hanging or not; and leave to the run what is sent to all
+    of a terminal or a batch job, such as Ctrl-C: it needs the loaders to end its step."""
+    os.setpgid(0, 0)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

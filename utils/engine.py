@@ -169,7 +169,7 @@ def fit(
         Logger(folder, start) as log,
         tqdm(total=steps, initial=start, desc=folder.name, unit="step", dynamic_ncols=True) as bar,
         deferred() as signals,
-        _explained(stage, streams, folder, config, batch, device),
+        _explained(streams, folder, config, batch, device, signals),
     ):
         since, data_time, last_logged = time.perf_counter(), 0.0, start
         for step in range(start, steps):
@@ -233,7 +233,12 @@ def fit(
 
 @contextmanager
 def _explained(
-    stage: Stage, streams: Mapping[str, Stream], folder: Path, config: Config, batch: int, device: torch.device
+    streams: Mapping[str, Stream],
+    folder: Path,
+    config: Config,
+    batch: int,
+    device: torch.device,
+    signals: Sequence[int],
 ) -> Iterator[None]:
     """Within it, PyTorch's errors of memory and of loader processes say which setting or file to look at."""
     try:
@@ -248,7 +253,10 @@ def _explained(
                 "another --out, since these decide the result"
             ) from error
         for name, stream in streams.items():
-            if culprit := stream.culprit(error):
+            culprit = stream.culprit(error)
+            if culprit and signals:  # the loaders were asked to stop as well
+                raise Interrupted(f"{folder}: stopped within a step; {CONTINUES}", signals[0]) from None
+            if culprit:
                 raise TrainingError(
                     f"{folder}: a loader process of the {name} images died or gave nothing for {config.data.timeout} s "
                     f"({str(error).splitlines()[0]}). It was at {culprit}. Look at this file and at the memory that is "

@@ -261,6 +261,34 @@ def test_signals_end_the_step_and_write_a_checkpoint(tmp_path: Path, number: sig
     assert equal(whole.state(), last.state()) and rows(tmp_path / "run") == rows(tmp_path / "whole")
 
 
+class Loaders(FakeStream):
+    """A loader process dies at the third batch."""
+
+    def batches(self, *given: Any) -> Iterator[Any]:
+        for number, batch in enumerate(super().batches(*given)):
+            if number == 2:
+                if self.name == "signalled":
+                    os.kill(os.getpid(), signal.SIGTERM)
+                raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+            yield batch
+
+    def culprit(self, error: Exception) -> str | None:
+        return "a_4.png" if "pid 7" in str(error) else None
+
+
+def test_loader_faults_name_the_image_and_the_settings(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    arguments = {"batch": 2, "steps": 8, "epoch_steps": 3, "warmup_epochs": 15}
+    with pytest.raises(TrainingError) as caught:
+        fit(FakeStage(), {"a": Loaders("a"), "b": FakeStream("b")}, tmp_path / "run", CONFIG, **arguments)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'run'}: a loader process of the a images died or gave nothing for 300 s ")
+    assert "(DataLoader worker (pid 7) is killed by signal: Killed.). It was at a_4.png. " in message
+    with pytest.raises(Interrupted) as stopped:  # where loaders get the signal too, that is what happened
+        fit(FakeStage(), {"a": Loaders("signalled"), "b": FakeStream("b")}, tmp_path / "run", CONFIG, **arguments)
+    assert stopped.value.signal == signal.SIGTERM
+
+
 def test_the_same_signal_again_stops_at_once(tmp_path: Path) -> None:
     class Signalled(FakeStage):
         def step(self, batch: Batch, clock: Clock) -> Losses:
