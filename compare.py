@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from datasets.files import Item
 from datasets.readers import READERS
-from eval import HELD_BACK, TRANSDUCTIVE, evaluation_domains
+from eval import HELD_BACK, LESS_MEMORY, TRANSDUCTIVE, evaluation_domains
 from nets.weights import load_segmenter
 from split_entropy import split_entropy
 from train_intra import train_intra
@@ -50,7 +50,8 @@ from utils.domains import expected_images, listed, training_images
 from utils.engine import SNAPSHOTS, device_of, intra_length, stage_length
 from utils.errors import ConfigError, EvaluationError
 from utils.files import write_text
-from utils.lock import one_writer
+from utils.lock import LOCK, one_writer
+from utils.memory import memory_explained
 from utils.metrics import scores
 from utils.run import Kind, bound_settings, differences, make_generated, read_warnings, uses_split
 from utils.survey import Domain, Tally, survey
@@ -101,9 +102,8 @@ def compare(config: CompareConfig) -> None:
     failed = run_jobs([job for job in wanted if job.folder not in done], len(wanted), config)
     folder = Path(config.out) / config.name
     write(folder, [gather(pair, jobs, config) for pair in config.pairs])
-    print(
-        f"\n{(folder / 'table.md').read_text('utf-8')}\n{folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}"
-    )
+    there = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
+    print(f"\n{(folder / 'table.md').read_text('utf-8')}\n{folder}: {', '.join(there)}")
     if failed:
         raise EvaluationError(
             f"{len(failed)} of {len(wanted)} runs failed: "
@@ -380,15 +380,14 @@ def score(config: Config, weights: Path, choice: Mapping[str, Any]) -> dict[str,
             )
         candidates = {**{copy.stem.replace("_", " "): copy for copy in copies}, **candidates}
     domain = next(domain for domain in evaluation_domains(config) if domain.role == "target")
-    models = {name: load_segmenter(path).to(device_of(config)) for name, path in candidates.items()}
     chosen, selected = "last", "last"
     if choice["selection"] == "entropy":
         seen = Domain("target", config.target, "", training_images(config, "target", labels=False))
-        tallies = survey(seen, models, config, Path(config.out), masks=False, entropy=False).tallies
+        tallies = {name: tally(seen, path, config) for name, path in candidates.items()}
         chosen = min(tallies, key=lambda name: float(np.mean(tallies[name].entropy)))
-        selected = f"lowest mean entropy of {len(models)} checkpoints on the target's training images"
-    scored = models if choice["best_on_labels"] else {chosen: models[chosen]}
-    tallies = survey(domain, scored, config, Path(config.out), masks=False, entropy=False).tallies
+        selected = f"lowest mean entropy of {len(candidates)} checkpoints on the target's training images"
+    scored = candidates if choice["best_on_labels"] else {chosen: candidates[chosen]}
+    tallies = {name: tally(domain, path, config) for name, path in scored.items()}
     best = max(tallies, key=lambda name: _miou(tallies[name]))
     found = {
         name: [np.zeros((2, 2)).tolist() if m is None else m.tolist() for m in t.matrices]
@@ -402,6 +401,18 @@ def score(config: Config, weights: Path, choice: Mapping[str, Any]) -> dict[str,
         "chosen": chosen,
         "best": found[best] if choice["best_on_labels"] else [],
     }
+
+
+def tally(domain: Domain, weights: Path, config: Config) -> Tally:
+    """What one checkpoint says; however many there are, one is in memory at a time.
+
+    Raises:
+        EvaluationError: there is not enough memory.
+    """
+    device, folder = device_of(config), Path(config.out)
+    with memory_explained(weights, f"batch 1 of data.size {config.data.size}", device, LESS_MEMORY):
+        models = {weights.stem: load_segmenter(weights).to(device)}
+        return survey(domain, models, config, folder, masks=False, entropy=False).tallies[weights.stem]
 
 
 # Gathering
@@ -475,4 +486,4 @@ def _miou(tally: Tally) -> float:
 
 
 if __name__ == "__main__":
-    run(compare, CONFIG)
+    run(compare, CONFIG, Path(CONFIG.out) / CONFIG.name)

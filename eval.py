@@ -32,6 +32,7 @@ from utils.engine import device_of
 from utils.errors import ConfigError, DataError, EvaluationError, MissingError, WeightsError
 from utils.files import write_text
 from utils.gallery import draw_entropy, draw_gradcam, draw_masks, draw_tsne
+from utils.memory import memory_explained
 from utils.report import Picture, remember_pictures, write_report
 from utils.run import make_generated, trained
 from utils.scene_scores import score_scenes
@@ -47,6 +48,10 @@ MODELS = (
 HELD_BACK = "held-back images"
 TRANSDUCTIVE = "transductive: the images adapted to, labels hidden"
 FROM_PREDICTIONS = {"scores", "masks", "entropy"}
+LESS_MEMORY = (
+    "Training needs more, so see what else is using it, or give --device cpu; eval.parts leaves parts out, and "
+    "eval.pictures and eval.tsne_pixels make them smaller"
+)
 
 
 def evaluate(config: Config) -> None:
@@ -56,10 +61,12 @@ def evaluate(config: Config) -> None:
         EvaluationError: at the end, if a part failed.
     """
     make_generated(config)
-    models = load_models(config)
+    folder, device = Path(config.out) / "eval", device_of(config)
+    doing = f"batch 1 of data.size {config.data.size}"
+    with memory_explained(folder, doing, device, LESS_MEMORY):
+        models = load_models(config)
     domains = evaluation_domains(config)
     wanted = config.eval.parts.split(",")
-    folder = Path(config.out) / "eval"
     folder.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
     missing: dict[str, str] = {}
@@ -67,15 +74,16 @@ def evaluate(config: Config) -> None:
     def attempt(part: str, make: Callable[[], list[Picture] | None]) -> None:
         pictures: list[Picture] | None = None
         try:
-            pictures = make()
+            with memory_explained(f"{folder}, {part}", doing, device, LESS_MEMORY):
+                pictures = make()
             (folder / f"{part}_failed.txt").unlink(missing_ok=True)
         except MissingError as error:
             missing[part] = str(error)
             print(f"{part}: left out: {error}")
         except Exception as error:  # whatever it was, the other parts go on; the reason is kept
             failures[part] = str(error) or type(error).__name__
-            write_text(folder / f"{part}_failed.txt", traceback.format_exc())
             print(f"{part}: failed, the other parts go on: {failures[part]}")
+            write_text(folder / f"{part}_failed.txt", traceback.format_exc())
         remember_pictures(folder, part, pictures or [])
 
     surveys: list[Survey] = []

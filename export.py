@@ -10,16 +10,16 @@ ONNX file is compared with the network before it is written. Needs onnx, onnxscr
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
 
 from utils.cli import configure, run
-from utils.errors import ConfigError, WeightsError
-from utils.files import write_text
+from utils.errors import ConfigError, WeightsError, unwritable
+from utils.files import put_in_place, write_text
 from utils.scenes.network import CloudNetwork, load_network, weights_of_run
 
 TOLERANCE = 1e-4  # of a probability
@@ -50,7 +50,8 @@ def export(request: Request) -> None:
     """Write the files, each whole or not at all.
 
     Raises:
-        ConfigError: the folder cannot be written to, or a package is missing.
+        ConfigError: a package is missing.
+        DataError: a file cannot be written.
         WeightsError: the ONNX file does not compute what the network computes.
     """
     try:
@@ -67,18 +68,23 @@ def export(request: Request) -> None:
     metadata = {"architecture": segmenter.architecture, "data": network.images.record}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        save_segmenter(out / f"{weights.stem}.safetensors", segmenter, {"data": metadata["data"]})
-        write_text(out / "README.md", card)
-        unchecked = out / f".unchecked_{weights.stem}.onnx"
-        onnx.save_model(to_onnx(segmenter, metadata), unchecked)
-        if (difference := largest_difference(network, load_network(unchecked))) > TOLERANCE:
-            raise WeightsError(
-                f"{unchecked}: differs from {weights} by {difference:.2g} in a probability, expected {TOLERANCE:g} or "
-                "less; try another release of torch, onnxscript or onnxruntime"
-            )
-        os.replace(unchecked, out / f"{weights.stem}.onnx")
     except OSError as error:
-        raise ConfigError(f"{out}: cannot be written to ({error}); give another --out") from None
+        raise unwritable(out, error) from None
+    save_segmenter(out / f"{weights.stem}.safetensors", segmenter, {"data": metadata["data"]})
+    write_text(out / "README.md", card)
+    path, model = out / f"{weights.stem}.onnx", to_onnx(segmenter, metadata)
+    try:
+        with TemporaryDirectory(dir=out, prefix=".unchecked_") as scratch:
+            unchecked = Path(scratch) / path.name
+            onnx.save_model(model, unchecked)
+            if (difference := largest_difference(network, load_network(unchecked))) > TOLERANCE:
+                raise WeightsError(
+                    f"{path}: would differ from {weights} by {difference:.2g} in a probability, expected {TOLERANCE:g} "
+                    "or less; try another release of torch, onnxscript or onnxruntime"
+                )
+            put_in_place(unchecked, path)
+    except OSError as error:
+        raise unwritable(path, error, model.ByteSize()) from error
     print(f"{out}: {weights.stem}.safetensors, {weights.stem}.onnx (within {difference:.1g} of the network), README.md")
 
 
@@ -94,4 +100,5 @@ def largest_difference(one: CloudNetwork, other: CloudNetwork) -> float:
 
 
 if __name__ == "__main__":
-    run(export, configure(__doc__, lambda description: read_request(description=description)))
+    REQUEST = configure(__doc__, lambda description: read_request(description=description))
+    run(export, REQUEST, REQUEST.out)

@@ -31,12 +31,14 @@ from datasets.files import SUFFIXES, by_name
 from utils.cli import configure, run
 from utils.errors import AsdaError, ConfigError, DataError
 from utils.files import write_text
+from utils.memory import memory_explained
 from utils.scenes import Options, Summary, load_network, predict_scene, weights_of_run
 from utils.scenes.rasters import is_picture
 
 SETTINGS, SUMMARY = "predict.json", "summary.csv"
 M_MMAP_THRESHOLD = -3  # of malloc.h
 ON_REQUEST = ("probability", "entropy", "quicklook")
+LESS_MEMORY = "See what else is using it, or give a smaller --window, fewer threads (OMP_NUM_THREADS) or --device cpu"
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ def predict(request: Request) -> None:
     scenes = find_scenes(request.inputs, request.out)
     open_folder(request)
     network = load_network(request.weights, request.device)
+    doing = f"windows of {request.options.window or network.images.size} pixels"
     rows = read_summary(request.out / SUMMARY)
     failures = []
     with tqdm(total=len(scenes), desc="scenes", unit="scene", dynamic_ncols=True) as scenes_bar:
@@ -121,7 +124,8 @@ def predict(request: Request) -> None:
                             bar.total = total
                             bar.update(done - bar.n)
 
-                        rows[name] = predict_scene(network, path, outputs, request.options, tick=tick)
+                        with memory_explained(path, doing, network.device, LESS_MEMORY):
+                            rows[name] = predict_scene(network, path, outputs, request.options, tick=tick)
                     write_summary(request.out / SUMMARY, rows)
             except Exception as error:  # GDAL and the codecs have errors of their own; the other scenes go on
                 known = isinstance(error, AsdaError)
@@ -181,6 +185,7 @@ def open_folder(request: Request) -> None:
 
     Raises:
         ConfigError: it was begun with other settings, or cannot be made.
+        DataError: it cannot be written to.
     """
     record = request.out / SETTINGS
     digest = hashlib.sha256(request.weights.read_bytes()).hexdigest() if request.weights.is_file() else None
@@ -233,11 +238,9 @@ def write_summary(path: Path, rows: dict[str, Summary]) -> None:
     table.writerow(["scene", *Summary._fields])
     for name, row in sorted(rows.items()):
         table.writerow([name, *(f"{value:.6g}" for value in row)])
-    try:
-        write_text(path, text.getvalue())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror}); the same command goes on from here") from None
+    write_text(path, text.getvalue())
 
 
 if __name__ == "__main__":
-    run(predict, configure(__doc__, lambda description: read_request(description=description)))
+    REQUEST = configure(__doc__, lambda description: read_request(description=description))
+    run(predict, REQUEST, REQUEST.out)

@@ -16,6 +16,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,11 +36,15 @@ from utils.domains import training_images
 from utils.engine import device_of
 from utils.errors import DataError
 from utils.files import write_text
+from utils.memory import memory_explained
 from utils.plots import write_png
 from utils.predict import probabilities
 from utils.run import make_generated, open_stage, trained, uses_split
 
 UNCERTAIN = 128  # in a stored mask, beside 0 and 255
+LESS_MEMORY = (
+    "Training needs more, so see what else is using it, or give --device cpu; the same command makes the split anew"
+)
 
 
 class Ranked(NamedTuple):
@@ -62,7 +67,7 @@ def score_image(
     """
     decoded = images.read(item)
     prob = probabilities(segmenter, decoded.image, config.data)
-    valid = torch.from_numpy(decoded.valid.copy()).to(prob["main"].device)
+    valid = torch.from_numpy(decoded.valid.copy())
     entropies, mask = normalised_entropy(prob["main"][None])[0], prob["main"].argmax(0) * valid
     entropy = entropies[valid].double()
     score = float(entropy.mean() if config.split.score == "mean" else entropy.sum())
@@ -71,11 +76,11 @@ def score_image(
         score -= config.split.iou_weight * float((mask & aux).sum() / (mask | aux).sum().clamp(min=1))
     if not math.isfinite(score):
         raise DataError(f"{item.image}: its entropy score is {score}, expected a finite number; is the teacher sound?")
-    stored = decoded.placed(mask.mul(255).byte().cpu().numpy(), UNCERTAIN)
+    stored = decoded.placed(mask.mul(255).byte().numpy(), UNCERTAIN)
     write_png(folder / "pseudo_labels" / f"{item.name}.png", stored)
     if histogram is not None:
         histogram.add(entropies, mask.masked_fill(~valid, IGNORE))
-        levels = decoded.placed(quantise(entropies).cpu().numpy().astype(np.uint16), 0)
+        levels = decoded.placed(quantise(entropies).numpy().astype(np.uint16), 0)
         write_png(folder / "entropy" / f"{item.name}.png", levels)
     return Ranked(score, item.name, float(mask[valid].double().mean()))
 
@@ -122,7 +127,10 @@ def split_entropy(config: Config) -> None:
         print("split: stage 3 of this method, if it has one, needs no split, so none is made")
         return
     make_generated(config)
-    segmenter = trained(config, config.teacher.name, config.teacher.name).to(device_of(config))
+    doing, device = f"batch 1 of data.size {config.data.size}", device_of(config)
+    explained = partial(memory_explained, Path(config.out) / "split", doing, device, LESS_MEMORY)
+    with explained():
+        segmenter = trained(config, config.teacher.name, config.teacher.name).to(device)
     folder = open_stage(config, "split", "split")
     table = folder / "entropy.csv"
     if table.exists():
@@ -132,7 +140,8 @@ def split_entropy(config: Config) -> None:
     easy = easy_count(len(images), config.split)
     bar = tqdm(images, desc="split", unit="image", dynamic_ncols=True)
     histogram = EntropyHistogram(segmenter.classes) if config.split.pseudo_label == "class_median" else None
-    ranked = sorted(score_image(segmenter, images, item, config, folder, histogram) for item in bar)
+    with explained():
+        ranked = sorted(score_image(segmenter, images, item, config, folder, histogram) for item in bar)
     if histogram is not None:
         thresholds = histogram.thresholds(config.split.entropy_floor)
         share = drop_uncertain(folder, [place.name for place in ranked], thresholds)

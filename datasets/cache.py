@@ -11,8 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-import os
-import tempfile
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +20,7 @@ import numpy as np
 
 from datasets.files import Item
 from utils.errors import DataError
+from utils.files import whole
 
 if TYPE_CHECKING:
     from datasets.images import Decoded, Decoder
@@ -99,22 +98,13 @@ class Cache:
         path = self._path(key)
         header = np.array([MAGIC, *planes.shape, *place], HEADER)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-                try:
+            with whole(path, header.nbytes + planes.nbytes, shared=True) as temporary:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with open(temporary, "wb") as file:
                     file.write(header.tobytes())
                     file.write(np.ascontiguousarray(planes).data)
-                    file.flush()
-                    os.chmod(file.name, 0o644)
-                    os.replace(file.name, path)
-                except BaseException:
-                    os.unlink(file.name)
-                    raise
-        except OSError as error:
-            raise DataError(
-                f"{path}: cannot be written ({error.strerror}), {header.nbytes + planes.nbytes} bytes; make room, or "
-                "set data.cache to another folder or to null"
-            ) from None
+        except DataError as error:
+            raise DataError(f"{error}. Or set data.cache to another folder or to null") from None
 
 
 def _name(settings: list[object], files: tuple[Path, ...]) -> str:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from datasets.landcover import PAINTERS, Array, Ground, fractal_noise, hillshade, mix, ramp, smoothstep
 from utils.errors import DataError
+from utils.files import write_bytes, write_text
 
 VERSION = 1
 CLOUD_OPACITY = 0.25
@@ -237,12 +238,11 @@ def _fill_domain(root: Path, sensor: Sensor, seed: int, counts: Mapping[str, int
                 image, label, cover = _render(sensor, _derive(seed, split, i), size)
                 row = tuple(f"{folder}/{cover}_{number:04d}.png" for folder in ("images", "labels"))
                 for path, pixels in zip(row, (cv2.cvtColor(image, cv2.COLOR_RGB2BGR), label), strict=True):
-                    if not cv2.imwrite(str(root / path), pixels):
-                        raise DataError(f"{root / path}: could not be written; check free space and permissions")
+                    write_bytes(root / path, cv2.imencode(".png", pixels)[1].tobytes())
                 rows.append(" ".join(row) + "\n")
                 number += 1
                 bar.update()
-            (root / f"{name}.txt").write_text("".join(rows), encoding="utf-8")
+            write_text(root / f"{name}.txt", "".join(rows))
 
 
 def _write_once(root: Path, parameters: dict[str, Any], fill: Callable[[Path], None]) -> None:
@@ -269,7 +269,7 @@ def _write_once(root: Path, parameters: dict[str, Any], fill: Callable[[Path], N
     part.mkdir(parents=True)
     try:
         fill(part)
-        (part / "generated.json").write_text(json.dumps(parameters, indent=2) + "\n", encoding="utf-8")
+        write_text(part / "generated.json", json.dumps(parameters, indent=2) + "\n")
         try:
             part.rename(root)
         except OSError:

@@ -204,6 +204,18 @@ def statistics_held(network: nn.Module, held: bool = True) -> Iterator[None]:
             norm.momentum = momentum
 
 
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Within it, every module of a network is in evaluation mode; afterwards each is in the mode that it was in."""
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        network.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 def _build_backbone(name: str, in_channels: int, output_stride: int | None) -> Any:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5)

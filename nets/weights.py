@@ -1,9 +1,7 @@
 """Weights on disk: files of this project, and checkpoints of the DeepLab-v2 family."""
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from nets.pretrained import load_exactly, read_checkpoint
 from nets.segmenter import Segmenter
 from utils.errors import ConfigError, WeightsError
+from utils.files import write_bytes
 
 HEADS = {"layer5": "head_aux", "layer6": "head_main"}
 
@@ -57,20 +56,12 @@ def save_weights(path: str | Path, module: nn.Module, metadata: Mapping[str, str
     """Write a module's state dict and `metadata` as safetensors; the file is whole or not there.
 
     Equal weights and metadata give equal bytes.
+
+    Raises:
+        DataError: it cannot be written.
     """
-    path = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    content = _sorted_header(save(tensors, metadata=dict(metadata)))
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    write_bytes(Path(path), _sorted_header(save(tensors, metadata=dict(metadata))))
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

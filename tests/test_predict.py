@@ -27,6 +27,7 @@ from nets.segmenter import Segmenter
 from nets.weights import save_segmenter
 from predict import predict, read_request
 from utils.errors import ConfigError, DataError, WeightsError
+from utils.lock import LOCK
 from utils.scenes import predict_array, predict_scene
 from utils.scenes.network import load_network
 
@@ -74,7 +75,7 @@ def masks_of(weights: Path, out: Path, *arguments: object) -> Path:
 
 
 def files_of(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.name != LOCK}
 
 
 def test_a_mask_lies_where_its_scene_lies(tmp_path: Path, weights: Path) -> None:

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from utils.config import read_mapping
 from utils.errors import ConfigError, DataError
 from utils.files import write_text
 from utils.metrics import bootstrap, score_at, scores
-from utils.plots import new_figure
+from utils.plots import new_figure, save_figure
 from utils.tables import FEW
 from utils.tables import table as markdown_table
 
@@ -249,13 +248,21 @@ def _spread(values: Sequence[float]) -> tuple[float | None, float | None]:
 
 
 def write(folder: Path, comparisons: Sequence[Comparison]) -> None:
-    """Write table.md, .csv and .tex, results.json and plot_PAIR.png into `folder`; it is made if need be."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "table.md", "\n".join(markdown(comparison) for comparison in comparisons))
-    write_text(folder / "table.csv", csv_table(comparisons))
-    write_text(folder / "table.tex", "\n".join(latex(comparison) for comparison in comparisons))
+    """Write table.md, .csv and .tex, results.json and plot_PAIR.png into `folder`; it is made if need be.
+
+    Raises:
+        DataError: a file cannot be written.
+    """
     numbers = {comparison.pair: _numbers(comparison) for comparison in comparisons}
-    write_text(folder / "results.json", json.dumps(numbers, indent=2, allow_nan=False) + "\n")
+    texts = {
+        "table.md": "\n".join(markdown(comparison) for comparison in comparisons),
+        "table.csv": csv_table(comparisons),
+        "table.tex": "\n".join(latex(comparison) for comparison in comparisons),
+        "results.json": json.dumps(numbers, indent=2, allow_nan=False) + "\n",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        write_text(folder / name, text)
     for comparison in comparisons:
         draw(comparison, folder / f"plot_{comparison.pair}.png")
 
@@ -452,9 +459,7 @@ def draw(comparison: Comparison, path: Path) -> None:
     axis.grid(axis="x", color="0.92", zorder=0)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png", dpi=200)
-    os.replace(temporary, path)
+    save_figure(figure, path, dpi=200)
 
 
 # Published scores

@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from tqdm import tqdm
 
-from nets.segmenter import Segmenter, resize_logits
+from nets.segmenter import Segmenter, evaluating, resize_logits
 from utils.errors import MissingError
 
 COMPONENTS = 50
@@ -88,7 +88,8 @@ def sample_pixels(
     offset = 0
     for role in ("source", "target"):
         for position, window in enumerate(tqdm(windows[role], desc=f"t-SNE, {role}", unit="image", leave=False)):
-            prediction = reference.eval()(window.image.to(device))
+            with evaluating(reference):
+                prediction = reference(window.image.to(device))
             rows, columns = prediction.features.shape[-2:]
             if window.label is None:
                 predicted = True
@@ -121,7 +122,8 @@ def features_at(segmenter: Segmenter, windows: Sequence[Window], pixels: Pixels)
     device = next(segmenter.parameters()).device
     found = np.empty((len(pixels.window), segmenter.num_features), np.float32)
     for index in np.unique(pixels.window):
-        features = segmenter.eval()(windows[index].image.to(device)).features[0].cpu().numpy()  # (D, h, w)
+        with evaluating(segmenter):
+            features = segmenter(windows[index].image.to(device)).features[0].cpu().numpy()  # (D, h, w)
         here = pixels.window == index
         found[here] = features[:, pixels.row[here], pixels.column[here]].T
     return found

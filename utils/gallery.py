@@ -45,9 +45,11 @@ from utils.report import Picture
 from utils.survey import Domain, Survey
 
 SPLIT_IMAGES = 12  # of each split in the histograms of entropy
+SPLIT_PIXELS = 2**18  # of each of them at most
 EXTREMES = 4
 CAM_IMAGES = 5
 TSNE_IMAGES = 60  # of each domain; more would only cost memory, a few pixels are drawn from each
+SHOWN = 1024  # pixels of a side that are kept of a large image
 
 
 def draw_masks(result: Survey, config: Config, folder: Path) -> list[Picture]:
@@ -55,12 +57,16 @@ def draw_masks(result: Survey, config: Config, folder: Path) -> list[Picture]:
     domain, models = result.domain, list(result.tallies)
     role = domain.role
     chosen = _evenly(domain.images, config.eval.pictures)
-    names, seen = [item.name for item in chosen], [domain.images.read(item) for item in chosen]
-    images = [visible(decoded) for decoded in seen]
-    labels = [d.placed(np.full_like(d.image[..., 0], 255) if d.label is None else d.label, 255) for d in seen]
+    names = [item.name for item in chosen]
+    images, labels = [], []
+    for item in chosen:
+        seen = domain.images.read(item)
+        images.append(visible(seen))
+        label = np.full_like(seen.image[..., 0], 255) if seen.label is None else seen.label
+        labels.append(thinned(seen.placed(label, 255)))
 
     def of(kind: str, model: str) -> list[np.ndarray]:
-        return [read_png(folder / kind / role / model / f"{name}.png") for name in names]
+        return [thinned(read_png(folder / kind / role / model / f"{name}.png")) for name in names]
 
     columns = {"image": images} | ({"label": [colour_mask(label) for label in labels]} if domain.labelled else {})
     columns |= {_title(model): of("masks", model) for model in models}
@@ -83,7 +89,7 @@ def draw_masks(result: Survey, config: Config, folder: Path) -> list[Picture]:
             _title(model): [
                 colour_mask(label)
                 if item.label is None
-                else read_png(folder / "errors" / role / model / f"{item.name}.png")
+                else thinned(read_png(folder / "errors" / role / model / f"{item.name}.png"))
                 for item, label in zip(chosen, labels, strict=True)
             ]
             for model in models
@@ -113,7 +119,7 @@ def draw_entropy(
         columns = {"image": [visible(result.domain.images.read(item)) for item in chosen]}
         for model in result.tallies:
             paths = (folder / "entropy" / role / model / f"{item.name}.png" for item in chosen)
-            columns[_title(model)] = [read_png(path) for path in paths]
+            columns[_title(model)] = [thinned(read_png(path)) for path in paths]
         picture_grid(folder / "entropy" / f"{role}.png", [i.name for i in chosen], columns, entropy_bar=True)
         caption = (
             "Normalised entropy of the class probabilities, from yellow (0, the model is sure) to red (1, both classes "
@@ -173,7 +179,8 @@ def _draw_split(models: Mapping[str, Segmenter], config: Config, folder: Path) -
 def _entropies(model: Segmenter, images: ImageSet, item: Item, config: Config) -> np.ndarray:
     decoded = images.read(item)
     chosen = decided(probabilities(model, decoded.image, config.data), config.eval.head)
-    return normalised_entropy(chosen[None])[0].cpu().numpy()[decoded.valid]
+    pixels = normalised_entropy(chosen[None])[0].numpy()[decoded.valid]
+    return pixels[:: max(1, -(-len(pixels) // SPLIT_PIXELS))]
 
 
 def draw_tsne(
@@ -226,8 +233,8 @@ def draw_tsne(
 def _window(item: Item, domain: Domain, config: Config) -> Window:
     decoded = domain.images.read(item)
     image, valid = _shown(decoded.image, config), _shown(decoded.valid, config)
-    label = None if decoded.label is None else _shown(decoded.label, config)
-    return Window(network_input(image, config.data.size, config.data.geometry), label, valid)
+    label = None if decoded.label is None else thinned(_shown(decoded.label, config))
+    return Window(network_input(image, config.data.size, config.data.geometry), label, thinned(valid))
 
 
 def _shown(raster: np.ndarray, config: Config) -> np.ndarray:
@@ -246,18 +253,16 @@ def draw_gradcam(domain: Domain, models: Mapping[str, Segmenter], config: Config
     """Where each head of the last model finds clear ground and cloud."""
     name, model = list(models.items())[-1]
     chosen = _evenly(domain.images, min(config.eval.pictures, CAM_IMAGES))
-    decoded = [domain.images.read(item) for item in chosen]
-    images = [(_shown(one.image, config), _shown(one.valid, config)) for one in decoded]
-    columns = {"image": [as_rgb(image) for image, _ in images]}
+    columns: dict[str, list[np.ndarray]] = {"image": []}
     heads: tuple[Head, ...] = ("main", "aux")
-    bar = tqdm(total=4 * len(images), desc=f"Grad-CAM {domain.role}", unit="map")
-    for head in heads:
-        for target, kind in enumerate(("clear", "cloud")):
-            maps = columns.setdefault(f"{head} head: {kind}", [])
-            for image, valid in images:
+    for item in tqdm(chosen, desc=f"Grad-CAM {domain.role}", unit="image"):
+        decoded = domain.images.read(item)
+        image, valid = _shown(decoded.image, config), _shown(decoded.valid, config)
+        columns["image"].append(thinned(as_rgb(image)))
+        for head in heads:
+            for target, kind in enumerate(("clear", "cloud")):
+                maps = columns.setdefault(f"{head} head: {kind}", [])
                 maps.append(_cam(model, image, valid, target, head, config))
-                bar.update()
-    bar.close()
     (folder / "gradcam").mkdir(exist_ok=True)
     file = f"gradcam/{domain.role}.png"
     picture_grid(folder / file, [item.name for item in chosen], columns, f"{_title(name)} on the {domain.role}")
@@ -271,17 +276,23 @@ def draw_gradcam(domain: Domain, models: Mapping[str, Segmenter], config: Config
 
 
 def _cam(model: Segmenter, image: np.ndarray, valid: np.ndarray, target: int, head: Head, config: Config) -> np.ndarray:
-    device = next(model.parameters()).device
-    inputs = network_input(image, config.data.size, config.data.geometry).to(device)
-    data = torch.from_numpy(np.array(valid)).to(device)
+    inputs = network_input(image, config.data.size, config.data.geometry).to(next(model.parameters()).device)
+    data = torch.from_numpy(np.array(valid))
     cam = grad_cam(model, inputs, target, head, config.eval.cam_layer, data).cpu().numpy()
-    cam = cv2.resize(cam, image.shape[1::-1]) if cam.shape != image.shape[:2] else cam
-    return laid_over(as_rgb(image), np.where(valid, cam, 0))
+    picture = thinned(as_rgb(image))
+    cam = cv2.resize(cam, picture.shape[1::-1]) if cam.shape != picture.shape[:2] else cam
+    return laid_over(picture, np.where(thinned(valid), cam, 0))
 
 
 def visible(decoded: Decoded) -> np.ndarray:
-    """A picture (H, W, 3) of a whole image file, black where it has no data."""
-    return decoded.placed(as_rgb(decoded.image), 0)
+    """A picture (H, W, 3) of a whole image file, black where it has no data; a large one is thinned."""
+    return thinned(decoded.placed(as_rgb(decoded.image), 0))
+
+
+def thinned(raster: np.ndarray) -> np.ndarray:
+    """Every n-th pixel of a raster (H, W, ...), so many that a side has at most `SHOWN` of them."""
+    step = -(-max(raster.shape[:2]) // SHOWN)
+    return raster if step == 1 else raster[::step, ::step].copy()
 
 
 def _evenly(items: Sequence[Item], count: int) -> list[Item]:

@@ -14,7 +14,7 @@ from timm.layers import Format
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nets.segmenter import Head, Segmenter
+from nets.segmenter import Head, Segmenter, evaluating
 from utils.errors import ConfigError
 
 
@@ -40,7 +40,6 @@ def grad_cam(
     Raises:
         ConfigError: no such layer, or one without a feature map.
     """
-    training = {module: module.training for module in segmenter.modules()}
     kept: list[Tensor] = []
     head_module = segmenter.head_main if head == "main" else segmenter.head_aux
 
@@ -49,23 +48,19 @@ def grad_cam(
 
     hook = find_layer(segmenter, layer).register_forward_hook(keep) if layer else None
     hook = hook or head_module.register_forward_pre_hook(keep)
-    try:
-        with torch.enable_grad():
-            # A leaf that wants a gradient makes the graph, also in a network whose parameters are frozen.
-            prediction = segmenter.eval()(image.detach().clone().requires_grad_(True))
-            logits = getattr(prediction, head)[0]  # (K, h, w)
-            chosen = logits.argmax(0) == target
-            if valid is not None:
-                chosen &= F.interpolate(valid[None, None].float(), chosen.shape, mode="nearest")[0, 0] > 0
-            score = logits[target][chosen].sum() if bool(chosen.any()) else logits[target].sum()
-            if not kept or not isinstance(kept[-1], Tensor) or kept[-1].ndim != 4:
-                raise ConfigError(f"eval.cam_layer: {layer!r} gives no feature map (1, D, h, w); name another layer")
-            activation = kept[-1]
-            (gradient,) = torch.autograd.grad(score, activation, allow_unused=True)
-    finally:
-        hook.remove()
-        for module, mode in training.items():
-            module.training = mode
+    with hook, evaluating(segmenter), torch.enable_grad():
+        # A leaf that wants a gradient makes the graph, also in a network whose parameters are frozen.
+        prediction = segmenter(image.detach().clone().requires_grad_(True))
+        logits = getattr(prediction, head)[0]  # (K, h, w)
+        chosen = logits.argmax(0) == target
+        if valid is not None:
+            known = F.interpolate(valid[None, None].float(), chosen.shape, mode="nearest")[0, 0] > 0
+            chosen &= known.to(chosen.device)
+        score = logits[target][chosen].sum() if bool(chosen.any()) else logits[target].sum()
+        if not kept or not isinstance(kept[-1], Tensor) or kept[-1].ndim != 4:
+            raise ConfigError(f"eval.cam_layer: {layer!r} gives no feature map (1, D, h, w); name another layer")
+        activation = kept[-1]
+        (gradient,) = torch.autograd.grad(score, activation, allow_unused=True)
     if gradient is None:
         raise ConfigError(f"eval.cam_layer: the {head} head does not depend on {layer!r}; name a layer before it")
     with torch.no_grad():

@@ -1,19 +1,32 @@
-"""How much memory this process has needed so far."""
+"""How much memory this process has needed so far, and what to say when there is not enough."""
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from utils.errors import AsdaError, EvaluationError
+
+if TYPE_CHECKING:
+    import torch
 
 STATUS = Path("/proc/self/status")
+# What PyTorch, onnxruntime, OpenCV and GDAL say; their errors are of no class of their own.
+NO_MEMORY = re.compile(
+    r"(not enough|can't allocate|failed to allocate|insufficient|out of) memory|bad.?alloc|ALLOC_FAILED", re.I
+)
 
 
 def peak_mib(device: torch.device) -> float:
     """Peak so far in MiB: of PyTorch's tensors on a GPU, else of the whole process."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device) / 2**20
     return process_peak_mib()
 
@@ -29,3 +42,29 @@ def process_peak_mib() -> float:
             return int(fields["VmHWM"].split()[0]) / 1024
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that there was not enough memory, in the machine or on a GPU."""
+    return isinstance(error, MemoryError) or NO_MEMORY.search(str(error)) is not None
+
+
+@contextmanager
+def memory_explained(place: object, doing: str, device: torch.device | None, advice: str) -> Iterator[None]:
+    """Within it, an error that memory ran out says where, for what, and what to do about it.
+
+    Args:
+        device: that of the network; None where PyTorch is not in use.
+
+    Raises:
+        EvaluationError: in its place.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, AsdaError) or not ran_out(error):
+            raise
+        peak = process_peak_mib() if device is None else peak_mib(device)
+        raise EvaluationError(
+            f"{place}: {device or 'cpu'} has not enough memory for {doing} (peak {peak:,.0f} MiB). {advice}"
+        ) from error

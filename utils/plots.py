@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from losses import normalised_entropy
-from nets.segmenter import Segmenter, resize_logits
+from nets.segmenter import Segmenter, evaluating, resize_logits
+from utils.files import whole
 
 CLEAR, CLOUD, UNKNOWN = (176, 235, 180), (255, 255, 255), (90, 90, 90)
 MISS, FALSE_ALARM = (213, 62, 79), (50, 100, 190)
@@ -68,18 +69,16 @@ def grid(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.ndarray:
 @torch.no_grad()
 def prediction_grid(segmenter: Segmenter, batch: Mapping[str, Mapping[str, Any]], images: int = 4) -> np.ndarray:
     """Per stream of a batch: images, labels where the stream has them, predicted masks, entropy maps."""
-    was_training = segmenter.training
-    segmenter.eval()
     rows = []
     for samples in batch.values():
         image: Tensor = samples["image"][:images]
-        prob = resize_logits(segmenter(image).main, image.shape[-2:]).softmax(1)
+        with evaluating(segmenter):
+            prob = resize_logits(segmenter(image).main, image.shape[-2:]).softmax(1)
         rows.append([_pixels(i) for i in image])
         if "label" in samples:
             rows.append([colour_mask(label.cpu().numpy()) for label in samples["label"][:images]])
         rows.append([colour_mask(mask.cpu().numpy()) for mask in prob.argmax(1)])
         rows.append([colour_entropy(entropy.cpu().numpy()) for entropy in normalised_entropy(prob)])
-    segmenter.train(was_training)
     return grid(rows)
 
 
@@ -138,7 +137,7 @@ def picture_grid(
             for text, colour in key
         ]
         figure.legend(handles=patches, loc="outside lower center", ncols=len(key), fontsize=7, frameon=False)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _short(name: str, length: int = 24) -> str:
@@ -153,6 +152,16 @@ def new_figure(width: float, height: float) -> Any:
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def save_figure(figure: Any, path: Path, **options: Any) -> None:
+    """Write a matplotlib figure as PNG; the file is whole or not there.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    with whole(path) as temporary:
+        figure.savefig(temporary, format="png", **options)
 
 
 def entropy_histograms(path: Path, values: Mapping[str, Mapping[str, np.ndarray]]) -> None:
@@ -174,7 +183,7 @@ def entropy_histograms(path: Path, values: Mapping[str, Mapping[str, np.ndarray]
         panel.tick_params(labelsize=6)
         panel.legend(fontsize=6)
     axes[0].set_ylabel("% of pixels", fontsize=7)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 EMBEDDED = (  # (is source, is cloud) -> name and colour
@@ -207,7 +216,7 @@ def embedding_panels(
         axis.set_xlabel(f"domain probe {probe}{silhouette}", fontsize=7)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=7, markerscale=3, frameon=False)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def training_curves(path: Path, stages: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
@@ -232,7 +241,7 @@ def training_curves(path: Path, stages: Mapping[str, Sequence[Mapping[str, float
                 axis.legend(fontsize=4.5, ncols=2)
         axes[0].set_yscale("symlog", linthresh=1e-2)
         axes[0].set_xlabel("step", fontsize=6)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def read_png(path: Path) -> np.ndarray:
@@ -243,8 +252,13 @@ def read_png(path: Path) -> np.ndarray:
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
-    """Write (H, W) or RGB (H, W, 3) uint8 pixels; the folder is made if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write (H, W) or RGB (H, W, 3) uint8 pixels; the folder is made if need be, the file is whole or not there.
+
+    Raises:
+        DataError: it cannot be written.
+    """
     done, data = cv2.imencode(".png", pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
     assert done
-    path.write_bytes(data.tobytes())
+    with whole(path, data.nbytes) as temporary:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data.tobytes())

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from datasets.samples import network_input
-from nets.segmenter import HEADS, Segmenter, upsampled
+from nets.segmenter import HEADS, Segmenter, evaluating, resize_logits
 from utils.config import DataConfig
 
 Head = Literal["main", "aux", "mean", "union"]
-AT_ONCE = 16  # windows in one forward
 
 
 @torch.inference_mode()
@@ -25,41 +24,36 @@ def probabilities(segmenter: Segmenter, image: np.ndarray, data: DataConfig) -> 
     What the network sees has the size it was trained on: the whole image, or windows of `data.tile` pixels of a larger
     one, scaled to it ("letterbox"), or windows of the training crop at native resolution ("crop"). Windows overlap by
     half and are blended.
-    One image at a time, so that a result never depends on what else is in a batch.
+
+    One at a time, so that a result never depends on what else is in a batch, and that no forward holds more pixels than
+    the smallest training batch. What has the image's size is in main memory, wherever the network is.
     """
-    segmenter.eval()
-    if data.geometry == "crop":
-        return _blend(segmenter, image, data, data.size)
-    if data.tile is not None and max(image.shape[:2]) > data.tile:
-        return _blend(segmenter, image, data, data.tile)
-    logits = upsampled(segmenter(_input(segmenter, image, data)), image.shape[:2])
-    return {head: logits[head][0].softmax(0) for head in HEADS}
+    with evaluating(segmenter):
+        if data.geometry == "crop":
+            return _blend(segmenter, image, data, data.size)
+        if data.tile is not None and max(image.shape[:2]) > data.tile:
+            return _blend(segmenter, image, data, data.tile)
+        return _look(segmenter, image, data)
 
 
-def _input(segmenter: Segmenter, image: np.ndarray, data: DataConfig) -> Tensor:
-    return network_input(image, data.size, data.geometry).to(next(segmenter.parameters()).device)
+def _look(segmenter: Segmenter, window: np.ndarray, data: DataConfig) -> dict[str, Tensor]:
+    prediction = segmenter(network_input(window, data.size, data.geometry).to(next(segmenter.parameters()).device))
+    return {head: resize_logits(getattr(prediction, head).cpu(), window.shape[:2])[0].softmax(0) for head in HEADS}
 
 
 def _blend(segmenter: Segmenter, image: np.ndarray, data: DataConfig, side: int) -> dict[str, Tensor]:
     """Probabilities of overlapping windows of `side`, each weighted by a tent that falls towards its border."""
-    device = next(segmenter.parameters()).device
     rows, columns = image.shape[:2]
     height, width = min(side, rows), min(side, columns)
     tent = _tent(height)[:, None] * _tent(width)
-    tent = tent.to(device)
-    corners = list(product(starts(rows, side), starts(columns, side)))
-    total = {head: torch.zeros(segmenter.classes, rows, columns, device=device) for head in HEADS}
-    weight = torch.zeros(rows, columns, device=device)
-    for begin in range(0, len(corners), AT_ONCE):
-        part = corners[begin : begin + AT_ONCE]
-        places = [(slice(top, top + height), slice(left, left + width)) for top, left in part]
-        inputs = torch.cat([_input(segmenter, image[place], data) for place in places])
-        logits = upsampled(segmenter(inputs), (height, width))
-        for i, (down, across) in enumerate(places):
-            weight[down, across] += tent
-            for head in HEADS:
-                total[head][:, down, across] += tent * logits[head][i].softmax(0)
-    return {head: summed / weight for head, summed in total.items()}
+    total = {head: torch.zeros(segmenter.classes, rows, columns) for head in HEADS}
+    weight = torch.zeros(rows, columns)
+    for top, left in product(starts(rows, side), starts(columns, side)):
+        down, across = slice(top, top + height), slice(left, left + width)
+        weight[down, across] += tent
+        for head, probability in _look(segmenter, image[down, across], data).items():
+            total[head][:, down, across] += tent * probability
+    return {head: summed.div_(weight) for head, summed in total.items()}
 
 
 def starts(length: int, size: int) -> list[int]:

@@ -72,7 +72,7 @@ def write_report(
         few=FEW,
         domains=[_domain(role, entry) for role, entry in domains.items()],
         figures=[(figure, _embedded(folder / figure.file)) for figure in shown],
-        scenes=_scenes(folder),
+        scenes=[] if "scenes" in failures else _scenes(folder),
         split=_split(Path(config.out)),
         failures=failures,
         missing=missing or {},

@@ -93,8 +93,8 @@ def score_scenes(domain: Domain, models: Mapping[str, Segmenter], config: Config
     for item in domain.images:
         if item.scene in truths:
             patches.setdefault(str(item.scene), []).append(item)
-    (folder / "scenes.json").unlink(missing_ok=True)  # one of an earlier evaluation must not stand for this one
     if not patches:
+        (folder / "scenes.json").unlink(missing_ok=True)  # one of an earlier evaluation must not stand for this one
         return
     grids: dict[str, tuple[int, int]] = {}  # of all patches: those without data are not predicted, but have their place
     for item in listed(config, domain.role, "eval", labels=False):
@@ -110,7 +110,7 @@ def score_scenes(domain: Domain, models: Mapping[str, Segmenter], config: Config
             for item in items:
                 decoded = domain.images.read(item)
                 cloud = decided(probabilities(model, decoded.image, config.data), config.eval.head)[1]
-                levels = (cloud * 255).round().byte().cpu().numpy()
+                levels = (cloud * 255).round().byte().numpy()
                 tiles.append((place_of(item.name), decoded.placed(levels, 0)))
                 bar.update()
             whole = stitched(tiles, *grids[scene])

@@ -79,6 +79,9 @@ def survey(
     Args:
         folder: with `masks`, receives masks/ROLE/MODEL/NAME.png and, for labelled images, errors/ROLE/MODEL/NAME.png;
             with `entropy`, entropy/ROLE/MODEL/NAME.png.
+
+    Raises:
+        DataError: an image cannot be read, or a picture cannot be written.
     """
     result = Survey(domain, {name: Tally() for name in models}, {}, np.zeros((2, 256), np.int64))
     for item in tqdm(domain.images, desc=f"predict {domain.role}", unit="image", dynamic_ncols=True):
@@ -91,9 +94,9 @@ def survey(
             probability = probabilities(model, image, config.data)
             chosen = decided(probability, config.eval.head)
             mask = decide(probability, config.eval.head)
-            uncertain = normalised_entropy(chosen[None])[0].cpu().numpy()
-            same = (decide(probability, "main") == decide(probability, "aux")).cpu().numpy()
-            predicted = mask.byte().cpu().numpy()
+            uncertain = normalised_entropy(chosen[None])[0].numpy()
+            same = (decide(probability, "main") == decide(probability, "aux")).numpy()
+            predicted = mask.byte().numpy()
             found[name] = predicted[valid]
             tally = result.tallies[name]
             tally.entropy.append(float(uncertain[valid].mean(dtype=np.float64)))
@@ -104,7 +107,7 @@ def survey(
                 tally.matrices.append(None)
             else:
                 tally.matrices.append(confusion_matrix(label=label, prediction=predicted))
-                confidence = chosen.gather(0, mask[None])[0].cpu().numpy()
+                confidence = chosen.gather(0, mask[None])[0].numpy()
                 tally.calibration += calibration_bins(label=label, prediction=predicted, confidence=confidence)
             if masks:
                 whole = decoded.placed(predicted, IGNORE)

@@ -107,15 +107,22 @@ def _grouped(result: Survey, model: str) -> np.ndarray:
 
 
 def write_tables(folder: Path, surveys: Sequence[Survey], config: Config) -> None:
-    """Write metrics.json, .md, .csv, .tex and images_ROLE.csv into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write metrics.json, .md, .csv, .tex and images_ROLE.csv into `folder`.
+
+    Raises:
+        DataError: a file cannot be written.
+    """
     report = report_of(surveys, config)
-    write_text(folder / "metrics.json", json.dumps(_nan_to_null(report), indent=2) + "\n")
-    write_text(folder / "metrics.md", markdown(report))
-    write_text(folder / "metrics.csv", _csv(report))
-    write_text(folder / "metrics.tex", latex(report))
-    for result in surveys:
-        write_text(folder / f"images_{result.domain.role}.csv", _image_rows(result))
+    texts = {
+        "metrics.json": json.dumps(_nan_to_null(report), indent=2) + "\n",
+        "metrics.md": markdown(report),
+        "metrics.csv": _csv(report),
+        "metrics.tex": latex(report),
+        **{f"images_{result.domain.role}.csv": _image_rows(result) for result in surveys},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        write_text(folder / name, text)
 
 
 def markdown(report: dict[str, Any]) -> str:

@@ -302,7 +302,7 @@ def test_interrupted_write_leaves_nothing(items: list[Item], cache: Cache, monke
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("datasets.cache.os.replace", full)
+        patched.setattr("os.replace", full)
         with pytest.raises(DataError, match="No space left on device"):
             checked(items, RULES, "source", cache)
     assert entries(cache) == {}

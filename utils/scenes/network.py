@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -16,6 +16,9 @@ import yaml
 from datasets.decode import RGB
 from datasets.images import Decoder, recorded_scaling
 from utils.errors import DataError, WeightsError
+
+if TYPE_CHECKING:
+    import torch
 
 # The best that a run holds, first the student.
 WEIGHTS = ("intra/student", "teacher/teacher", "oracle/oracle", "source_only/source_only")
@@ -59,6 +62,7 @@ class CloudNetwork:
         workers: threads that may call `cloud` at the same time. On a CPU they share the cores, one core each: on a busy
             machine several cores on one window would wait for one another at every layer.
         settle: to be called once in each of them.
+        device: PyTorch's, where it is in use.
     """
 
     path: Path
@@ -66,6 +70,7 @@ class CloudNetwork:
     cloud: Cloud
     workers: int = 1
     settle: Callable[[], object] = lambda: None
+    device: torch.device | None = None
 
 
 def weights_of_run(run: Path) -> Path:
@@ -124,8 +129,8 @@ def _load_torch(path: Path, device: str | None) -> CloudNetwork:
         return score[:, 0].sigmoid_().cpu().numpy()
 
     if place.type != "cpu":
-        return CloudNetwork(path, images, cloud)
-    return CloudNetwork(path, images, cloud, torch.get_num_threads(), partial(torch.set_num_threads, 1))
+        return CloudNetwork(path, images, cloud, device=place)
+    return CloudNetwork(path, images, cloud, torch.get_num_threads(), partial(torch.set_num_threads, 1), place)
 
 
 def main_head_alone(segmenter: Any) -> Any:

@@ -16,6 +16,7 @@ from datasets.decode import PICTURES, size_of
 from datasets.files import Item, Window
 from datasets.images import Decoder
 from utils.errors import DataError
+from utils.files import put_in_place
 from utils.scenes.masks import CLEAR, CLOUD, UNKNOWN
 from utils.scenes.windows import Rows
 
@@ -224,13 +225,6 @@ def writing(path: Path) -> Iterator[None]:
             f"{path}: cannot be written ({reason}); see that its folder may be written to and the disk has room, then "
             "give the same command again"
         ) from error
-
-
-def put_in_place(finished: Path, path: Path) -> None:
-    """Give a file, once it is on the disk, its name."""
-    with open(finished, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(finished, path)
 
 
 class Thumbnail:
