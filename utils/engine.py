@@ -21,7 +21,7 @@ from utils.config import Config
 from utils.errors import ConfigError, Interrupted, TrainingError
 from utils.files import write_text
 from utils.log import Logger
-from utils.memory import peak_mib
+from utils.memory import peak_mib, ran_out
 from utils.plots import prediction_grid
 from utils.run import WARNINGS
 from utils.schedule import Clock, asda_released, poly
@@ -244,7 +244,7 @@ def _explained(
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error):
+        if ran_out(error):
             section = "intra" if folder.name == "intra" else "teacher"
             raise TrainingError(
                 f"{folder}: {device} has not enough memory for {section}.batch {batch} of "
