@@ -1,20 +1,27 @@
 """From files to arrays: PNG, JPEG and BMP by OpenCV, labels by Pillow, every kind of TIFF and ENVI by GDAL (rasterio).
 
-The kind is told from the first bytes, not from the name: a JPEG that is called .tif is read as a JPEG.
+The kind is told from the first bytes, not from the name: a JPEG that is called .tif is read as a JPEG. How large an
+image becomes is told from its header, before any memory is taken for it.
 """
 
 from __future__ import annotations
 
 import io
+import math
+import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 from datasets.files import Window
 from utils.errors import DataError
@@ -24,6 +31,10 @@ DTYPES = ("uint8", "uint16", "int16", "float32")
 UPRIGHT = 1  # EXIF orientation
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # and BigTIFF
 PICTURES = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"BM": "bmp"}
+HEADERS: dict[str, type[ImageFile]] = {"jpeg": JpegImageFile, "png": PngImageFile, "bmp": BmpImageFile}
+GREY = ("1", "L", "I", "I;16")  # modes of one value a pixel
+LIMIT = 2048  # MiB that may be decoded at once
+LIMIT_VARIABLE = "ASDA_MAX_IMAGE_MIB"  # of the environment, in place of it
 
 
 class Bands(NamedTuple):
@@ -82,16 +93,11 @@ def size_of(path: Path) -> tuple[int, int]:
     Raises:
         DataError: it has none that can be read.
     """
-    try:
-        if _kind(path) is not None:
-            with Image.open(path) as header:
-                return header.height, header.width
-        with _open_gdal(path) as dataset:
+    if (kind := _kind(path)) is None:
+        with open_raster(path) as dataset:
             return dataset.height, dataset.width
-    except DataError:
-        raise
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be decoded as an image ({error})") from None
+    with _header(path, kind, path) as header:
+        return header.height, header.width
 
 
 def read_label(path: Path, label_map: Mapping[int, int], window: Window | None = None) -> np.ndarray:
@@ -130,6 +136,8 @@ def read_label(path: Path, label_map: Mapping[int, int], window: Window | None =
 def _kind(path: Path) -> str | None:
     """What OpenCV and Pillow are to read; None for GDAL."""
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: cannot be read (it is a folder, a pipe or a device), expected an image file")
         with open(path, "rb") as file:
             start = file.read(8)
     except OSError as error:
@@ -139,10 +147,47 @@ def _kind(path: Path) -> str | None:
     return next((kind for magic, kind in PICTURES.items() if start.startswith(magic)), None)
 
 
+def require_room(path: Path, height: int, width: int, pixel_bytes: int, what: str = "the image") -> None:
+    """
+    Raises:
+        DataError: what a header announces would take more memory than the limit.
+    """
+    needed, limit = height * width * pixel_bytes / 2**20, _limit()
+    if needed > limit:
+        raise DataError(
+            f"{path}: {what} has {width}x{height} pixels by the header, {math.ceil(needed):,} MiB when decoded, and "
+            f"the limit is {limit:,} MiB. If that is what it should be, set the environment variable {LIMIT_VARIABLE} "
+            f"to {math.ceil(needed)}, or cut it into smaller files; else the file is damaged or made to harm"
+        )
+
+
+def _limit() -> int:
+    given = os.environ.get(LIMIT_VARIABLE, str(LIMIT))
+    if not given.isdecimal():
+        raise DataError(f"{LIMIT_VARIABLE}: found {given!r} in the environment, expected a whole number of MiB")
+    return int(given)
+
+
+def _header(path: Path, kind: str, source: Path | io.BytesIO) -> ImageFile:
+    """The header of a picture, read by Pillow's parser for this kind alone."""
+    try:
+        return HEADERS[kind](source)
+    except Exception as error:  # a damaged header fails anywhere in the parser
+        raise DataError(f"{path}: cannot be decoded as an image ({error}); is the file truncated?") from None
+
+
+def _require_room_for(path: Path, header: ImageFile) -> None:
+    """As `require_room`; palettes become colours, and OpenCV may add a fourth band."""
+    depth = 2 if any("16" in str(tile[3]) for tile in header.tile) else 1
+    require_room(path, header.height, header.width, depth * (1 if header.mode in GREY else 4))
+
+
 def _read_picture(path: Path, kind: str, names: Sequence[str] | None) -> Bands:
     content = path.read_bytes()
+    header = _header(path, kind, io.BytesIO(content))
+    _require_room_for(path, header)
     # A colour JPEG is decoded to RGB at once; other files may hold more than the three 8-bit bands that this gives.
-    colour_jpeg = kind == "jpeg" and _jpeg_mode(path, content) != "L"
+    colour_jpeg = kind == "jpeg" and _jpeg_mode(path, header) != "L"
     way = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION if colour_jpeg else cv2.IMREAD_UNCHANGED
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), way)
@@ -161,15 +206,12 @@ def _read_picture(path: Path, kind: str, names: Sequence[str] | None) -> Bands:
     return Bands(rgba[..., :3], tuple(names or RGB), rgba[..., 3] > 0)
 
 
-def _jpeg_mode(path: Path, content: bytes) -> str:
+def _jpeg_mode(path: Path, header: ImageFile) -> str:
     """How a JPEG holds its colours, if it is one that is read as it looks."""
     try:
-        header = Image.open(io.BytesIO(content))
         orientation = header.getexif().get(0x0112, UPRIGHT)
-    except Exception:  # a damaged header fails anywhere in the parser
-        raise DataError(
-            f"{path}: cannot be decoded as an image ({len(content)} bytes); is the file truncated?"
-        ) from None
+    except Exception as error:  # as in `_header`
+        raise DataError(f"{path}: cannot be decoded as an image ({error}); is the file truncated?") from None
     if header.mode == "CMYK":
         raise DataError(f"{path}: found CMYK, inks instead of light, expected RGB or grey; save it again as RGB")
     if orientation != UPRIGHT:
@@ -184,7 +226,7 @@ def _read_gdal(path: Path, names: Sequence[str] | None, window: Window | None, w
     import rasterio.errors
     from rasterio.enums import ColorInterp
 
-    with _open_gdal(path) as dataset:
+    with open_raster(path) as dataset:
         kinds = dataset.colorinterp
         if any(kind in (ColorInterp.cyan, ColorInterp.palette) for kind in kinds):
             raise DataError(f"{path}: found {kinds[0].name} colours, expected bands of light; save it as RGB or grey")
@@ -198,6 +240,7 @@ def _read_gdal(path: Path, names: Sequence[str] | None, window: Window | None, w
         known = tuple(names or own)
         _require_count(path, len(known), names, len(data))
         chosen = data if wanted is None else [data[place] for place in _order(path, known, wanted)]
+        _require_room_in(path, dataset, len(chosen), window)
         try:
             pixels = dataset.read(chosen, window=_part(window))
             mask = np.ones(pixels.shape[1:], bool)
@@ -229,20 +272,69 @@ def _without_warnings() -> None:
     warnings.filterwarnings("ignore", category=NodataShadowWarning)
 
 
-def _open_gdal(path: Path) -> Any:
+@contextmanager
+def open_raster(path: Path) -> Iterator[Any]:
+    """Open a TIFF, or an ENVI file that has its header, by GDAL, which reads no other file but those that belong to it:
+    .hdr, .aux.xml, and a mask, .msk, that is a TIFF.
+
+    Raises:
+        DataError: it is nothing of this, or damaged.
+    """
     import rasterio  # a quarter of a second, which only those pay who read such files
     import rasterio.errors
 
     _without_warnings()
-    with open(path, "rb") as file:
-        is_tiff = file.read(4) in TIFF
+    is_tiff = _is_tiff(path)
     # GDAL is not left to guess: some of its formats, such as VRT, read other files than the one that is named.
     if not is_tiff and not path.with_suffix(".hdr").is_file():
         raise DataError(f"{path}: cannot be decoded as an image; expected PNG, JPEG, BMP, TIFF, or ENVI with its .hdr")
     try:
-        return rasterio.open(path, driver="GTiff" if is_tiff else "ENVI")
+        dataset = rasterio.open(path, driver="GTiff" if is_tiff else "ENVI")
     except (rasterio.errors.RasterioError, OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be decoded as an image ({_reason(error)})") from None
+    with dataset:
+        for mask in (Path(f"{path}{end}") for end in (".msk", ".MSK")):
+            if mask.exists():
+                _require_mask(mask, dataset)
+        yield dataset
+
+
+def _is_tiff(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(4) in TIFF
+
+
+def _require_mask(path: Path, dataset: Any) -> None:
+    """Refuse what GDAL would take for a mask by its name, and then open as whatever it is."""
+    import rasterio
+    import rasterio.errors
+
+    try:
+        if not _is_tiff(path):
+            raise ValueError("it is no TIFF")
+        with rasterio.open(path, driver="GTiff") as mask:
+            if mask.shape != dataset.shape:
+                raise ValueError(f"it has {mask.width}x{mask.height} pixels")
+            _require_room_in(path, mask, mask.count, Window(0, 0, 1, 1))
+    except (rasterio.errors.RasterioError, OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: cannot be the mask of {dataset.name} ({_reason(error)}), expected a TIFF of "
+            f"{dataset.width}x{dataset.height} pixels; remove it"
+        ) from None
+
+
+def _require_room_in(path: Path, dataset: Any, bands: int, window: Window | None) -> None:
+    """As `require_room`, for so many bands of a window and for a block of the file, which GDAL decodes as a whole."""
+    from rasterio.enums import Interleaving
+
+    value = max(16 if "complex" in kind else np.dtype(kind).itemsize for kind in dataset.dtypes)
+    height, width = dataset.shape if window is None else (window.height, window.width)
+    require_room(path, height, width, bands * value, "the image" if window is None else "a window of the image")
+    block_height, block_width = dataset.block_shapes[0]
+    together = dataset.count if dataset.interleaving == Interleaving.pixel else 1
+    require_room(path, block_height, block_width, together * value, "a block of the image")
 
 
 def _reason(error: Exception) -> str:
@@ -250,23 +342,27 @@ def _reason(error: Exception) -> str:
 
 
 def _label_pixels(path: Path, window: Window | None) -> np.ndarray:
-    if _kind(path) is None:
-        with _open_gdal(path) as dataset:
+    if (kind := _kind(path)) is None:
+        with open_raster(path) as dataset:
+            if dataset.count > 4:  # grey saved as colour, at most
+                raise DataError(f"{path}: found {dataset.count} bands, expected one of whole numbers")
+            _require_room_in(path, dataset, dataset.count, window)
             try:
                 pixels: np.ndarray = dataset.read(window=_part(window)).transpose(1, 2, 0)
             except Exception as error:  # rasterio's and GDAL's own
                 raise DataError(f"{path}: cannot be decoded ({_reason(error)}); is the file truncated?") from None
         return pixels
     try:
-        with Image.open(path) as image:
-            if image.mode == "L" and image.format == "PNG":
+        with _header(path, kind, path) as image:
+            _require_room_for(path, image)
+            if image.mode == "L" and kind == "png":
                 image.close()
                 grey = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)  # without Pillow's copy
                 if grey is None:
                     raise OSError(f"{path.stat().st_size} bytes")
                 return _cut_array(grey, window)
             return _cut_array(np.asarray(image.convert("L") if image.mode == "1" else image), window)
-    except (OSError, ValueError, SyntaxError, cv2.error, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, cv2.error) as error:
         raise DataError(f"{path}: cannot be decoded as an image ({error}); is the file truncated?") from None
 
 
