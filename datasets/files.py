@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.errors import DataError
+from utils.errors import CONTROL, DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
@@ -154,6 +155,61 @@ def unique(items: Iterable[Item]) -> Found:
         else:
             known[item.name] = item
     return Found([known[name] for name in sorted(known)], faults)
+
+
+def fenced(root: Path, items: Iterable[Item]) -> Found:
+    """The items whose files truly lie below `root`, under names without control characters.
+
+    A symbolic link may lead from anywhere below the root to anywhere below it. One that leads out is a fault, since a
+    data set from elsewhere could pass off this machine's files as its images; so is a pipe or a device, for which a
+    reader would wait.
+    """
+    home, start = os.path.realpath(root), len(str(root))
+    strange: dict[str, set[str] | None] = {}  # folder -> names in it that are not to be read; None for all
+    kept, faults = [], []
+    for item in items:
+        for path in map(str, (*item.files, *((item.label,) if item.label is not None else ()))):
+            folder, name = os.path.split(path)
+            if folder not in strange:
+                strange[folder] = _strange(folder, home)
+            if CONTROL.search(path, start):
+                faults.append(f"{path!r}: has a control character in its name; rename it")
+                break
+            bad = strange[folder]
+            if bad is None or (bad and bad & _beside(name)):
+                faults.append(
+                    f"{path}: leads out of {root} by a symbolic link, or is no file; copy it there, or give a root "
+                    "that holds what the link leads to"
+                )
+                break
+        else:
+            kept.append(item)
+    return Found(kept, faults)
+
+
+def _beside(name: str) -> set[str]:
+    """A file and what GDAL reads with it."""
+    return {name, f"{name}.msk", f"{name}.MSK", f"{name}.aux.xml", f"{os.path.splitext(name)[0]}.hdr"}
+
+
+def _strange(folder: str, home: str) -> set[str] | None:
+    if not _inside(folder, home):
+        return None
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if not _harmless(entry, home)}
+    except OSError:  # a folder that is missing has nothing strange
+        return set()
+
+
+def _harmless(entry: os.DirEntry[str], home: str) -> bool:
+    if entry.is_symlink():
+        return _inside(entry.path, home)
+    return entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)
+
+
+def _inside(path: str, home: str) -> bool:
+    return os.path.commonpath([home, os.path.realpath(path)]) == home
 
 
 def raise_all(faults: Sequence[str], what: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.files import Found, Item, by_name, from_folders, from_list, read_names, unique
+from datasets.files import Found, Item, by_name, fenced, from_folders, from_list, read_names, unique
 from utils.errors import DataError
 
 LANDSAT_8 = ("coastal", "blue", "green", "red", "nir", "swir1", "swir2")
@@ -230,7 +230,7 @@ class Cloud38(Reader):
             path.stem.removeprefix(f"{band}_"): path.suffix
             for band in self.bands
             if places[band].is_dir()
-            for path in places[band].iterdir()
+            for path in sorted(places[band].iterdir())
             if path.suffix.lower() in (".tif", ".tiff") and path.stem.startswith(f"{band}_")
         }
         if not patches:
@@ -432,7 +432,8 @@ def find_images(
         raise DataError(f"{root}: no such folder; set the domain's root to the folder that holds the data")
     known = READERS[reader]
     found = known.find(root, rows, labels=labels, partial=partial)
-    items, twice = unique(found.items)
+    inside = fenced(root, found.items)
+    items, twice = unique(inside.items)
     pattern = scene or known.scene
     if pattern is not None:
         items = [item._replace(scene=_scene(pattern, item.name)) for item in items]
@@ -441,7 +442,7 @@ def find_images(
                 f"the scene pattern {scene!r} finds nothing in {len(missing)} image name(s), such as {missing[0]!r}; "
                 "mend the domain's scene, or set it to null"
             )
-    return Found(items, [*found.faults, *twice])
+    return Found(items, [*found.faults, *inside.faults, *twice])
 
 
 def _scene(pattern: str, name: str) -> str | None:

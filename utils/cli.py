@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from utils.config import load_config
-from utils.errors import AsdaError, Interrupted, unwritable
+from utils.errors import AsdaError, Interrupted, printable, unwritable
 from utils.lock import one_writer
 from utils.signals import CONTINUES, terminable
 
@@ -22,7 +22,7 @@ def configure(description: str | None, load: Callable[..., Any] = load_config) -
     try:
         return load(description=description)
     except AsdaError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(printable(f"error: {error}"))
 
 
 def run(main: Callable[[T], None], config: T, folder: str | Path | None = None) -> None:
@@ -38,8 +38,8 @@ def run(main: Callable[[T], None], config: T, folder: str | Path | None = None) 
         print(str(error) or f"interrupted; {CONTINUES}", file=sys.stderr)
         sys.exit(128 + (error.signal if isinstance(error, Interrupted) else signal.SIGINT))
     except AsdaError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(printable(f"error: {error}"))
     except OSError as error:
         if error.filename is None:
             raise
-        sys.exit(f"error: {unwritable(error.filename, error)}")
+        sys.exit(printable(f"error: {unwritable(error.filename, error)}"))

@@ -1,5 +1,10 @@
 """The errors a user can meet; every message names the place, what was found, what was expected and the fix."""
 
+import re
+
+# Characters that would act on a terminal, turn the order of a line, or break a list of one name a line.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 class AsdaError(Exception):
     """Base of all errors that this project raises on purpose; the scripts print them without a traceback."""
@@ -35,6 +40,11 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.signal = signal
+
+
+def printable(text: str) -> str:
+    """A text that may hold foreign names, for a terminal: control characters but line feeds as their escapes."""
+    return CONTROL.sub(lambda found: found[0] if found[0] == "\n" else repr(found[0])[1:-1], text)
 
 
 def unwritable(path: object, error: Exception, needed: int | None = None) -> DataError:
