@@ -53,6 +53,7 @@ from utils.files import write_text
 from utils.lock import LOCK, one_writer
 from utils.memory import memory_explained
 from utils.metrics import scores
+from utils.records import read_json, reading
 from utils.run import Kind, bound_settings, differences, make_generated, read_warnings, uses_split
 from utils.survey import Domain, Tally, survey
 
@@ -165,8 +166,10 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    both = {key: _merged(below[key], above[key]) for key in below.keys() & above.keys() if isinstance(above[key], dict)}
-    return {**below, **above, **both}
+    both = [key for key in below.keys() & above.keys() if isinstance(above[key], dict)]
+    if flat := [key for key in both if not isinstance(below[key], dict)]:
+        raise ConfigError(f"configuration: {flat[0]} is {below[flat[0]]!r}, expected a mapping of keys to values")
+    return {**below, **above, **{key: _merged(below[key], above[key]) for key in both}}
 
 
 # Running
@@ -241,7 +244,10 @@ def finished(job: Job) -> bool:
                 "to the method, or another --out"
             )
     result = job.folder / RESULT
-    return result.exists() and json.loads(result.read_text("utf-8"))["choice"] == job.choice
+    if not result.exists():
+        return False
+    with reading(result, "the result of a run", "remove it to score the run again"):
+        return bool(read_json(result)["choice"] == job.choice)
 
 
 def work(job: Job, gpu: str | None) -> None:
@@ -425,22 +431,8 @@ def gather(pair: str, jobs: Sequence[Job], config: CompareConfig) -> Comparison:
     for job in mine:
         if not finished(job):
             continue
-        found = json.loads((job.folder / RESULT).read_text("utf-8"))
-        results.append(
-            Result(
-                method=job.method,
-                seed=job.config.seed,
-                images=found["images"],
-                scenes=found["scenes"] or None,
-                matrices=np.array(found["matrices"], np.int64),
-                steps=found["steps"],
-                seconds=found["seconds"],
-                peak_mib=found["peak_mib"],
-                warnings=found["warnings"],
-                selected=found["selected"],
-                best_matrices=np.array(found["best"], np.int64) if found["best"] else None,
-            )
-        )
+        with reading(job.folder / RESULT, "the result of a run", "remove it to score the run again"):
+            results.append(result_of(job, read_json(job.folder / RESULT)))
     first = mine[0].config
     protocol = HELD_BACK if first.target.eval is not None else TRANSDUCTIVE
     return Comparison(
@@ -452,6 +444,32 @@ def gather(pair: str, jobs: Sequence[Job], config: CompareConfig) -> Comparison:
         seeds=config.seeds,
         baselines={name: of["baseline"] for name, of in config.methods.items() if of and "baseline" in of},
         published=read_published(Path(config.published), pair) if config.published else [],
+    )
+
+
+def result_of(job: Job, found: Mapping[str, Any]) -> Result:
+    """
+    Raises:
+        KeyError, TypeError, ValueError: `found` is not what `make_result` gives.
+    """
+    images, scenes = [str(name) for name in found["images"]], [str(name) for name in found["scenes"]]
+    matrices, best = (np.array(found[key] or np.zeros((0, 2, 2)), np.int64) for key in ("matrices", "best"))
+    if matrices.shape != (len(images), 2, 2) or (matrices < 0).any() or len(scenes) not in (0, len(images)):
+        raise ValueError(f"found {len(images)} images, {len(scenes)} scenes and matrices of {matrices.shape}")
+    if found["best"] and (best.shape != matrices.shape or (best < 0).any()):
+        raise ValueError(f"found matrices of {best.shape}, expected {matrices.shape}")
+    return Result(
+        method=job.method,
+        seed=job.config.seed,
+        images=images,
+        scenes=scenes or None,
+        matrices=matrices,
+        steps=int(found["steps"]),
+        seconds=float(found["seconds"]),
+        peak_mib=None if found["peak_mib"] is None else float(found["peak_mib"]),
+        warnings=[str(warning) for warning in found["warnings"]],
+        selected=str(found["selected"]),
+        best_matrices=best if found["best"] else None,
     )
 
 
@@ -473,11 +491,13 @@ def steps_done(folder: Path) -> int:
 def _timing(stage: Path) -> list[dict[str, float]]:
     """The rows of timing.jsonl, each with the steps that it stands for."""
     rows, before = [], 0
-    with contextlib.suppress(OSError, json.JSONDecodeError):  # read while it is written
+    # It is read while it is written, so the last row may be half there.
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
         for line in (stage / "timing.jsonl").read_text("utf-8").splitlines():
             row = json.loads(line)
-            rows.append({**row, "steps": row["step"] - before})
-            before = row["step"]
+            done, step_time, peak = int(row["step"]), float(row["step_time"]), float(row["peak_mib"])
+            rows.append({"steps": done - before, "step_time": step_time, "peak_mib": peak})
+            before = done
     return rows
 
 

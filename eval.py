@@ -21,8 +21,6 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
-
 from nets.segmenter import Segmenter
 from nets.weights import load_segmenter
 from utils.cli import run
@@ -33,6 +31,7 @@ from utils.errors import ConfigError, DataError, EvaluationError, MissingError, 
 from utils.files import write_text
 from utils.gallery import draw_entropy, draw_gradcam, draw_masks, draw_tsne
 from utils.memory import memory_explained
+from utils.records import read_yaml, reading
 from utils.report import Picture, remember_pictures, write_report
 from utils.run import make_generated, trained
 from utils.scene_scores import score_scenes
@@ -144,24 +143,29 @@ def check_view(config: Config, stage: Path) -> None:
     """Refuse to show a network images in another way than in training, or training images as held-back ones.
 
     Raises:
-        ConfigError: a setting differs from the stage's own config.yaml, where there is one.
+        ConfigError: a setting differs from the stage's own config.yaml, where there is one, or that is damaged.
     """
     record = stage / "config.yaml"
     if not record.exists():
         return
-    before = yaml.safe_load(record.read_text("utf-8"))
     keys = {"data": ["size", "geometry", "tile", "bands"]}
-    for role, domain in (("source", config.source), ("target", config.target)):
-        if config.eval.weights is None and before[role]["root"] == domain.root:
-            keys[role] = ["eval_share", "bands", "scaling", "gamma", "nodata"] + ["scene"] * bool(domain.eval_share)
-    for section, names in keys.items():
-        for name in names:
-            now = getattr(getattr(config, section), name)
-            if (then := before[section].get(name, now)) != now:
-                raise ConfigError(
-                    f"{section}.{name} is {now!r}, but {stage} was trained with {then!r}; "
-                    f"give the configuration of the run, such as --config {record}"
-                )
+    with reading(record, "the config.yaml of a stage", "restore it, or train again with another --out", ConfigError):
+        before = read_yaml(record)
+        for role, domain in (("source", config.source), ("target", config.target)):
+            if config.eval.weights is None and before[role]["root"] == domain.root:
+                keys[role] = ["eval_share", "bands", "scaling", "gamma", "nodata"] + ["scene"] * bool(domain.eval_share)
+        trained_with = {
+            (section, name): before[section][name]
+            for section, names in keys.items()
+            for name in names
+            if name in before[section]
+        }
+    for (section, name), then in trained_with.items():
+        if then != (now := getattr(getattr(config, section), name)):
+            raise ConfigError(
+                f"{section}.{name} is {now!r}, but {stage} was trained with {then!r}; "
+                f"give the configuration of the run, such as --config {record}"
+            )
 
 
 def evaluation_domains(config: Config) -> list[Domain]:

@@ -29,9 +29,10 @@ from tqdm import tqdm
 
 from datasets.files import SUFFIXES, by_name
 from utils.cli import configure, run
-from utils.errors import AsdaError, ConfigError, DataError
+from utils.errors import CONTROL, AsdaError, ConfigError, DataError
 from utils.files import write_text
 from utils.memory import memory_explained
+from utils.records import read_json, reading
 from utils.scenes import Options, Summary, load_network, predict_scene, weights_of_run
 from utils.scenes.rasters import is_picture
 
@@ -174,6 +175,8 @@ def find_scenes(inputs: Sequence[str], out: Path) -> dict[str, Path]:
                 named.setdefault(file.stem, []).append(file)
         for name, paths in named.items():
             found.setdefault(name, []).extend(paths)
+    if strange := [str(path) for name, paths in found.items() for path in paths if CONTROL.search(name)]:
+        raise ConfigError(f"{strange[0]!r}: has a control character in its name; rename it")
     scenes = {name: sorted(set(paths)) for name, paths in found.items()}
     if shared := [", ".join(map(str, paths)) for paths in scenes.values() if len(paths) > 1]:
         raise ConfigError(f"{'; '.join(shared)}: would have one mask file; rename them, or give another --out for each")
@@ -194,12 +197,13 @@ def open_folder(request: Request) -> None:
         request.out.mkdir(parents=True, exist_ok=True)
         if not record.exists():
             write_text(record, json.dumps(settings, indent=2) + "\n")
-        before = json.loads(record.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise ConfigError(f"{request.out}: cannot be used as --out ({error}); give another folder") from None
-    changed = [
-        f"{key} was {before.get(key)}, is {value}" for key, value in settings.items() if before.get(key) != value
-    ]
+    with reading(record, "the settings of predict.py", "give another --out", ConfigError):
+        before = read_json(record)
+        changed = [
+            f"{key} was {before.get(key)}, is {value}" for key, value in settings.items() if before.get(key) != value
+        ]
     if changed:
         raise ConfigError(
             f"{request.out}: begun with other settings: {'; '.join(changed)}. Give the same, or another --out"
@@ -219,13 +223,9 @@ def read_summary(path: Path) -> dict[str, Summary]:
     """
     if not path.exists():
         return {}
-    try:
+    with reading(path, "a summary of predict.py", "remove it to predict all scenes anew"):
         rows = list(csv.DictReader(io.StringIO(path.read_text("utf-8"))))
         return {row["scene"]: Summary(*(float(row[field]) for field in Summary._fields)) for row in rows}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: is no summary of predict.py ({error}); remove it to predict all scenes anew"
-        ) from None
 
 
 def write_summary(path: Path, rows: dict[str, Summary]) -> None:

@@ -281,7 +281,8 @@ def sides(config: Config, split: Path) -> dict[str, ImageSet]:
         images = {"source": training_images(config, "source", labels=True), "target": target}
         masked = "target" if "stored" in config.intra.self_training else None
     else:
-        images = {part: target.only(read_names(split / f"{part}.txt")) for part in ("easy", "hard")}
+        lists = {part: split / f"{part}.txt" for part in ("easy", "hard")}
+        images = {part: target.only(read_names(path), path) for part, path in lists.items()}
         masked = "easy" if config.intra.pseudo_label == "stored" else None
     if masked is not None:
         images[masked] = images[masked].with_labels(split / "pseudo_labels", STORED)

@@ -35,7 +35,7 @@ from datasets.readers import READERS
 from utils.cli import run
 from utils.config import Config, DomainConfig
 from utils.domains import Role, SetName, domain_of, rules_of, search
-from utils.errors import DataError
+from utils.errors import DataError, printable
 from utils.files import write_text
 from utils.plots import as_rgb, colour_mask, picture_grid
 
@@ -80,8 +80,9 @@ def check(config: Config) -> None:
         }
         sections.append(section(role, domain, facts, notes, faults))
     write_text(folder / "report.json", json.dumps(record, indent=2) + "\n")
-    write_text(folder / "report.md", "\n".join(sections))
-    print("\n".join(sections))
+    text = printable("\n".join(sections))
+    write_text(folder / "report.md", text)
+    print(text)
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     if problems:
         raise DataError(f"{problems} problem(s) in the data, listed above and in {folder / 'report.md'}")

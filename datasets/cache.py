@@ -90,7 +90,11 @@ class Cache:
         if len(content) < size:
             return None
         magic, count, height, width, *place = content[:size].view(HEADER).tolist()
-        if magic != MAGIC or len(content) != size + count * height * width:
+        top, left, full_height, full_width = place
+        inside = 0 <= top <= full_height - height and 0 <= left <= full_width - width
+        if magic != MAGIC or min(count, height, width) < 1 or not inside:
+            return None
+        if len(content) != size + count * height * width:
             return None
         return content[size:].reshape(count, height, width), tuple(place)
 

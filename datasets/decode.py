@@ -223,7 +223,6 @@ def _jpeg_mode(path: Path, header: ImageFile) -> str:
 
 
 def _read_gdal(path: Path, names: Sequence[str] | None, window: Window | None, wanted: Sequence[str] | None) -> Bands:
-    import rasterio.errors
     from rasterio.enums import ColorInterp
 
     with open_raster(path) as dataset:
@@ -241,14 +240,11 @@ def _read_gdal(path: Path, names: Sequence[str] | None, window: Window | None, w
         _require_count(path, len(known), names, len(data))
         chosen = data if wanted is None else [data[place] for place in _order(path, known, wanted)]
         _require_room_in(path, dataset, len(chosen), window)
-        try:
-            pixels = dataset.read(chosen, window=_part(window))
-            mask = np.ones(pixels.shape[1:], bool)
-            # An alpha band that has a name is a band like the others, and no mask.
-            if not everything or ColorInterp.alpha not in kinds or dataset.nodata is not None:
-                mask = dataset.read_masks(chosen, window=_part(window)).all(0)
-        except (rasterio.errors.RasterioError, OSError, ValueError) as error:
-            raise DataError(f"{path}: cannot be decoded ({_reason(error)}); is the file truncated?") from None
+        pixels = dataset.read(chosen, window=_part(window))
+        mask = np.ones(pixels.shape[1:], bool)
+        # An alpha band that has a name is a band like the others, and no mask.
+        if not everything or ColorInterp.alpha not in kinds or dataset.nodata is not None:
+            mask = dataset.read_masks(chosen, window=_part(window)).all(0)
     if pixels.dtype == np.float64:
         pixels = pixels.astype(np.float32)
     if pixels.dtype not in DTYPES:
@@ -278,7 +274,7 @@ def open_raster(path: Path) -> Iterator[Any]:
     .hdr, .aux.xml, and a mask, .msk, that is a TIFF.
 
     Raises:
-        DataError: it is nothing of this, or damaged.
+        DataError: it is nothing of this, or damaged, as far as that is met while it is open.
     """
     import rasterio  # a quarter of a second, which only those pay who read such files
     import rasterio.errors
@@ -296,7 +292,12 @@ def open_raster(path: Path) -> Iterator[Any]:
         for mask in (Path(f"{path}{end}") for end in (".msk", ".MSK")):
             if mask.exists():
                 _require_mask(mask, dataset)
-        yield dataset
+        try:
+            yield dataset
+        except DataError:
+            raise
+        except Exception as error:  # those of GDAL itself have no public class
+            raise DataError(f"{path}: cannot be decoded ({_reason(error)}); is the file truncated?") from None
 
 
 def _is_tiff(path: Path) -> bool:
@@ -338,7 +339,7 @@ def _require_room_in(path: Path, dataset: Any, bands: int, window: Window | None
 
 
 def _reason(error: Exception) -> str:
-    return str(error.__cause__ or error).splitlines()[0]
+    return next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__)
 
 
 def _label_pixels(path: Path, window: Window | None) -> np.ndarray:
@@ -347,10 +348,7 @@ def _label_pixels(path: Path, window: Window | None) -> np.ndarray:
             if dataset.count > 4:  # grey saved as colour, at most
                 raise DataError(f"{path}: found {dataset.count} bands, expected one of whole numbers")
             _require_room_in(path, dataset, dataset.count, window)
-            try:
-                pixels: np.ndarray = dataset.read(window=_part(window)).transpose(1, 2, 0)
-            except Exception as error:  # rasterio's and GDAL's own
-                raise DataError(f"{path}: cannot be decoded ({_reason(error)}); is the file truncated?") from None
+            pixels: np.ndarray = dataset.read(window=_part(window)).transpose(1, 2, 0)
         return pixels
     try:
         with _header(path, kind, path) as image:

@@ -253,7 +253,7 @@ def _write_once(root: Path, parameters: dict[str, Any], fill: Callable[[Path], N
         record = root / "generated.json"
         try:
             found = json.loads(record.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             found = None
         if found == wanted:
             return

@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.cache import Cache
-from datasets.decode import read_bands, read_label
+from datasets.decode import DTYPES, read_bands, read_label
 from datasets.files import Item, Window, raise_all, unique
 from datasets.geometry import IGNORE, Raster
 from utils.errors import DataError
@@ -43,12 +43,28 @@ class Stretch(NamedTuple):
     dtype: str | None = None
 
 
-def recorded_scaling(value: Any) -> Stretch | str | None:
-    """A scaling as a weights file holds it in JSON: a list of what `Stretch` is made of, a name, or nothing."""
-    if not isinstance(value, list):
+def recorded_scaling(value: Any, bands: int) -> Stretch | str | None:
+    """A scaling as a weights file holds it in JSON: a list of what `Stretch` is made of, a name, or nothing.
+
+    Args:
+        bands: their number.
+
+    Raises:
+        TypeError, ValueError: it is something else.
+    """
+    if value in (None, "shift8"):
         return value
     low, high, *rest = value
-    return Stretch(tuple(low), tuple(high), *rest)
+    stretch = Stretch(tuple(map(float, low)), tuple(map(float, high)), *rest)
+    with np.errstate(over="ignore"):
+        numbers = np.array([stretch.low, stretch.high], np.float32)
+    if numbers.shape != (2, bands) or not np.isfinite(numbers).all() or not (numbers[0] < numbers[1]).all():
+        raise ValueError(f"found a range {low} to {high}, expected rising numbers for each of {bands} bands")
+    if not 0 < stretch.gamma < math.inf:
+        raise ValueError(f"found gamma {stretch.gamma}, expected a number above 0")
+    if stretch.dtype not in (None, *DTYPES):
+        raise ValueError(f"found {stretch.dtype} pixels, expected {', '.join(DTYPES)}")
+    return stretch
 
 
 class Decoded(NamedTuple):
@@ -331,15 +347,23 @@ class ImageSet(Sequence[Item]):
             classes = classes[part.top : part.top + part.height, part.left : part.left + part.width]
         return self.decoder.labelled(decoded, classes, item, masked=masked)
 
-    def only(self, names: Iterable[str]) -> ImageSet:
+    def only(self, names: Iterable[str], listed_in: Path) -> ImageSet:
         """The images of these names, in their order here.
 
+        Args:
+            listed_in: the file that names them, for an error.
+
         Raises:
-            DataError: there is none of some name.
+            DataError: there is none of some name, or there are no names.
         """
         wanted = set(names)
+        if not wanted:
+            raise DataError(f"{listed_in}: names no image; make it again with the stage that wrote it")
         if missing := sorted(wanted - {item.name for item in self.items}):
-            raise DataError(f"{len(missing)} image(s) are no longer there, such as {missing[0]!r}; restore them")
+            raise DataError(
+                f"{listed_in}: names {len(missing)} image(s) that are no longer there, such as {missing[0]!r}; "
+                "restore them"
+            )
         return replace(self, items=tuple(item for item in self.items if item.name in wanted))
 
     def with_labels(self, folder: Path, label_map: Mapping[int, int]) -> ImageSet:

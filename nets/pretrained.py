@@ -33,11 +33,26 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: holds a {type(content).__name__}, expected a dictionary of tensors")
+    if strange := [key for key in content if not isinstance(key, str)]:
+        raise WeightsError(f"{path}: has the key {strange[0]!r}, expected names")
     return content
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Any], source: str, expected: str) -> None:
-    """Copy `state` into `module` if its names and shapes are exactly the module's; change nothing otherwise.
+    """Copy `state` into `module` if it fits, see `require_fit`; change nothing otherwise.
+
+    Raises:
+        WeightsError: it does not, or holds what cannot be copied.
+    """
+    require_fit(module, state, source, expected)
+    try:
+        module.load_state_dict(dict(state), strict=False)
+    except RuntimeError as error:  # such as tensors that are sparse or quantised
+        raise WeightsError(f"{source}: cannot be copied into {expected}: {' '.join(str(error).split())}") from error
+
+
+def require_fit(module: nn.Module, state: Mapping[str, Any], source: str, expected: str) -> None:
+    """See that the names and shapes of `state` are exactly those of `module`.
 
     The batch counters of batch norm may be absent, since older files lack them. `source` and `expected` name the file
     and the architecture in the message.
@@ -60,7 +75,6 @@ def load_exactly(module: nn.Module, state: Mapping[str, Any], source: str, expec
     ]
     if problems:
         raise WeightsError(f"{source}: does not fit {expected}. {'; '.join(problems)}")
-    module.load_state_dict(dict(state), strict=False)
 
 
 def load_backbone(backbone: Any, name: str, weights: str) -> None:

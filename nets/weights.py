@@ -11,12 +11,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from nets.pretrained import load_exactly, read_checkpoint
+from nets.pretrained import load_exactly, read_checkpoint, require_fit
 from nets.segmenter import Segmenter
 from utils.errors import ConfigError, WeightsError
 from utils.files import write_bytes
 
 HEADS = {"layer5": "head_aux", "layer6": "head_main"}
+ARCHITECTURE = ("backbone", "classes", "in_channels", "output_stride", "layout", "freeze_bn", "aux_level")
+MOST = 1024  # classes, or bands
 
 
 def import_deeplab_v2(source: str | Path | Mapping[str, Any], segmenter: Segmenter) -> None:
@@ -104,13 +106,37 @@ def load_segmenter(path: str | Path) -> Segmenter:
             f"{path}: has no 'architecture' in its metadata, so it is no segmenter of this project; "
             "give a backbone's weights as net.weights, a DeepLab-v2 checkpoint as net.checkpoint"
         )
+    described = metadata["architecture"][:500]
+    expected = f"its architecture {described}"
     try:
         with torch.random.fork_rng(devices=[]):
-            segmenter = Segmenter(**json.loads(metadata["architecture"]))
-    except (TypeError, ValueError, ConfigError) as error:
-        raise WeightsError(f"{path}: cannot build its architecture {metadata['architecture']}: {error}") from error
-    load_exactly(segmenter, state, source=str(path), expected=f"its architecture {metadata['architecture']}")
+            arguments = _architecture(metadata["architecture"])
+            with torch.device("meta"):  # without memory: the file may describe a network of any size
+                require_fit(Segmenter(**arguments), state, source=str(path), expected=expected)
+            segmenter = Segmenter(**arguments)
+    except WeightsError:
+        raise
+    except Exception as error:  # each backbone refuses a value in its own way
+        raise WeightsError(f"{path}: cannot build {expected}: {error}") from error
+    if broken := [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]:
+        raise WeightsError(f"{path}: {broken[0]} holds NaN or infinity; restore the file, or train again")
+    load_exactly(segmenter, state, source=str(path), expected=expected)
     return segmenter.eval()
+
+
+def _architecture(text: str) -> dict[str, Any]:
+    """The arguments of a `Segmenter` that a file may choose: none of them names another file or the hub.
+
+    Raises:
+        ValueError: there are others, or numbers of no meaning.
+    """
+    arguments = json.loads(text)
+    if not isinstance(arguments, dict) or arguments.keys() - set(ARCHITECTURE):
+        raise ValueError(f"expected a mapping with the keys {', '.join(ARCHITECTURE)}")
+    for key in ("classes", "in_channels"):
+        if type(count := arguments.get(key, 1)) is not int or not 1 <= count <= MOST:
+            raise ValueError(f"found {key} {count!r}, expected 1 to {MOST}")
+    return arguments
 
 
 def _our_name(key: str) -> str:

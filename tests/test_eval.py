@@ -248,3 +248,27 @@ def test_bad_requests(arguments: list[str], tmp_path: Path) -> None:
         evaluation.evaluate(load_config([*arguments, "--out", str(tmp_path / "empty")]))
     with pytest.raises(EvaluationError, match="gradcam failed"):
         evaluation.evaluate(load_config([*arguments, "--eval.parts", "gradcam", "--eval.cam_layer", "backbone.blok"]))
+
+
+@pytest.mark.parametrize("text", ["data: [", "data: 1", "a: &a {b: *a}", "source: {root: s}"])
+def test_a_damaged_configuration_of_a_stage_is_named(arguments: list[str], text: str) -> None:
+    config = load_config(arguments)
+    (Path(config.out) / "teacher/config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"teacher/config\.yaml: is not the config\.yaml of a stage"):
+        evaluation.load_models(config)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("config.yaml", "target: 1"),
+        ("entropy.csv", "name,score\n"),
+        ("entropy.csv", "name,score,split,cloud_fraction\nx,0,easy,0\ny,1,hard,0\n"),
+    ],
+)
+def test_a_damaged_split_is_named(arguments: list[str], file: str, text: str) -> None:
+    config = load_config(arguments)
+    path = Path(config.out) / "split" / file
+    path.write_text(text)
+    with pytest.raises(DataError, match=f"split/{file}: "):
+        utils.gallery.draw_entropy([], {}, config, Path(config.out) / "eval")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -135,7 +136,7 @@ def test_what_cannot_be_exported_is_told(exported: tuple[Path, Path], tmp_path: 
     with pytest.raises(DataError, match=r"file: cannot be written \(File exists\)"):
         export(Request(run / "intra" / "student.safetensors", tmp_path / "file"))
     (run / "intra" / "config.yaml").unlink()
-    with pytest.raises(DataError, match=r"config\.yaml: cannot be read as the configuration of a stage"):
+    with pytest.raises(DataError, match=r"config\.yaml: cannot be read .*export from the run that was trained"):
         export(Request(run / "intra" / "student.safetensors", tmp_path / "out"))
 
 
@@ -150,3 +151,48 @@ def test_an_onnx_file_that_is_none_of_ours_is_refused(exported: tuple[Path, Path
     onnx.save_model(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "b.onnx")
     with pytest.raises(WeightsError, match="has the inputs x, expected image, size"):
         load_network(tmp_path / "b.onnx")
+
+
+@pytest.mark.parametrize("text", ["[", "source: 1", "a: &a [*a]"])
+def test_a_damaged_configuration_is_named(exported: tuple[Path, Path], tmp_path: Path, text: str) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "intra" / "config.yaml").write_text(text)
+    with pytest.raises(DataError, match=r"config\.yaml: is not the configuration of a stage"):
+        export(Request(run / "intra" / "student.safetensors", tmp_path / "out"))
+
+
+def changed(exported: tuple[Path, Path], path: Path, change: Callable[[onnx.ModelProto], object]) -> Path:
+    model = onnx.load(exported[1] / "student.onnx")
+    change(model)
+    onnx.save_model(model, path)
+    return path
+
+
+def test_a_damaged_onnx_file_is_named(exported: tuple[Path, Path], tmp_path: Path) -> None:
+    content = (exported[1] / "student.onnx").read_bytes()
+    (tmp_path / "a.onnx").write_bytes(content.replace(b"letterbox", b"\xff" * 9).replace(b"crop", b"\xff" * 4))
+    with pytest.raises(WeightsError, match=r"a\.onnx: cannot be read as an ONNX model"):
+        load_network(tmp_path / "a.onnx")
+
+    def flat(model: onnx.ModelProto) -> None:
+        del model.graph.input[0].type.tensor_type.shape.dim[1:]
+
+    with pytest.raises(WeightsError, match=r"b\.onnx: (has the inputs|cannot be read)"):
+        load_network(changed(exported, tmp_path / "b.onnx", flat))
+
+
+def test_an_onnx_file_that_gives_something_else_is_named(exported: tuple[Path, Path], tmp_path: Path) -> None:
+    def other_shape(model: onnx.ModelProto) -> None:
+        node = next(node for node in model.graph.node if node.output[0] == "cloud")
+        node.output[0] = "one"
+        model.graph.node.append(onnx.helper.make_node("Concat", ["one", "one"], ["cloud"], axis=0))
+
+    def other_axis(model: onnx.ModelProto) -> None:
+        node = next(node for node in model.graph.node if node.output[0] == "cloud")
+        node.input[1] = "first"  # squeezes the batch, of more than one
+
+    windows = np.zeros((2, 64, 64, 2), np.uint8)
+    for change, message in ((other_shape, r"gave \(4, 64, 64\), expected"), (other_axis, "cannot be run")):
+        network = load_network(changed(exported, tmp_path / "a.onnx", change))
+        with pytest.raises(WeightsError, match=rf"a\.onnx: {message}"):
+            network.cloud(windows, (64, 64))

@@ -25,7 +25,7 @@ from rasterio.transform import from_origin
 
 from nets.segmenter import Segmenter
 from nets.weights import save_segmenter
-from predict import predict, read_request
+from predict import open_folder, predict, read_request, read_summary
 from utils.errors import ConfigError, DataError, WeightsError
 from utils.lock import LOCK
 from utils.scenes import predict_array, predict_scene
@@ -337,3 +337,25 @@ def test_the_command_ends_with_a_sentence_and_its_status(tmp_path: Path, weights
     assert "utils.scenes.predict" in loaded
     training = ("losses", "utils.engine", "utils.run", "datasets.samples", "datasets.augment", "train_", "tensorboardX")
     assert not [name for name in loaded if name.startswith(training)]
+
+
+def test_names_that_no_table_can_hold_are_refused(tmp_path: Path, weights: Path) -> None:
+    write_scene(tmp_path / "scenes" / "a.tif", 80, 70)
+    (tmp_path / "scenes" / "a.tif").rename(tmp_path / "scenes" / "a\udcff.tif")
+    with pytest.raises(ConfigError, match=r"a\\udcff\.tif': has a control character in its name; rename it"):
+        masks_of(weights, tmp_path / "out", tmp_path / "scenes")
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "3", "[" * 99_999])
+def test_damaged_settings_are_named(tmp_path: Path, weights: Path, text: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "predict.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"predict\.json: is not the settings of predict\.py .*give another --out"):
+        open_folder(read_request(["a.tif", "--weights", str(weights), "--out", str(tmp_path / "out")]))
+
+
+@pytest.mark.parametrize("text", ["scene\na\n", "scene,cloud_share\na,x\n", "a\x00,b\n1,2\n"])
+def test_a_damaged_summary_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "summary.csv").write_text(text)
+    with pytest.raises(DataError, match=r"summary\.csv: is not a summary of predict\.py .*remove it to predict all"):
+        read_summary(tmp_path / "summary.csv")

@@ -19,6 +19,7 @@ from datasets.readers import READERS, find_images
 from utils.config import SHIFT8, Config, DomainConfig
 from utils.errors import ConfigError, DataError, WeightsError
 from utils.files import write_text
+from utils.records import read_json, reading
 
 Role = Literal["source", "target"]
 SetName = Literal["train", "eval"]
@@ -143,7 +144,7 @@ def with_scaling_of(weights: str, decoder: Decoder) -> Decoder:
     """A decoder with the scaling that a weights file names; unchanged if it names none.
 
     Raises:
-        WeightsError: the file cannot be read.
+        WeightsError: the file cannot be read, or what it says of the scaling cannot be used.
     """
     try:
         with safe_open(weights, framework="numpy") as file:
@@ -152,7 +153,9 @@ def with_scaling_of(weights: str, decoder: Decoder) -> Decoder:
         raise WeightsError(f"{weights}: cannot be read as safetensors ({error})") from None
     if "data" not in metadata:
         return decoder
-    return replace(decoder, scaling=recorded_scaling(json.loads(metadata["data"])["target"]["scaling"]))
+    with reading(Path(weights), "a weights file with a sound record of its data", "train again", WeightsError):
+        scaling = recorded_scaling(json.loads(metadata["data"])["target"]["scaling"], len(decoder.bands))
+    return replace(decoder, scaling=scaling)
 
 
 def _stretch(config: Config, role: Role, decoder: Decoder, *, always: bool) -> Stretch | None:
@@ -160,10 +163,13 @@ def _stretch(config: Config, role: Role, decoder: Decoder, *, always: bool) -> S
     record, gamma = Path(config.out) / f"scaling_{role}.json", domain_of(config, role).gamma
     whose = {"root": domain_of(config, role).root, "bands": list(decoder.bands)}
     if record.exists():
-        known = json.loads(record.read_text("utf-8"))
-        if {key: known[key] for key in whose} != whose:
-            raise ConfigError(f"{record}: measured for {known['root']}, {known['bands']}; give another --out")
-        return Stretch(tuple(known["low"]), tuple(known["high"]), gamma, known["dtype"])
+        with reading(record, "a measured scaling", "restore it, or give another --out", ConfigError):
+            known = read_json(record)
+            if {key: known[key] for key in whose} != whose:
+                raise ConfigError(f"{record}: measured for {known['root']}, {known['bands']}; give another --out")
+            stretch = recorded_scaling([known["low"], known["high"], gamma, known["dtype"]], len(decoder.bands))
+        assert isinstance(stretch, Stretch)
+        return stretch
     items = listed(config, role, "train", labels=False)
     if not always and has_8_bits(items, decoder):
         if gamma != 1:

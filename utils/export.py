@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor, nn
 
 from datasets.readers import READERS
 from nets.segmenter import Segmenter
-from utils.errors import DataError
+from utils.records import read_yaml, reading
 from utils.scenes.network import Images, main_head_alone
 
 OPSET = 18
@@ -106,15 +105,13 @@ def model_card(weights: Path, images: Images, architecture: str) -> str:
         DataError: the stage's configuration cannot be read.
     """
     record, evaluation = weights.parent / "config.yaml", weights.parents[1] / "eval" / "metrics.md"
-    try:
-        text = record.read_text("utf-8")
-        config = yaml.safe_load(text)
-        domains = {role: (config[role]["root"], config[role].get("reader", "folder")) for role in ("source", "target")}
+    with reading(record, "the configuration of a stage", "export from the run that was trained"):
+        text, config = record.read_text("utf-8"), read_yaml(record)
+        domains = {
+            role: (str(config[role]["root"]), str(config[role].get("reader", "folder")))
+            for role in ("source", "target")
+        }
         made = config.get("generated") is not None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise DataError(
-            f"{record}: cannot be read as the configuration of a stage ({error}); export from the run that was trained"
-        ) from None
     name, decoder = weights.stem, images.decoder
     net = json.loads(architecture)
     uses = {
@@ -132,7 +129,9 @@ def model_card(weights: Path, images: Images, architecture: str) -> str:
         sees = (
             f"images of up to {images.tile or 'any number of'} pixels a side, the longer side scaled to {images.size}"
         )
-    scores = evaluation.read_text("utf-8") if evaluation.is_file() else "Not evaluated: eval.py has not run.\n"
+    scores = "Not evaluated: eval.py has not run.\n"
+    if evaluation.is_file():
+        scores = evaluation.read_text("utf-8", errors="replace")
     stride = net["output_stride"] or "that of the backbone"
     return f"""# {name}: cloud mask
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-import yaml
 from tqdm import tqdm
 
 from datasets.files import Item
@@ -41,7 +39,8 @@ from utils.plots import (
     read_png,
 )
 from utils.predict import decided, probabilities
-from utils.report import Picture
+from utils.records import read_yaml, reading
+from utils.report import Picture, read_split
 from utils.survey import Domain, Survey
 
 SPLIT_IMAGES = 12  # of each split in the histograms of entropy
@@ -134,14 +133,13 @@ def _draw_split(models: Mapping[str, Segmenter], config: Config, folder: Path) -
     split = Path(config.out) / "split"
     if config.eval.weights is not None or not (split / "entropy.csv").exists():
         return []
-    begun = yaml.safe_load((split / "config.yaml").read_text("utf-8"))
-    if begun["target"]["root"] != config.target.root:
-        return []  # another target is being looked at
-    with open(split / "entropy.csv", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))  # ascending by score
+    with reading(split / "config.yaml", "the config.yaml of the split", "make the split again"):
+        if read_yaml(split / "config.yaml")["target"]["root"] != config.target.root:
+            return []  # another target is being looked at
+    rows = read_split(split)  # ascending by score
     images = training_images(config, "target", labels=False)
-    items = {item.name: item for item in images.only(row["name"] for row in rows)}
-    names = [row["name"] for row in rows]
+    names = [row.name for row in rows]
+    items = {item.name: item for item in images.only(names, split / "entropy.csv")}
     count = min(EXTREMES, len(names))
     columns = {
         "most certain": [visible(images.read(items[name])) for name in names[:count]],
@@ -150,7 +148,7 @@ def _draw_split(models: Mapping[str, Segmenter], config: Config, folder: Path) -
     picture_grid(folder / "entropy" / "split.png", [f"{i + 1}." for i in range(count)], columns)
 
     sides = {
-        side: _evenly(sorted(items[row["name"]] for row in rows if row["split"] == side), SPLIT_IMAGES)
+        side: _evenly(sorted(items[row.name] for row in rows if row.split == side), SPLIT_IMAGES)
         for side in ("easy", "hard")
     }
     bar = tqdm(total=len(models) * sum(map(len, sides.values())), desc="easy and hard images", unit="image")

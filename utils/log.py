@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from utils.errors import unwritable
+from utils.records import reading
 
 LOGS = ("metrics", "timing")
 
@@ -106,15 +107,18 @@ class _Board:
 def _keep_until(path: Path, step: int) -> None:
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text("utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:  # the last row of a killed run
-            break
-        if row["step"] > step:
-            break
-        kept.append(line + "\n")
+    with reading(path, "the log of a stage", "remove it, and the rows before this step are lost"):
+        lines, kept = path.read_text("utf-8").splitlines(), []
+        for line in lines:
+            try:
+                done = int(json.loads(line)["step"])
+            except ValueError:  # the last row of a killed run
+                if line is not lines[-1]:
+                    raise
+                break
+            if done > step:
+                break
+            kept.append(line + "\n")
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(kept), "utf-8")
     os.replace(temporary, path)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-import yaml
 
 from datasets.generated import make_pair
 from datasets.images import ImageSet
@@ -23,6 +22,7 @@ from nets.weights import import_deeplab_v2, is_segmenter_file, load_segmenter, l
 from utils.config import AugmentConfig, Config, flatten, to_yaml
 from utils.errors import ConfigError, DataError, WeightsError
 from utils.files import write_text
+from utils.records import read_yaml, reading
 
 T = TypeVar("T")
 # What a stage's result does not depend on: it may differ when a run is continued. With a point at the end: all below.
@@ -80,8 +80,13 @@ def bound_settings(config: Config, kind: Kind) -> dict[str, Any]:
 
 
 def differences(record: Path, settings: dict[str, Any]) -> list[str]:
-    """What differs between a config.yaml on disk and these settings, one sentence for each key."""
-    before = _flatten_yaml(yaml.safe_load(record.read_text("utf-8")))
+    """What differs between a config.yaml on disk and these settings, one sentence for each key.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    with reading(record, "the config.yaml of a stage", "give another --out", ConfigError):
+        before = _flatten_yaml(read_yaml(record))
     return [
         f"{key} was {before.get(key)!r}, is {value!r}" for key, value in settings.items() if before.get(key) != value
     ]
@@ -119,7 +124,7 @@ def versions() -> str:
 def read_warnings(stage: Path) -> list[str]:
     """What a training stage warned of, a line each."""
     path = stage / WARNINGS
-    return path.read_text("utf-8").splitlines() if path.exists() else []
+    return path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
 
 
 def uses_split(config: Config) -> bool:

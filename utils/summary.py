@@ -14,6 +14,7 @@ from typing import Any
 
 from utils.errors import AsdaError, DataError
 from utils.metrics import score_at
+from utils.records import read_json, reading
 
 COLUMNS = {
     "IoU clear": ("iou", "clear"),
@@ -32,7 +33,7 @@ def summary(runs: Sequence[Path]) -> str:
     mIoU in the order given.
 
     Raises:
-        DataError: a run has no metrics.json, or the runs do not hold the same domains and models.
+        DataError: a run has no metrics.json or a damaged one, or the runs do not hold the same domains and models.
     """
     reports = [_read(run / "eval" / "metrics.json") for run in runs]
     shapes = {json.dumps({role: [*part["models"]] for role, part in report.items()}) for report in reports}
@@ -43,18 +44,32 @@ def summary(runs: Sequence[Path]) -> str:
         lines = [["model", *COLUMNS, "mIoU of each run"], ["---", *["--:"] * (len(COLUMNS) + 1)]]
         for model in first["models"]:
             values = [report[role]["models"][model] for report in reports]
-            cells = [_cell([score_at(value, path) for value in values]) for path in COLUMNS.values()]
-            lines.append([model, *cells, ", ".join(f"{100 * value['miou']:.1f}" for value in values)])
+            cells = [_cell([value[column] for value in values]) for column in COLUMNS]
+            lines.append([model, *cells, ", ".join(_cell([value["mIoU"]]) for value in values)])
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         parts.append(f"{role} ({first['root']}), {first['images']} images, {first['protocol']}:\n\n{table}\n")
     return "\n".join(parts)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text("utf-8"))["domains"]
-    except OSError:
-        raise DataError(f"{path}: does not exist; run eval.py with this run's --out first") from None
+    if not path.is_file():
+        raise DataError(f"{path}: does not exist; run eval.py with this run's --out first")
+    with reading(path, "the scores of an evaluation", "run eval.py again"):
+        return {
+            role: {
+                **{key: part[key] for key in ("root", "images", "protocol")},
+                "models": {model: _scores(values) for model, values in part["models"].items()},
+            }
+            for role, part in read_json(path)["domains"].items()
+        }
+
+
+def _scores(values: Any) -> dict[str, float | None]:
+    found = {column: score_at(values, path) for column, path in COLUMNS.items()}
+    for column, score in found.items():
+        if score is not None and not 0 <= score <= 1:
+            raise ValueError(f"found {score} as {column}, expected a share")
+    return found
 
 
 def _cell(values: list[float | None]) -> str:

@@ -314,3 +314,29 @@ def test_file_that_went_away_is_named(items: list[Item], cache: Cache) -> None:
     with pytest.raises(DataError, match="cannot be read") as caught:
         checked(items, RULES, "source", cache)
     assert str(items[1].image) in str(caught.value) and "1 fault(s)" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [(0, 1), (1, -3), (2, -9), (4, 1), (5, -1), (6, 3), (7, 0)], ids=lambda v: str(v)
+)
+def test_an_entry_whose_header_is_damaged_is_made_again(items: list[Item], cache: Cache, word: int, value: int) -> None:
+    """Words: magic, planes, height, width, top, left, full height, full width."""
+    expected = checked(items, RULES, "source").read(items[0])
+    found = checked(items, RULES, "source", cache)
+    image, _ = found.keys["0"]
+    path = cache.folder / image[:2] / image
+    header = np.frombuffer(path.read_bytes()[:32], "<i4").copy()
+    header[word] = value if word != 4 else header[6] - header[2] + 1
+    path.write_bytes(header.tobytes() + path.read_bytes()[32:])
+    decoded = found.read(items[0])
+    assert np.array_equal(decoded.image, expected.image) and decoded[3:] == expected[3:]
+
+
+def test_an_entry_of_negative_sizes_whose_product_is_right_is_made_again(items: list[Item], cache: Cache) -> None:
+    found = checked(items, RULES, "source", cache)
+    image, _ = found.keys["1"]
+    path = cache.folder / image[:2] / image
+    header = np.frombuffer(path.read_bytes()[:32], "<i4").copy()
+    header[2:4] *= -1
+    path.write_bytes(header.tobytes() + path.read_bytes()[32:])
+    assert found.read(items[1]).image.shape == (12, 9, 3)

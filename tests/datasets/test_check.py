@@ -324,3 +324,13 @@ def test_lists_of_the_zoo(tmp_path: Path, make_domain: Make) -> None:
     assert len(report["problems"]) == 2
     assert "line 4: found ../target" in report["problems"][1] or "line 4: found ../target" in report["problems"][0]
     assert any("line 5: the image" in line and "gone.png does not exist" in line for line in report["problems"])
+
+
+def test_names_of_any_bytes_are_reported(tmp_path: Path, make_domain: Make) -> None:
+    for role in ("source", "target"):
+        make_domain(tmp_path / role, count=2)
+    (tmp_path / "target/images/scene_00.png").rename(tmp_path / "target/images/sc\udcffne.png")
+    with pytest.raises(DataError, match=r"2 problem\(s\) in the data"):
+        check(configured(tmp_path))
+    text = (tmp_path / "run/check/report.md").read_text("utf-8")
+    assert "sc\\udcffne.png': has a control character in its name" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -371,3 +372,24 @@ def test_label_of_several_colours(tmp_path: Path, suffix: str) -> None:
 def test_label_of_floats(tmp_path: Path) -> None:
     path = raster(tmp_path / "l.tif", np.zeros((4, 5), np.float32))
     assert "of float32, expected one band of whole numbers" in fault_of(lambda: read_label(path, MAP))
+
+
+def test_errors_of_gdal_itself_name_the_file(tmp_path: Path) -> None:
+    """A key of its coordinates points to texts that are not there; rasterio has no error of its own for that."""
+    path = raster(tmp_path / "a.tif", noise(4, 5), crs="EPSG:32633", transform=rasterio.Affine(1, 0, 0, 0, -1, 0))
+    content = path.read_bytes()
+    for tag, kind in ((34737, 2), (33550, 12)):  # the texts, and the size of a pixel
+        assert struct.pack("<HH", tag, kind) in content
+        content = content.replace(struct.pack("<HH", tag, kind), struct.pack("<HH", 65000, kind))
+    path.write_bytes(content)
+    message = fault_of(lambda: read_bands(path))
+    assert message.startswith(f"{path}: cannot be decoded (Key GTCitationGeoKey is of type ASCII")
+
+
+def test_label_of_thousands_of_bands_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    """Of a few bytes GDAL would make as many bands as the header asks for, and take minutes over it."""
+    path = raster(tmp_path / "l.tif", np.zeros((40, 48), np.float32))
+    samples = struct.pack("<HHIH", 277, 3, 1, 1)
+    assert samples in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(samples, struct.pack("<HHIH", 277, 3, 1, 32768)))
+    assert fault_of(lambda: read_label(path, MAP)) == (f"{path}: found 32768 bands, expected one of whole numbers")

@@ -248,3 +248,10 @@ def test_two_writers_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     make_pair(root, **SMALL)
     assert list(tmp_path.iterdir()) == [root]
     assert len(calls) == 20
+
+
+def test_a_record_that_is_too_deep_is_damaged(tmp_path: Path) -> None:
+    make_domain(tmp_path / "a", SENSORS["sensor_a"], seed=0, **SMALL)
+    (tmp_path / "a" / "generated.json").write_text("[" * 99_999)
+    with pytest.raises(DataError, match=r"exists without a readable generated\.json"):
+        make_domain(tmp_path / "a", SENSORS["sensor_a"], seed=0, **SMALL)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -30,6 +32,7 @@ from datasets.images import (
     has_8_bits,
     in_parallel,
     measured_stretch,
+    recorded_scaling,
     tiles,
 )
 from datasets.readers import find_images
@@ -393,10 +396,11 @@ def test_check_gives_the_same_images_with_and_without_cache(tmp_path: Path, make
 def test_image_set_is_chosen_by_name_and_given_other_labels(tmp_path: Path, make_domain: Make) -> None:
     root = make_domain(tmp_path / "domain", count=3)
     found = checked(find_images(root, labels=False).items, Decoder(RGB), "target")
-    chosen = found.only(["scene_02", "scene_00"])
+    chosen = found.only(["scene_02", "scene_00"], Path("easy.txt"))
     assert isinstance(chosen, ImageSet) and [item.name for item in chosen] == ["scene_00", "scene_02"]
-    message = fault_of(lambda: found.only(["scene_00", "gone", "lost"]))
-    assert message == "2 image(s) are no longer there, such as 'gone'; restore them"
+    message = fault_of(lambda: found.only(["scene_00", "gone", "lost"], Path("easy.txt")))
+    assert message == "easy.txt: names 2 image(s) that are no longer there, such as 'gone'; restore them"
+    assert fault_of(lambda: found.only([], Path("easy.txt"))).startswith("easy.txt: names no image")
     for i in (0, 2):
         picture(tmp_path / f"masks/scene_0{i}.png", np.full((40, 48), i, np.uint8))
     labelled = chosen.with_labels(tmp_path / "masks", {0: 0, 2: 1})
@@ -544,3 +548,27 @@ def test_in_parallel_keeps_the_order_and_reads_a_bounded_number_ahead() -> None:
     assert next(results) == "0"
     assert len(started) <= images.PARALLEL
     assert ["0", *results] == [item.name for item in items]
+
+
+@pytest.mark.parametrize("value", [None, "shift8"])
+def test_recorded_scalings_without_numbers(value: str | None) -> None:
+    assert recorded_scaling(value, 3) == value
+
+
+def test_recorded_scaling_is_the_stretch_that_was_written() -> None:
+    stretch = Stretch((0.0, 1.0), (2.0, 3.0), 2.2, "int16")
+    assert recorded_scaling(json.loads(json.dumps(stretch)), 2) == stretch
+    assert recorded_scaling([[0, 1], [2, 3]], 2) == Stretch((0.0, 1.0), (2.0, 3.0))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(1, "shift9", [], {}, [[0, 0]], [[0, 0], [1]], [[0], [1]], [[0, 0], [1, 0]], [[0, 0], [1, math.inf]]),
+        *([[0, 0], [1, math.nan]], [[0, 0], [1, 1e300]], [[0, "a"], [1, 1]], [[0, 0], [1, 1], 0], [None, None]),
+        *([[0, 0], [1, 1], "a"], [[0, 0], [1, 1], 1, "int64"], [[0, 0], [1, 1], 1, None, 1]),
+    ],
+)
+def test_recorded_scaling_of_no_meaning(value: object) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        recorded_scaling(value, 2)

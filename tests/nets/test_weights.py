@@ -8,7 +8,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from nets import Segmenter, import_deeplab_v2, load_segmenter, load_weights, save_weights
-from nets.weights import is_segmenter_file, save_segmenter
+from nets.pretrained import load_exactly, read_checkpoint
+from nets.weights import ARCHITECTURE, is_segmenter_file, save_segmenter
 from utils.errors import ConfigError, DataError, WeightsError
 
 # ---- an independent DeepLab-v2, named as in the reference checkpoints
@@ -238,3 +239,85 @@ def test_architecture_of_other_tensors(tmp_path: Path) -> None:
         WeightsError, match=r"w.safetensors: does not fit .*16 mis-shaped: head_aux\.branches\.0\.weight"
     ):
         load_segmenter(tmp_path / "w.safetensors")
+
+
+# ---- files that ask for more than weights
+
+
+def test_the_keys_of_an_architecture_are_those_that_are_written() -> None:
+    assert set(json.loads(small().architecture)) == set(ARCHITECTURE)
+
+
+@pytest.mark.parametrize("change", [{"pretrained": "hub"}, {"pretrained": "other.pth"}, {"mean": 0.5}])
+def test_a_file_cannot_have_other_files_read_or_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object]
+) -> None:
+    monkeypatch.setattr("nets.segmenter.load_backbone", lambda *_: pytest.fail("other weights were asked for"))
+    wanted = json.dumps(json.loads(small().architecture) | change)
+    save_weights(tmp_path / "w.safetensors", small(), {"architecture": wanted})
+    with pytest.raises(WeightsError, match=r"w\.safetensors: cannot build .*expected a mapping with the keys backbone"):
+        load_segmenter(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"backbone": ["resnet50"]}, {"backbone": None}, {"backbone": ""}, {"output_stride": "8"}),
+        *({"classes": "2"}, {"classes": 2.0}, {"classes": 0}, {"classes": -1}, {"classes": True}, {"classes": 10**12}),
+        *({"in_channels": 10**12}, {"in_channels": None}, {"in_channels": []}),
+    ],
+)
+def test_architectures_of_no_meaning_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    wanted = json.dumps(json.loads(small().architecture) | change)
+    save_weights(tmp_path / "w.safetensors", small(), {"architecture": wanted})
+    with pytest.raises(WeightsError, match=r"w\.safetensors: cannot build its architecture"):
+        load_segmenter(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "[" * 99_999])
+def test_architectures_that_are_no_mapping_are_refused(tmp_path: Path, text: str) -> None:
+    save_weights(tmp_path / "w.safetensors", small(), {"architecture": text})
+    with pytest.raises(WeightsError, match=r"w\.safetensors: cannot build its architecture") as caught:
+        load_segmenter(tmp_path / "w.safetensors")
+    assert len(str(caught.value)) < 2000
+
+
+def test_a_network_that_is_not_in_the_file_is_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few bytes may name a network of gigabytes: its shapes are looked at before there is memory for any."""
+    wanted = json.dumps(json.loads(small().architecture) | {"backbone": "convnext_xxlarge", "output_stride": None})
+    save_weights(tmp_path / "w.safetensors", small(), {"architecture": wanted})
+    built: list[torch.device] = []
+    build = Segmenter.__init__
+
+    def watched(self: Segmenter, *args: Any, **kwargs: Any) -> None:
+        build(self, *args, **kwargs)
+        built.append(self.mean.device)
+
+    monkeypatch.setattr(Segmenter, "__init__", watched)
+    with pytest.raises(WeightsError, match=r"w\.safetensors: does not fit its architecture"):
+        load_segmenter(tmp_path / "w.safetensors")
+    assert built == [torch.device("meta")]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    """Their masks would be clear ground everywhere, and nobody would know why."""
+    broken = small()
+    with torch.no_grad():
+        broken.head_main.branches[1].weight[0, 0, 1, 1] = value
+    save_segmenter(tmp_path / "w.safetensors", broken)
+    with pytest.raises(WeightsError, match=r"w\.safetensors: head_main\.branches\.1\.weight holds NaN or infinity"):
+        load_segmenter(tmp_path / "w.safetensors")
+
+
+def test_keys_that_are_no_names_are_refused(tmp_path: Path) -> None:
+    torch.save({0: torch.zeros(1)}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=r"a\.pth: has the key 0, expected names"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+def test_tensors_that_cannot_be_copied_are_named() -> None:
+    layer = nn.Linear(2, 2)
+    state = layer.state_dict() | {"weight": torch.zeros(2, 2).to_sparse()}
+    with pytest.raises(WeightsError, match=r"a\.pth: cannot be copied into a layer: .*weight"):
+        load_exactly(layer, state, source="a.pth", expected="a layer")

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from utils.config import Config, DomainConfig
+from utils.errors import DataError
 from utils.plots import write_png
 from utils.report import Picture, remember_pictures, write_report
 
@@ -174,3 +175,61 @@ def test_a_part_replaces_its_own_figures_and_keeps_those_of_others(tmp_path: Pat
     remember_pictures(tmp_path, "masks", [three])
     known = json.loads((tmp_path / "pictures.json").read_text())
     assert [figure["file"] for part in known.values() for figure in part] == ["three.png", "two.png"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("eval/pictures.json", "[1]"),
+        ("eval/pictures.json", '{"masks": [{"file": "a.png"}]}'),
+        ("eval/pictures.json", '{"masks": [{"file": 1, "title": "a", "caption": "b"}]}'),
+        ("eval/commands.json", "{"),
+        ("eval/metrics.json", '{"domains": {"target": {"models": {}}}}'),
+        ("eval/scenes.json", '{"teacher": 1}'),
+        ("teacher/metrics.jsonl", '{"lr": 1}\n'),
+        ("teacher/metrics.jsonl", '{"step": 1, "lr": 1}\n{"step": 2}\n'),
+        ("split/entropy.csv", "name,score,rank,split,cloud_fraction\na,0.5,0,easy,0.5\n"),
+        ("split/entropy.csv", "name,score,rank,split,cloud_fraction\na,x,0,easy,0.5\nb,0.6,1,hard,0.5\n"),
+    ],
+)
+def test_a_damaged_record_is_named(run: Config, file: str, content: str) -> None:
+    path = Path(run.out) / file
+    path.write_text(content)
+    with pytest.raises(DataError, match=rf"{path.name}: is not .*\); \w+"):
+        write_report(Path(run.out) / "eval", run, {})
+    assert not (Path(run.out) / "eval/report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("cloud_share", "x"), ("interval", {}), ("agreement", {"a": "b"}), ("images", None)]
+)
+def test_damaged_facts_of_a_domain_are_named(run: Config, key: str, value: object) -> None:
+    path = Path(run.out) / "eval/metrics.json"
+    values = json.loads(path.read_text())
+    values["domains"]["target"][key] = value
+    path.write_text(json.dumps(values))
+    with pytest.raises(DataError, match=r"metrics\.json: is not the scores of an evaluation"):
+        write_report(path.parent, run, {})
+
+
+@pytest.mark.parametrize("place", ["../../outside.png", "/outside.png", "masks/../../../outside.png"])
+def test_a_picture_outside_of_the_evaluation_is_not_shown(run: Config, place: str) -> None:
+    folder = Path(run.out) / "eval"
+    picture = {"file": place, "title": "a", "caption": "b"}
+    (folder / "pictures.json").write_text(json.dumps({"masks": [picture]}))
+    with pytest.raises(DataError, match=r"pictures\.json: .*expected a file below"):
+        write_report(folder, run, {})
+
+
+def test_a_damaged_picture_is_named(run: Config) -> None:
+    path = Path(run.out) / "eval/masks/target.png"
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(DataError, match=r"target\.png: .*; remove it, and run eval\.py again"):
+        written(run)
+
+
+def test_an_older_record_is_not_written_over_while_it_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "commands.json").write_text("[]")
+    with pytest.raises(DataError, match=r"commands\.json: is not the commands of an evaluation"):
+        remember_pictures(tmp_path, "masks", [])
+    assert (tmp_path / "commands.json").read_text() == "[]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +12,10 @@ import torch
 from nets.segmenter import Segmenter
 from nets.weights import save_segmenter
 from utils.config import Config, load_config
-from utils.domains import training_images
+from utils.domains import decoder_of, training_images
 from utils.errors import ConfigError, DataError, WeightsError
 from utils.files import write_text
-from utils.run import build_segmenter, make_generated, open_stage, trained, training_stream
+from utils.run import build_segmenter, make_generated, open_stage, read_warnings, trained, training_stream
 
 Load = Callable[..., Config]
 
@@ -225,3 +226,49 @@ def test_generated_pair_is_drawn_where_asked_for(tmp_path: Path, load: Load) -> 
     assert sorted(p.name for p in (tmp_path / "pair").iterdir() if p.is_dir()) == ["source", "target"]
     for role in ("source", "target"):
         assert len(list((tmp_path / "pair" / role / "images").glob("*.png"))) == 3
+
+
+# damaged records
+
+
+@pytest.mark.parametrize("text", ["seed: [", "just a word", "a: &a {b: *a}", "- 1", "seed: 2001-13-45", "[" * 9999])
+def test_a_damaged_configuration_of_a_stage_is_named(load: Load, text: str) -> None:
+    folder = open_stage(load(), "teacher", "teacher")
+    write_text(folder / "config.yaml", text)
+    with pytest.raises(ConfigError, match=r"teacher/config\.yaml: is not the config\.yaml of a stage"):
+        open_stage(load(), "teacher", "teacher")
+    assert (folder / "config.yaml").read_text() == text
+
+
+def test_damaged_warnings_are_read_as_far_as_they_go(tmp_path: Path) -> None:
+    (tmp_path / "warnings.txt").write_bytes(b"one\nt\xffo\n")
+    assert read_warnings(tmp_path) == ["one", "t\ufffdo"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"low": [1.0]},
+        {"high": ["x"] * 3},
+        {"high": [0.0] * 3},
+        {"low": [float("nan")] * 3},
+        {"dtype": "float99"},
+        {"bands": None},
+        {"low": None},
+    ],
+)
+def test_a_damaged_scaling_is_named(tmp_path: Path, load: Load, change: dict[str, object]) -> None:
+    config = load("--target.scaling=train")
+    decoder_of(config, "target")
+    path = tmp_path / "run/scaling_target.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ConfigError, match=r"scaling_target\.json: (is not a measured scaling|measured for)"):
+        decoder_of(config, "target")
+
+
+@pytest.mark.parametrize("data", ["{", "[]", '{"target": {"scaling": [[0, 0, 0], [1, 1]]}}', "[" * 9999])
+def test_a_damaged_scaling_in_a_weights_file_is_named(tmp_path: Path, load: Load, data: str) -> None:
+    path = tmp_path / "w.safetensors"
+    save_segmenter(path, build_segmenter(load()), {"data": data})
+    with pytest.raises(WeightsError, match=r"w\.safetensors: is not a weights file with a sound record"):
+        decoder_of(load(f"--eval.weights={path}"), "target")

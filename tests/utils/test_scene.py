@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from rasterio.control import GroundControlPoint
 from rasterio.transform import from_origin
 from torch import nn
 
@@ -22,7 +24,7 @@ from nets.weights import save_segmenter
 from utils.config import DataConfig
 from utils.errors import ConfigError, DataError, WeightsError
 from utils.predict import probabilities
-from utils.scenes import CloudNetwork, Images, Options, load_network, predict_array, weights_of_run
+from utils.scenes import CloudNetwork, Images, Options, load_network, predict_array, predict_scene, weights_of_run
 from utils.scenes.masks import dilated, without_small
 from utils.scenes.network import images_of
 from utils.scenes.rasters import Thumbnail, grid_of, slabs
@@ -411,3 +413,60 @@ def test_a_run_gives_its_best_weights(tmp_path: Path) -> None:
         (path := tmp_path / f"{name}.safetensors").parent.mkdir()
         path.touch()
         assert weights_of_run(tmp_path) == path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": "64"},
+        {"size": 0},
+        {"size": 10**9},
+        {"size": True},
+        {"size": 64.0},
+        {"geometry": "stretch"},
+        {"geometry": []},
+        {"tile": 1},
+        {"tile": "512"},
+        {"bands": "rgb"},
+        {"bands": []},
+        {"bands": [1, 2, 3]},
+        {"target": {"bands": "rgb", "scaling": None, "nodata": "file"}},
+        {"target": {"bands": None, "scaling": [[0, 0, 0], [1, 1, 1], 0], "nodata": "file"}},
+        {"target": {"bands": None, "scaling": [[0, 0, 0], [1, "x", 1]], "nodata": "file"}},
+        {"target": {"bands": None, "scaling": [[0, 0, 0], [1, 1, 1], 1, "int64"], "nodata": "file"}},
+        {"target": {"bands": None, "scaling": [[1, 1, 1], [0, 0, 0]], "nodata": "file"}},
+        {"target": {"bands": None, "scaling": "shift9", "nodata": "file"}},
+        {"target": {"bands": None, "scaling": None, "nodata": [0]}},
+    ],
+)
+def test_a_record_of_no_meaning_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(WeightsError, match=r"student\.safetensors: its 'data' entry cannot be used \(\w+Error: "):
+        images_of(Path("student.safetensors"), record(**change))
+
+
+def test_a_record_that_is_too_deep_is_refused() -> None:
+    with pytest.raises(WeightsError, match="'data' entry cannot be used"):
+        images_of(Path("student.safetensors"), {"data": "[" * 99_999})
+
+
+@pytest.mark.parametrize("text", ["data: {size: x, geometry: crop}", "data: 1", "a: &a [*a]", "[" * 9999])
+def test_a_damaged_config_beside_a_file_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(WeightsError, match=r"does not say what images it is for, .*config\.yaml"):
+        images_of(tmp_path / "student.safetensors", {})
+
+
+def test_control_points_without_a_reference_system_are_left_out(tmp_path: Path) -> None:
+    """GDAL cannot write them; such a scene has a mask all the same."""
+    points = [GroundControlPoint(row, col, col, row) for row in (0, 40) for col in (0, 40)]
+    path = tmp_path / "a.tif"
+    shape = {"height": 40, "width": 40, "count": 3, "dtype": "uint8"}
+    with rasterio.open(path, "w", driver="GTiff", gcps=points, crs="EPSG:4326", **shape) as file:
+        file.write(noise(40, 40).transpose(2, 0, 1))
+    directory = struct.pack("<HH", 34735, 3)  # of keys that say which system it is; no reader knows the other tag
+    path.write_bytes(path.read_bytes().replace(directory, struct.pack("<HH", 65000, 3)))
+    with rasterio.open(path) as file:
+        assert file.gcps[0] and file.gcps[1] is None
+    dark = network_of(lambda windows, size: np.zeros((len(windows), *size), np.float32), images())
+    summary = predict_scene(dark, path, {"mask": tmp_path / "mask.tif"})
+    assert summary.cloud_share == 0 and summary.valid_share == 1

@@ -41,3 +41,15 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
         summary([one, other])
     with pytest.raises(DataError, match=r"metrics.json: does not exist; run eval.py"):
         summary([tmp_path / "nothing"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("miou", "high"), ("miou", 7), ("iou", {}), ("pixel_accuracy", [0.5]), ("recall", None)]
+)
+def test_damaged_scores_are_named(tmp_path: Path, key: str, value: object) -> None:
+    path = report(tmp_path / "a", 10) / "eval/metrics.json"
+    values = json.loads(path.read_text())
+    values["domains"]["target"]["models"]["student"][key] = value
+    path.write_text(json.dumps(values))
+    with pytest.raises(DataError, match=r"a/eval/metrics\.json: is not the scores of .*run eval.py again"):
+        summary([tmp_path / "a"])

@@ -16,12 +16,14 @@ import yaml
 from datasets.decode import RGB
 from datasets.images import Decoder, recorded_scaling
 from utils.errors import DataError, WeightsError
+from utils.records import read_yaml
 
 if TYPE_CHECKING:
     import torch
 
 # The best that a run holds, first the student.
 WEIGHTS = ("intra/student", "teacher/teacher", "oracle/oracle", "source_only/source_only")
+SMALLEST, LARGEST = 32, 4096  # pixels: side of a network's input
 TARGET = {"bands": "file_bands", "scaling": "scaling", "nodata": "nodata"}  # in a weights file: in a decoder
 Cloud = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
 
@@ -150,17 +152,24 @@ def _load_onnx(path: Path) -> CloudNetwork:
     one_thread.intra_op_num_threads = 1
     try:
         session: Any = onnxruntime.InferenceSession(str(path), one_thread, providers=["CPUExecutionProvider"])
+        shapes = {value.name: value.shape for value in session.get_inputs()}
+        metadata = session.get_modelmeta().custom_metadata_map
     except Exception as error:  # onnxruntime's own, one for each kind of damage
         raise WeightsError(f"{path}: cannot be read as an ONNX model ({error})") from None
-    names = [value.name for value in session.get_inputs()]
-    if names != ["image", "size"]:
-        raise WeightsError(f"{path}: has the inputs {', '.join(names)}, expected image, size; make it with export.py")
-    images = images_of(path, session.get_modelmeta().custom_metadata_map)
-    check_network(path, images, session.get_inputs()[0].shape[1], 2)
+    if [*shapes] != ["image", "size"] or len(shapes["image"]) != 4:
+        raise WeightsError(f"{path}: has the inputs {', '.join(shapes)}, expected image, size; make it with export.py")
+    images = images_of(path, metadata)
+    check_network(path, images, shapes["image"][1], 2)
 
     def cloud(windows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         image = windows.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
-        return session.run(["cloud"], {"image": image, "size": np.array(size, np.int64)})[0]
+        try:
+            found: np.ndarray = session.run(["cloud"], {"image": image, "size": np.array(size, np.int64)})[0]
+        except Exception as error:
+            raise WeightsError(f"{path}: cannot be run by onnxruntime ({error})") from None
+        if found.shape != (len(windows), *size):
+            raise WeightsError(f"{path}: gave {found.shape}, expected {(len(windows), *size)}; make it with export.py")
+        return found
 
     workers = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     return CloudNetwork(path, images, cloud, workers)
@@ -193,26 +202,50 @@ def images_of(path: Path, metadata: Mapping[str, str]) -> Images:
     try:
         record = json.loads(metadata["data"])
         target = record["target"]
+        bands = _bands(record["bands"])
         decoder = Decoder(
-            bands=tuple(record["bands"]),
-            file_bands=None if target["bands"] is None else tuple(target["bands"]),
-            scaling=recorded_scaling(target["scaling"]),
+            bands=bands,
+            file_bands=None if target["bands"] is None else _bands(target["bands"]),
+            scaling=recorded_scaling(target["scaling"], len(bands)),
             nodata=target["nodata"],
         )
-        return Images(decoder, record["size"], record["geometry"], record["tile"])
-    except (ValueError, KeyError, TypeError) as error:
+        return _images(decoder, record["size"], record["geometry"], record["tile"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise WeightsError(
-            f"{path}: its 'data' entry cannot be used ({type(error).__name__}: {error}), found {metadata['data']!r}; "
-            "write the file again with the stage that made it"
+            f"{path}: its 'data' entry cannot be used ({type(error).__name__}: {error}), found "
+            f"{metadata['data'][:500]!r}; write the file again with the stage that made it"
         ) from None
+
+
+def _bands(names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"found the bands {names}, expected a list of names")
+    return tuple(names)
+
+
+def _images(decoder: Decoder, size: Any, geometry: Any, tile: Any) -> Images:
+    """
+    Raises:
+        ValueError: a value that means nothing.
+    """
+    if type(size) is not int or not SMALLEST <= size <= LARGEST:
+        raise ValueError(f"found size {size!r}, expected {SMALLEST} to {LARGEST} pixels")
+    if tile is not None and (type(tile) is not int or tile < size):
+        raise ValueError(f"found tile {tile!r}, expected {size} pixels, the size, or more, or null")
+    if geometry not in ("crop", "letterbox"):
+        raise ValueError(f"found geometry {geometry!r}, expected crop or letterbox")
+    rule = decoder.nodata
+    if isinstance(rule, bool) or not isinstance(rule, str | int | float):
+        raise ValueError(f"found nodata {rule!r}, expected a rule or a number")
+    return Images(decoder, size, geometry, tile)
 
 
 def _images_of_config(path: Path) -> Images:
     config = path.parent / "config.yaml"
     try:
-        data = yaml.safe_load(config.read_text("utf-8"))["data"]
-        return Images(Decoder(RGB), data["size"], data["geometry"], data.get("tile"))
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        data = read_yaml(config)["data"]
+        return _images(Decoder(RGB), data["size"], data["geometry"], data.get("tile"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
         raise WeightsError(
             f"{path}: does not say what images it is for, and {config} does not either, expected data.size and "
             "data.geometry in it; put the run's config.yaml beside the file, or train again"

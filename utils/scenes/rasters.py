@@ -76,7 +76,7 @@ def grid_of(path: Path) -> Grid:
 
     with rasterio.open(path) as dataset:
         points, crs = dataset.gcps
-        place = {"gcps": points, "crs": crs} if points else {"transform": dataset.transform, "crs": dataset.crs}
+        place = {"gcps": points, "crs": crs} if points and crs else {"transform": dataset.transform, "crs": dataset.crs}
         return Grid(height, width, place, dataset.block_shapes[0])
 
 

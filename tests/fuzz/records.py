@@ -1,0 +1,169 @@
+"""Records that an earlier command left in a run, damaged before the next command reads them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import compare
+from datasets.cache import Cache
+from datasets.decode import RGB
+from datasets.files import Item
+from datasets.generated import make_pair
+from datasets.images import Decoder, ImageSet
+from eval import check_view
+from predict import open_folder, read_request, read_summary
+from tests.fuzz.mutate import mutated
+from tests.fuzz.runner import Case, Try
+from tests.fuzz.shared import settings_of, small
+from train_intra import STORED, sides
+from utils.comparison import table
+from utils.config import CompareConfig, Config
+from utils.domains import decoder_of
+from utils.export import model_card
+from utils.gallery import draw_entropy
+from utils.log import Logger
+from utils.report import remember_pictures, write_report
+from utils.run import open_stage, read_warnings
+from utils.scenes import Images, load_network
+from utils.summary import summary
+
+Read = Callable[[Config, Path, Path], object]  # the run's configuration, the folder of the seeds, that of the case
+
+
+def record(rng: Random, base: Path, box: Path) -> Case:
+    """One of `READS`, damaged, and up to two of the commands that read it."""
+    name = rng.choice(sorted(READS))
+    target, source = box / name, base / name
+    if name == "cache":
+        source = next(path for path in sorted(source.rglob("*")) if path.is_file())
+        target = box / source.relative_to(base)
+    top = name.split("/")[0]
+    for folder in {"run": ("run/eval", "run/split"), "masks": (), "result.json": ()}.get(top, (top,)):
+        shutil.copytree(base / folder, box / folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    content = source.read_bytes()
+    other = (base / rng.choice([name for name in sorted(READS) if name != "cache"])).read_bytes()
+    target.write_bytes(mutated(rng, target.name, content, [content, other]))
+    settings = settings_of(str(box / "run"))
+    chosen = rng.sample(READS[name], min(2, len(READS[name])))
+    return [Try(partial(read, settings, base, box), (target.name, str(target.parent))) for read in chosen]
+
+
+def scaling(settings: Config, base: Path, box: Path) -> None:
+    decoder_of(settings, "target")
+
+
+def report(settings: Config, base: Path, box: Path) -> None:
+    write_report(box / "run/eval", settings, {}, {})
+
+
+def remembered(settings: Config, base: Path, box: Path) -> None:
+    remember_pictures(box / "run/eval", "masks", [])
+
+
+def summarised(settings: Config, base: Path, box: Path) -> None:
+    summary([box / "run", base / "run"])
+
+
+def continued(settings: Config, base: Path, box: Path) -> None:
+    open_stage(settings, "teacher", "teacher")
+
+
+def viewed(settings: Config, base: Path, box: Path) -> None:
+    check_view(settings, box / "run/teacher")
+
+
+def borrowed(settings: Config, base: Path, box: Path) -> None:
+    shutil.copy(base / "run/teacher/teacher.safetensors", box / "run/teacher")
+    compare.lender(replace(settings, out=str(box / "x")), "teacher", "teacher", "teacher.safetensors")
+
+
+def described(settings: Config, base: Path, box: Path) -> None:
+    architecture = json.dumps({"backbone": "x", "output_stride": None})
+    model_card(box / "run/teacher/teacher.safetensors", Images(Decoder(RGB), 32, "letterbox", 64), architecture)
+
+
+def loaded(settings: Config, base: Path, box: Path) -> None:
+    path = shutil.copy(base / "weights/plain.safetensors", box / "run/teacher")
+    load_network(path, "cpu")
+
+
+def drawn(settings: Config, base: Path, box: Path) -> None:
+    settings = replace(settings, target=replace(settings.target, root=str(base / "target")))
+    draw_entropy([], {"teacher": small()}, settings, box / "run/eval")
+
+
+def split(settings: Config, base: Path, box: Path) -> None:
+    target = replace(settings.target, root=str(base / "target"), scaling=None)
+    sides(replace(settings, target=target), box / "run/split")
+
+
+def stored(settings: Config, base: Path, box: Path) -> None:
+    item = Item("s_0", (base / "target/images/s_0.png",))
+    ImageSet((item,), Decoder(RGB)).with_labels(box / "run/split/pseudo_labels", STORED).read(item)
+
+
+def resumed(settings: Config, base: Path, box: Path) -> None:
+    with Logger(box / "run/teacher", 1):
+        pass
+
+
+def progress(settings: Config, base: Path, box: Path) -> None:
+    compare.steps_done(box / "run")
+
+
+def warned(settings: Config, base: Path, box: Path) -> None:
+    read_warnings(box / "run/teacher")
+
+
+def masks(settings: Config, base: Path, box: Path) -> None:
+    open_folder(read_request(["scene.tif", "--run", str(base / "run"), "--out", str(box / "masks")]))
+
+
+def predicted(settings: Config, base: Path, box: Path) -> None:
+    read_summary(box / "masks/summary.csv")
+
+
+def gathered(settings: Config, base: Path, box: Path) -> None:
+    choice = {"selection": "last", "best_on_labels": False, "snapshots": None}
+    job = compare.Job("tiny", "asda", Config(out=str(box)), choice, None)
+    table(compare.gather("tiny", [job], replace(CompareConfig(), methods={"asda": None}, seeds=[0])))
+
+
+def generated(settings: Config, base: Path, box: Path) -> None:
+    make_pair(box / "generated", train=1, evaluation=1, size=64, progress=False)
+
+
+def cached(settings: Config, base: Path, box: Path) -> None:
+    item = Item("s_0", (base / "source/images/s_0.png",), base / "source/labels/s_0.png")
+    cache, decoder = Cache(box / "cache"), Decoder(RGB)
+    ImageSet((item,), decoder, cache, {item.name: cache.key(item, decoder)}).read(item)
+
+
+READS: dict[str, tuple[Read, ...]] = {
+    "run/scaling_target.json": (scaling,),
+    "run/teacher/config.yaml": (continued, viewed, borrowed, described, loaded, report),
+    "run/teacher/metrics.jsonl": (resumed, report),
+    "run/teacher/timing.jsonl": (resumed, progress),
+    "run/teacher/warnings.txt": (warned, report),
+    "run/split/config.yaml": (drawn, report),
+    "run/split/entropy.csv": (drawn, report),
+    "run/split/easy.txt": (split,),
+    "run/split/pseudo_labels/s_0.png": (stored,),
+    "run/eval/pictures.json": (remembered, report),
+    "run/eval/commands.json": (remembered, report),
+    "run/eval/metrics.json": (summarised, report),
+    "run/eval/scenes.json": (report,),
+    "run/eval/masks.png": (report,),
+    "masks/predict.json": (masks,),
+    "masks/summary.csv": (predicted,),
+    "result.json": (gathered,),
+    "generated/generated.json": (generated,),
+    "cache": (cached,),
+}
