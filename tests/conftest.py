@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -173,3 +174,33 @@ def tiny_arguments(make_domain: Callable[..., Path]) -> Callable[..., list[str]]
         return [word for key, value in values.items() for word in (f"--{key}", str(value))] + list(extra)
 
     return arguments
+
+
+@pytest.fixture
+def run_stages() -> Callable[[Any], Path]:
+    """Run stages 1 to 3 of a configuration in this process; gives the run's folder."""
+    from split_entropy import split_entropy
+    from train_intra import train_intra
+    from train_teacher import train_teacher
+
+    def run(config: Any) -> Path:
+        for stage in (train_teacher, split_entropy, train_intra):
+            stage(config)
+        return Path(config.out)
+
+    return run
+
+
+@pytest.fixture
+def written() -> Callable[[Path], dict[str, bytes]]:
+    """All files below a folder, but for those that tell of the machine, the time and the command."""
+
+    def read(folder: Path) -> dict[str, bytes]:
+        return {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name not in ("timing.jsonl", "config.yaml", ".lock")
+            if path.parent.name != "tensorboard"
+        }
+
+    return read

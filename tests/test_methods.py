@@ -113,15 +113,6 @@ def test_method_runs_with_exactly_its_terms(method: str, tmp_path: Path, tiny_ar
     assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "oracle"])
-def test_no_method_sees_a_target_label(method: str, tmp_path: Path, tiny_arguments: Arguments) -> None:
-    """Target labels that cannot be read change nothing, as nobody reads them."""
-    arguments = arguments_for(method, tmp_path, tiny_arguments)
-    for path in (tmp_path / "target" / "labels").iterdir():
-        path.write_bytes(b"not a picture")
-    run_stages(arguments)
-
-
 def test_the_oracle_sees_target_labels_alone_and_refuses_to_be_scored_on_them(
     tmp_path: Path, tiny_arguments: Arguments
 ) -> None:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,24 +117,6 @@ def test_again_leaves_what_is_finished_and_other_settings_are_refused(
     assert files_of(out) == before
 
 
-def test_target_labels_never_reach_training(tmp_path: Path, tiny_arguments: Arguments) -> None:
-    """Real, random and absent target labels give the same bytes."""
-    arguments = tiny_arguments(tmp_path)
-    labels = tmp_path / "target" / "labels"
-    results = []
-    for kind in ("real", "random", "absent"):
-        if kind == "random":
-            for path in labels.iterdir():
-                path.write_bytes(os.urandom(64))
-        if kind == "absent":
-            shutil.rmtree(labels)
-        out = tmp_path / kind
-        run_all([*arguments, "--out", str(out)])
-        results.append(files_of(out))
-    assert {"teacher/teacher.safetensors", "split/entropy.csv", "intra/student.safetensors"} <= results[0].keys()
-    assert results[0] == results[1] == results[2]
-
-
 def test_anchor_is_bit_identical_and_its_file_untouched(tmp_path: Path, tiny_arguments: Arguments) -> None:
     arguments = tiny_arguments(tmp_path)
     config = load_config(arguments)
@@ -200,39 +178,6 @@ def test_preview_leaves_the_stage_as_it_was(tmp_path: Path, tiny_arguments: Argu
     np.testing.assert_array_equal(picture[:32, :32], (image[0].permute(1, 2, 0) * 255).byte().numpy())
     assert stage.segmenter.training
     assert all(torch.equal(value, before[name]) for name, value in stage.segmenter.state_dict().items())
-
-
-@pytest.mark.parametrize("script", SCRIPTS[:3])
-def test_killed_and_started_again_ends_with_the_same_bytes(
-    script: str, tmp_path: Path, tiny_arguments: Arguments, make_domain: Callable[..., Path]
-) -> None:
-    """SIGKILL in the middle of a stage, then the same command: every file equals the uninterrupted run's."""
-    make_domain(tmp_path / "target", count=60)
-    arguments = [*tiny_arguments(tmp_path), "--teacher.steps", "30", "--intra.steps", "30"]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    stage = {"train_teacher.py": "teacher", "split_entropy.py": "split", "train_intra.py": "intra"}[script]
-    for earlier in SCRIPTS[: SCRIPTS.index(script)]:
-        assert start(earlier, arguments, whole).wait() == 0
-    if whole.exists():
-        shutil.copytree(whole, killed)
-    assert start(script, arguments, whole).wait() == 0
-
-    process = start(script, arguments, killed)
-    progress = "pseudo_labels/*" if stage == "split" else "checkpoint.pt"
-    while process.poll() is None and len(list((killed / stage).glob(progress))) < (5 if stage == "split" else 1):
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the stage ended before it could be killed"
-    finished = {"teacher": "teacher.safetensors", "split": "entropy.csv", "intra": "student.safetensors"}[stage]
-    assert not (killed / stage / finished).exists()
-
-    assert start(script, arguments, killed).wait() == 0
-    assert files_of(killed / stage) == files_of(whole / stage)
-
-
-def start(script: str, arguments: list[str], out: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(ROOT / script), *arguments, "--out", str(out)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 @pytest.mark.parametrize("method", ["intrada", "asda_released"])

@@ -75,6 +75,8 @@ def bound_settings(config: Config, kind: Kind) -> dict[str, Any]:
     for role, domain in (("source", config.source), ("target", config.target)):
         if domain.eval_share:  # then the scenes decide which images train
             free.discard(f"{role}.scene")
+    if config.teacher.supervise == "target":  # the oracle learns from these labels
+        free.discard("target.label_map")
     sections = tuple(key for key in free if key.endswith("."))
     return {key: value for key, value in flatten(config).items() if key not in free and not key.startswith(sections)}
 

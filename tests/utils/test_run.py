@@ -192,6 +192,21 @@ def test_images_that_are_held_back_bind_a_stage(tmp_path: Path, load: Load) -> N
     assert open_stage(load("--target.eval_share=0.4", "--source.scene=x"), "teacher", "teacher") == folder
 
 
+def test_the_meaning_of_target_labels_binds_the_oracle_alone(load: Load) -> None:
+    changed = "--target.label_map={0: 1, 255: 0}"
+    folder = open_stage(load(), "teacher", "teacher")
+    assert open_stage(load(changed), "teacher", "teacher") == folder
+    oracle = (
+        "--teacher.name=oracle",
+        "--teacher.supervise=target",
+        "--teacher.alignment=none",
+        "--intra.enabled=false",
+    )
+    open_stage(load(*oracle), "teacher", "oracle")
+    with pytest.raises(ConfigError, match=r"target\.label_map was None, is \{0: 1, 255: 0\}"):
+        open_stage(load(*oracle, changed), "teacher", "oracle")
+
+
 # data
 
 
