@@ -21,7 +21,7 @@ from tests.fuzz.faults import WAYS
 from tests.fuzz.mutate import HEADERS, mutated, png, safetensors
 
 ROOT = Path(__file__).resolve().parents[1]
-FEW = {"image": 100, "label": 50, "list": 60, "config": 5, "weights": 5, "checkpoint": 40, "record": 20}
+FEW = {"image": 100, "label": 50, "list": 60, "config": 4, "weights": 4, "checkpoint": 40, "record": 20}
 MANY = {"image": 1800, "label": 800, "list": 800, "config": 500, "weights": 400, "checkpoint": 600, "record": 700}
 FAULTS = {  # what the runner has to say of a case that does it
     "unnamed": "names none of",

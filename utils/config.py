@@ -29,6 +29,7 @@ SHIFT8 = "shift8"
 ALIGNMENTS = ("entropy", "softmax", "minent", "clan")
 CONTRASTS = ("hec", "pix", "u2pl", "sdca")
 SELF_TRAINING = ("stored", "entropy_drop", "confident", "classmix", "masked")
+LARGEST, VALUES, LEVELS = 2**20, 100_000, 50  # of a YAML file: characters; values and levels, aliases written out
 T = TypeVar("T")
 
 
@@ -386,12 +387,13 @@ class CompareConfig:
     """folder of the runs; several comparisons may share one, and then share what they have in common"""
     pairs: dict[str, str] = field(default_factory=dict)
     """name of a pair of domains -> its configuration file"""
-    methods: dict[str, Any] = field(default_factory=dict)
+    # No Any below: jsonargparse would import and call what a mapping with the key class_path names.
+    methods: dict[str, dict | None] = field(default_factory=dict)
     """name of a row -> null for configs/methods/NAME.yaml, or what differs from the method given as `base`, such as
     {base: asda, intra: {contrast: none}}; `baseline` names the row over which it gains, if that is not source_only"""
-    protocol: dict[str, Any] = field(default_factory=dict)
+    protocol: dict = field(default_factory=dict)
     """settings that are the same for all methods and win over their own, such as {net: {backbone: resnet50}}"""
-    set: dict[str, Any] = field(default_factory=dict)
+    set: dict = field(default_factory=dict)
     """more of the protocol by full names, for the command line: '{net.weights: FILE, source.root: FOLDER}'"""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """training seeds"""
@@ -446,9 +448,10 @@ def load_compare_config(arguments: Sequence[str] | None = None, description: str
             raise ConfigError(f"configuration: {key} is {value}, expected {least} or more")
     if len(set(config.seeds)) < len(config.seeds):
         raise ConfigError(f"configuration: seeds is {config.seeds}, expected each seed once")
+    for key in (config.name, *config.pairs, *config.methods):
+        if Path(key).name != key or "\0" in key:
+            raise ConfigError(f"configuration: {key!r} is to name a folder below out, expected a name without / or ..")
     for key, value in config.methods.items():
-        if value is not None and not isinstance(value, dict):
-            raise ConfigError(f"configuration: methods.{key} is {value!r}, expected null or a mapping of settings")
         if (baseline := (value or {}).get("baseline", key)) not in config.methods:
             raise ConfigError(f"configuration: methods.{key}.baseline is {baseline!r}, which is not one of the methods")
     sections = {"protocol": config.protocol} | {f"methods.{key}": value or {} for key, value in config.methods.items()}
@@ -528,14 +531,34 @@ def read_mapping(path: Path, file: str, mapping: str) -> dict[str, Any]:
         ConfigError: it cannot be read, is no YAML, or holds something else.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8") as stream:
+            text = stream.read(LARGEST + 1)
+        values = yaml.safe_load(text) if len(text) <= LARGEST else None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); expected {file}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also of text, numbers, and too many levels
         raise ConfigError(f"{path}: is not valid YAML: {error}") from None
+    if len(text) > LARGEST or _is_bomb(values):
+        raise ConfigError(
+            f"{path}: is too large, expected up to {LARGEST:,} characters, {VALUES:,} values and {LEVELS} levels, "
+            "aliases written out"
+        )
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: found {type(values).__name__}, expected {mapping}")
     return values
+
+
+def _is_bomb(values: Any) -> bool:
+    """Whether a few aliases stand for more than anybody writes."""
+    waiting, count = [(values, 0)], 0
+    while waiting:
+        value, level = waiting.pop()
+        count += 1
+        if count > VALUES or level > LEVELS:
+            return True
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        waiting += [(part, level + 1) for part in parts]
+    return False
 
 
 def _check_file(path: Path, parser: Any, schema: type) -> None:
@@ -600,6 +623,9 @@ def _check_values(config: Config) -> None:
 
     for key, value in flatten(config).items():
         name = key.rsplit(".", 1)[-1]
+        if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+            need(False, key, "text without zero bytes and in UTF-8")
+            continue
         if isinstance(value, float) and not math.isfinite(value):
             need(False, key, "a finite number")
             continue

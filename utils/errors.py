@@ -49,7 +49,7 @@ def printable(text: str) -> str:
 
 def unwritable(path: object, error: Exception, needed: int | None = None) -> DataError:
     """What to raise when `path` cannot be written; `needed` is its size in bytes where that is known."""
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
     size = "" if needed is None else f"; {needed:,} bytes are needed"
     return DataError(
         f"{path}: cannot be written ({reason}){size}. See that the folder is there and may be written to and the disk "

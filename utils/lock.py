@@ -48,8 +48,10 @@ def one_writer(folder: str | Path, *, wait: bool = False) -> Iterator[None]:
                 ) from None
             print(f"{folder}: in use by {owner}; waiting for it")
             fcntl.lockf(file, fcntl.LOCK_EX)
-        file.truncate(0)
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        file.write(f"process {os.getpid()} on {socket.gethostname()}: {command}\n")
-        file.flush()
+        try:  # not by way of the file's buffer, of which a full disk would be told again when it is closed
+            os.truncate(file.fileno(), 0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}: {command}\n".encode())
+        except OSError as error:
+            raise unwritable(path, error) from None
         yield

@@ -243,8 +243,9 @@ def weights(folder: Path) -> None:
     plain = Segmenter("mobilenetv3_small_050")
     save_segmenter(folder / "plain.safetensors", plain)  # what images it is for stands in the config.yaml beside it
     torch.save(plain.state_dict(), folder / "bare.pth")
-    torch.save(deeplab_state(), folder / "advent.pth")
-    asda = {f"module.{key}": value for key, value in deeplab_state().items()}
+    state = deeplab_state()
+    torch.save(state, folder / "advent.pth")
+    asda = {f"module.{key}": value for key, value in state.items()}
     torch.save({"featuremodel": asda, "epoch": 3}, folder / "asda.pth")
     onnx_file(folder / "tiny.onnx")
 
@@ -265,7 +266,8 @@ def parts() -> tuple[dict[str, nn.Module], dict[str, torch.optim.Optimizer]]:
 
 def deeplab_state() -> Mapping[str, torch.Tensor]:
     """The state of a checkpoint of ADVENT, each tensor one number expanded to its shape, so that the file is small."""
-    own = Segmenter("resnet50", layout="deeplab_v2").state_dict()
+    with torch.device("meta"):
+        own = Segmenter("resnet50", layout="deeplab_v2").state_dict()
     names = {"head_aux.branches": "layer5.conv2d_list", "head_main.branches": "layer6.conv2d_list", "backbone.": ""}
     state = {}
     for key, value in own.items():

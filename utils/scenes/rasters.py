@@ -15,8 +15,9 @@ from PIL import Image
 from datasets.decode import PICTURES, size_of
 from datasets.files import Item, Window
 from datasets.images import Decoder
-from utils.errors import DataError
+from utils.errors import DataError, unwritable
 from utils.files import put_in_place
+from utils.memory import ran_out
 from utils.scenes.masks import CLEAR, CLOUD, UNKNOWN
 from utils.scenes.windows import Rows
 
@@ -216,15 +217,14 @@ class Output:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Within it, whatever is raised becomes a `DataError` that names `path`."""
+    """Within it, whatever is raised becomes a `DataError` that names `path`, unless memory ran out."""
     try:
         yield
     except Exception as error:  # rasterio's, GDAL's own, which have no public class, and the system's
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise DataError(
-            f"{path}: cannot be written ({reason}); see that its folder may be written to and the disk has room, then "
-            "give the same command again"
-        ) from error
+        if ran_out(error):
+            raise
+        cause = error.__cause__
+        raise unwritable(path, cause if isinstance(cause, Exception) else error) from error
 
 
 class Thumbnail:
