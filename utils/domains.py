@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from datasets.cache import Cache
 from datasets.decode import size_of
 from datasets.files import SUFFIXES, Found, Item, raise_all
-from datasets.images import Decoder, ImageSet, Stretch, checked, corners, has_8_bits, measured_stretch, recorded_scaling
+from datasets.images import Decoder, ImageSet, Stretch, checked, has_8_bits, measured_stretch, recorded_scaling
 from datasets.readers import READERS, find_images
 from utils.config import SHIFT8, Config, DomainConfig
 from utils.errors import ConfigError, DataError, WeightsError
@@ -101,7 +102,7 @@ def expected_images(config: Config, role: Role) -> int:
             height, width = size_of(item.image) if side is not None else (1, 1)
         except DataError:  # the check names it
             continue
-        count += len(corners(height, side)) * len(corners(width, side)) if side is not None else 1
+        count += math.ceil(height / side) * math.ceil(width / side) if side is not None else 1
     return count
 
 

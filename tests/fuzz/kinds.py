@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,6 +36,8 @@ from utils.engine import device_of
 from utils.export import model_card
 from utils.run import build_segmenter
 from utils.scenes import CloudNetwork, Images, load_network, predict_scene
+from utils.scenes.rasters import grid_of
+from utils.scenes.windows import plan
 
 
 def given(*calls: Callable[[], object], names: tuple[str, ...]) -> Case:
@@ -58,6 +61,9 @@ def damaged(rng: Random, folder: Path, names: tuple[str, ...], box: Path, chance
 
 
 # ---- pixels
+
+
+LARGE = 2**25  # pixels of a scene
 
 
 def cloud_of(windows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -90,7 +96,12 @@ def image(rng: Random, base: Path, box: Path) -> Case:
         images = Images(decoder, 16, rng.choice(("crop", "letterbox")), 32)
         outputs = {name: box / "out" / f"fuzzed_{name}.tif" for name in ("mask", "probability")}
         outputs["quicklook"] = box / "out" / "fuzzed_quicklook.png"
-        predict_scene(CloudNetwork(path, images, cloud_of), path, outputs)
+        network = CloudNetwork(path, images, cloud_of)
+        if math.prod(size_of(path)) < LARGE:
+            predict_scene(network, path, outputs)
+        else:  # it would be read to its end, however long that takes
+            grid = grid_of(path)
+            plan(grid.height, grid.width, images)
 
     calls = [
         lambda: size_of(path),
@@ -231,6 +242,9 @@ def lists(rng: Random, base: Path, box: Path) -> Case:
 # ---- configurations
 
 
+SETTINGS = ("configuration:", "command line:", "device is", ".gamma is", ".options")  # of no one file
+
+
 def config(rng: Random, base: Path, box: Path) -> Case:
     """One of the project's own files, a method of a comparison, published scores, or the command line."""
     seeds = valid(base / "config")
@@ -243,7 +257,7 @@ def config(rng: Random, base: Path, box: Path) -> Case:
     special = ("compare.yaml", "published.yaml", "pair.yaml")
     path = damaged(rng, base / "config", tuple(name for name in seeds if name not in special), box, 0.85)
     arguments = [*words(), "--config", str(path), "--out", str(box / "run")]
-    names: tuple[str, ...] = (path.name, "configuration:", "command line:")
+    names: tuple[str, ...] = (path.name, *SETTINGS)
     if rng.random() < 0.3:
         keys = [word.removeprefix("--") for word in words()[::2]]
         key = rng.choice((*keys, "source.nodata", "target.label_map", "teacher.options", "net.mean", "data.bands", "x"))

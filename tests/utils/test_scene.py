@@ -470,3 +470,22 @@ def test_control_points_without_a_reference_system_are_left_out(tmp_path: Path) 
     dark = network_of(lambda windows, size: np.zeros((len(windows), *size), np.float32), images())
     summary = predict_scene(dark, path, {"mask": tmp_path / "mask.tif"})
     assert summary.cloud_share == 0 and summary.valid_share == 1
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.png"])
+@pytest.mark.parametrize("shape", [(2, 3000), (3000, 2)])
+def test_a_scene_is_planned_only_where_there_is_room_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, shape: tuple[int, int]
+) -> None:
+    """A header of a few bytes may announce so many windows that to plan them alone would never end."""
+    monkeypatch.setattr("utils.scenes.rasters.ROWS", 1000)
+    monkeypatch.setattr("utils.scenes.rasters.STRIP", 1)
+    height, width = shape if name == "a.tif" else (3000, 1000)
+    path = tmp_path / name
+    assert cv2.imwrite(str(path), np.zeros((height, width), np.uint8))
+    assert grid_of(path)[:2] == (height, width)
+    monkeypatch.setenv("ASDA_MAX_IMAGE_MIB", "2")
+    with pytest.raises(
+        DataError, match=rf"{name}: .* pixels by the header, 3 MiB when decoded, and the limit is 2 MiB"
+    ):
+        grid_of(path)

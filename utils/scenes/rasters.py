@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from datasets.decode import PICTURES, size_of
+from datasets.decode import PICTURES, open_raster, require_room, size_of
 from datasets.files import Item, Window
 from datasets.images import Decoder
 from utils.errors import DataError, unwritable
@@ -24,6 +24,7 @@ from utils.scenes.windows import Rows
 BLOCK = 512  # side of a tile of what is written
 PIECE = 2**20  # pixels that are decoded at once, where the file's own blocks are not larger
 ROWS = 64  # that a slab has at least
+STRIP = 8  # bytes a pixel that are held of a slab at least
 TRAILER = 4  # bytes that GDAL puts after each tile of a cloud-optimised GeoTIFF
 QUICKLOOK = 1024  # longest side of the picture
 COLOURS = {CLEAR: (176, 235, 180), CLOUD: (255, 255, 255), UNKNOWN: (90, 90, 90)}  # as in the pictures of eval.py
@@ -68,14 +69,16 @@ def is_picture(path: Path) -> bool:
 def grid_of(path: Path) -> Grid:
     """
     Raises:
-        DataError: the file's header cannot be read.
+        DataError: the file's header cannot be read, or announces more than there is memory for.
     """
     height, width = size_of(path)
     if is_picture(path):
+        require_room(path, height, width, 1)
         return Grid(height, width)
-    import rasterio
-
-    with rasterio.open(path) as dataset:
+    # All windows are planned before anything is decoded, so that a header alone could ask for any number of them.
+    for rows, columns in ((ROWS, width), (height, ROWS)):
+        require_room(path, rows, columns, STRIP, "a strip of the scene")
+    with open_raster(path) as dataset:
         points, crs = dataset.gcps
         place = {"gcps": points, "crs": crs} if points and crs else {"transform": dataset.transform, "crs": dataset.crs}
         return Grid(height, width, place, dataset.block_shapes[0])

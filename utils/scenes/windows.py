@@ -68,18 +68,19 @@ def spans(length: int, window: int, overlap: int) -> list[Span]:
     """
     step, window = window - overlap, min(window, length)
     starts = [*range(0, length - window, step), length - window]
-    place, begun = np.arange(length) + 0.5, np.ones(length)
+    # Where one window hands over to the next: the middle of what they share, and over how many pixels.
+    between = [
+        ((after + start + window) / 2, min(BLEND, max(1, start + window - after))) for start, after in pairwise(starts)
+    ]
     found = []
-    for start, after in pairwise([*starts, length]):
-        following = np.zeros(length)
-        if after < length:
-            middle, shared = (after + start + window) / 2, start + window - after
-            following = np.clip((place - middle) / min(BLEND, max(1, shared)) + 0.5, 0, 1)
+    for start, edges in zip(starts, pairwise([(-math.inf, 1), *between, (math.inf, 1)]), strict=True):
+        place = np.arange(start, start + window) + 0.5
+        begun, following = (np.clip((place - middle) / reach + 0.5, 0, 1) for middle, reach in edges)
         weight = begun - following
         counts = np.flatnonzero(weight)
-        inner = slice(int(counts[0]), int(counts[-1]) + 1)
-        found.append(Span(start, start + window, inner, weight[inner].astype(np.float32)))
-        begun = following
+        first, last = int(counts[0]), int(counts[-1]) + 1
+        inner = slice(start + first, start + last)
+        found.append(Span(start, start + window, inner, weight[first:last].astype(np.float32)))
     return found
 
 
