@@ -121,7 +121,7 @@ def test_write_text_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     with monkeypatch.context() as patch:
         patch.setattr("utils.files.os.fsync", crash)
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(DataError, match="disk full"):
             write_text(path, "new")
     assert path.read_text() == "old"
     write_text(path, "neu: ä")
