@@ -24,14 +24,14 @@ from pathlib import Path
 from nets.segmenter import Segmenter
 from nets.weights import load_segmenter
 from utils.cli import run
-from utils.config import Config
+from utils.config import Config, recorded_config
 from utils.domains import Role, domain_of, evaluation_images
 from utils.engine import device_of
 from utils.errors import ConfigError, DataError, EvaluationError, MissingError, WeightsError
 from utils.files import write_text
 from utils.gallery import draw_entropy, draw_gradcam, draw_masks, draw_tsne
 from utils.memory import memory_explained
-from utils.records import read_yaml, reading
+from utils.records import reading
 from utils.report import Picture, remember_pictures, write_report
 from utils.run import make_generated, trained
 from utils.scene_scores import score_scenes
@@ -150,7 +150,7 @@ def check_view(config: Config, stage: Path) -> None:
         return
     keys = {"data": ["size", "geometry", "tile", "bands"]}
     with reading(record, "the config.yaml of a stage", "restore it, or train again with another --out", ConfigError):
-        before = read_yaml(record)
+        before = recorded_config(record)
         for role, domain in (("source", config.source), ("target", config.target)):
             if config.eval.weights is None and before[role]["root"] == domain.root:
                 keys[role] = ["eval_share", "bands", "scaling", "gamma", "nodata"] + ["scene"] * bool(domain.eval_share)

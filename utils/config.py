@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar, get_type_hints
 import yaml
 
 from datasets.readers import READERS
-from utils.errors import ConfigError
+from utils.errors import CONTROL, ConfigError
 
 PARTS = ("scores", "scenes", "masks", "entropy", "tsne", "gradcam", "report")
 NO_DATA = ("file", "none", "all_zero")  # beside a number and band:NAME; datasets/images.py has what they mean
@@ -449,7 +449,7 @@ def load_compare_config(arguments: Sequence[str] | None = None, description: str
     if len(set(config.seeds)) < len(config.seeds):
         raise ConfigError(f"configuration: seeds is {config.seeds}, expected each seed once")
     for key in (config.name, *config.pairs, *config.methods):
-        if Path(key).name != key or "\0" in key:
+        if key in ("", "..") or Path(key).name != key or CONTROL.search(key):
             raise ConfigError(f"configuration: {key!r} is to name a folder below out, expected a name without / or ..")
     for key, value in config.methods.items():
         if (baseline := (value or {}).get("baseline", key)) not in config.methods:
@@ -546,6 +546,15 @@ def read_mapping(path: Path, file: str, mapping: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: found {type(values).__name__}, expected {mapping}")
     return values
+
+
+def recorded_config(path: Path) -> dict[str, Any]:
+    """What the config.yaml of a stage holds.
+
+    Raises:
+        ConfigError: as `read_mapping`.
+    """
+    return read_mapping(path, "the config.yaml of a stage", "a mapping of keys to values")
 
 
 def _is_bomb(values: Any) -> bool:

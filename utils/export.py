@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from datasets.readers import READERS
 from nets.segmenter import Segmenter
-from utils.records import read_yaml, reading
+from utils.config import recorded_config
+from utils.records import reading
 from utils.scenes.network import Images, main_head_alone
 
 OPSET = 18
@@ -106,7 +107,7 @@ def model_card(weights: Path, images: Images, architecture: str) -> str:
     """
     record, evaluation = weights.parent / "config.yaml", weights.parents[1] / "eval" / "metrics.md"
     with reading(record, "the configuration of a stage", "export from the run that was trained"):
-        text, config = record.read_text("utf-8"), read_yaml(record)
+        text, config = record.read_text("utf-8"), recorded_config(record)
         domains = {
             role: (str(config[role]["root"]), str(config[role].get("reader", "folder")))
             for role in ("source", "target")

@@ -17,7 +17,7 @@ from datasets.images import Decoded, ImageSet
 from datasets.samples import network_input
 from losses import normalised_entropy
 from nets.segmenter import Head, Segmenter
-from utils.config import Config
+from utils.config import Config, recorded_config
 from utils.domains import training_images
 from utils.embedding import Window, embed, features_at, sample_pixels
 from utils.errors import MissingError
@@ -39,7 +39,7 @@ from utils.plots import (
     read_png,
 )
 from utils.predict import decided, probabilities
-from utils.records import read_yaml, reading
+from utils.records import reading
 from utils.report import Picture, read_split
 from utils.survey import Domain, Survey
 
@@ -134,7 +134,7 @@ def _draw_split(models: Mapping[str, Segmenter], config: Config, folder: Path) -
     if config.eval.weights is not None or not (split / "entropy.csv").exists():
         return []
     with reading(split / "config.yaml", "the config.yaml of the split", "make the split again"):
-        if read_yaml(split / "config.yaml")["target"]["root"] != config.target.root:
+        if recorded_config(split / "config.yaml")["target"]["root"] != config.target.root:
             return []  # another target is being looked at
     rows = read_split(split)  # ascending by score
     images = training_images(config, "target", labels=False)

@@ -19,10 +19,10 @@ from datasets.samples import EndlessSamples
 from nets.pretrained import load_exactly
 from nets.segmenter import Segmenter
 from nets.weights import import_deeplab_v2, is_segmenter_file, load_segmenter, load_weights
-from utils.config import AugmentConfig, Config, flatten, to_yaml
+from utils.config import AugmentConfig, Config, flatten, recorded_config, to_yaml
 from utils.errors import ConfigError, DataError, WeightsError
 from utils.files import write_text
-from utils.records import read_yaml, reading
+from utils.records import reading
 
 T = TypeVar("T")
 # What a stage's result does not depend on: it may differ when a run is continued. With a point at the end: all below.
@@ -88,7 +88,7 @@ def differences(record: Path, settings: dict[str, Any]) -> list[str]:
         ConfigError: it is damaged.
     """
     with reading(record, "the config.yaml of a stage", "give another --out", ConfigError):
-        before = _flatten_yaml(read_yaml(record))
+        before = _flatten_yaml(recorded_config(record))
     return [
         f"{key} was {before.get(key)!r}, is {value!r}" for key, value in settings.items() if before.get(key) != value
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from utils.config import Config, GeneratedConfig, flatten, load_config, to_yaml
+from utils.config import Config, GeneratedConfig, flatten, load_compare_config, load_config, to_yaml
 from utils.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -354,3 +355,65 @@ def test_values_that_only_fail_later_are_refused_at_once(option: str) -> None:
     key = option.split("=")[0].removeprefix("--")
     with pytest.raises(ConfigError, match=re.escape(key)):
         load_config(["--source.root", "a", "--target.root", "b", option])
+
+
+def layers(first: str, layer: str, count: int = 12) -> str:
+    """Each layer holds the one before it nine times: 9^12 parts in a kilobyte."""
+    lines = [f"a0: &a0 {first}"]
+    lines += [f"a{i + 1}: &a{i + 1} {layer.format(', '.join([f'*a{i}'] * 9))}" for i in range(count)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        layers("[x, x]", "[{}]"),
+        layers("{x: {y: 1}}", "{{b: [{}]}}"),
+        "a: &a [*a]",
+        "a: &a {b: *a}",
+        f"a: {'[' * 60}{']' * 60}",
+        "\n" * 2**21,
+    ],
+)
+def test_yaml_that_multiplies_holds_itself_or_is_huge_is_refused(file: Write, text: str) -> None:
+    assert "given.yaml: is too large, expected up to" in fault_of(*file(text))
+
+
+def test_merged_aliases_stay_few(file: Write) -> None:
+    """Keys that are merged again and again are the same keys."""
+    assert "given.yaml: unknown key 'a0'" in fault_of(*file(layers("{seed: 1}", "{{<<: [{}]}}", count=5)))
+
+
+def test_aliases_are_read(file: Write) -> None:
+    text = "source: &domain {root: a, gamma: 2}\ntarget: {<<: *domain, root: b}\n"
+    config = load_config(file(text))
+    assert (config.source.root, config.target.root, config.target.gamma) == ("a", "b", 2.0)
+
+
+@pytest.mark.parametrize("text", ["out: 2001-13-45", "a: " + "9" * 5000, "? [a, b]\n: 1", "out: " + "[" * 9999])
+def test_yaml_that_cannot_be_built_is_named(file: Write, text: str) -> None:
+    assert "given.yaml: is not valid YAML: " in fault_of(*file(text))
+
+
+def test_a_tag_that_would_run_code_is_refused(file: Write, tmp_path: Path) -> None:
+    message = fault_of(*file(f"out: !!python/object/apply:os.mkdir [{tmp_path / 'made'}]"))
+    assert "given.yaml: is not valid YAML: could not determine a constructor" in message
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/x", "a\nb", "a\0b"])
+@pytest.mark.parametrize("key", ["pairs", "methods", "name"])
+def test_names_of_a_comparison_that_lead_out_of_its_folder_are_refused(file: Write, key: str, name: str) -> None:
+    values = {"pairs": {"p": "p.yaml"}, "methods": {"asda": None}, "name": "table"}
+    values[key] = name if key == "name" else {name: values[key].popitem()[1]}  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="to name a folder below out"):
+        load_compare_config(file(yaml.safe_dump(values)))
+
+
+@pytest.mark.parametrize("where", ["methods: {asda: {%s}}", "protocol: {%s}", "set: {%s}"])
+def test_a_comparison_does_not_call_what_it_names(file: Write, tmp_path: Path, where: str) -> None:
+    made = tmp_path / "made"
+    call = f"class_path: pathlib.Path.mkdir, init_args: {{self: {made}}}"
+    with contextlib.suppress(ConfigError):
+        load_compare_config(file(f"pairs: {{p: p.yaml}}\n{where % call}\n"))
+    assert not made.exists()

@@ -250,7 +250,7 @@ def test_generated_pair_is_drawn_where_asked_for(tmp_path: Path, load: Load) -> 
 def test_a_damaged_configuration_of_a_stage_is_named(load: Load, text: str) -> None:
     folder = open_stage(load(), "teacher", "teacher")
     write_text(folder / "config.yaml", text)
-    with pytest.raises(ConfigError, match=r"teacher/config\.yaml: is not the config\.yaml of a stage"):
+    with pytest.raises(ConfigError, match=r"teacher/config\.yaml: (is not valid YAML|found \w+|is too large)"):
         open_stage(load(), "teacher", "teacher")
     assert (folder / "config.yaml").read_text() == text
 

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from datasets.decode import RGB
 from datasets.images import Decoder, recorded_scaling
-from utils.errors import DataError, WeightsError
-from utils.records import read_yaml
+from utils.config import recorded_config
+from utils.errors import ConfigError, DataError, WeightsError
 
 if TYPE_CHECKING:
     import torch
@@ -243,9 +242,9 @@ def _images(decoder: Decoder, size: Any, geometry: Any, tile: Any) -> Images:
 def _images_of_config(path: Path) -> Images:
     config = path.parent / "config.yaml"
     try:
-        data = read_yaml(config)["data"]
+        data = recorded_config(config)["data"]
         return _images(Decoder(RGB), data["size"], data["geometry"], data.get("tile"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
+    except (ConfigError, ValueError, KeyError, TypeError, AttributeError):
         raise WeightsError(
             f"{path}: does not say what images it is for, and {config} does not either, expected data.size and "
             "data.geometry in it; put the run's config.yaml beside the file, or train again"
