@@ -56,14 +56,16 @@ def most(seen: list[Forward]) -> int:
 def config(tmp_path: Path, make_domain: Callable[..., Path], tiny_arguments: Callable[..., list[str]]) -> Config:
     """Training in batches of one, the smallest there are, on images much larger than what the network is shown."""
     for seed, role in enumerate(("source", "target")):
-        make_domain(tmp_path / role, count=2, size=(80, 100), seed=seed)
+        make_domain(tmp_path / role, count=2, size=(70, 90), seed=seed)
     extra = {"teacher.batch": 1, "intra.batch": 1, "teacher.steps": 1, "intra.steps": 1, "log.pictures": 1}
     extra |= {"eval.pictures": 1, "eval.tsne_pixels": 4, "split.ratio": 0.5}
     return load_config([*tiny_arguments(tmp_path), *(f"--{key}={value}" for key, value in extra.items())])
 
 
 @pytest.mark.parametrize(
-    ("geometry", "tile"), [("crop", 64), ("letterbox", 64), ("letterbox", None)], ids=["crop", "tiles", "whole"]
+    ("geometry", "tile"),
+    [("crop", 64), ("letterbox", 64), pytest.param("letterbox", None, marks=pytest.mark.slow)],
+    ids=["crop", "tiles", "whole"],
 )
 def test_no_forward_is_larger_than_one_of_the_smallest_training(
     geometry: str, tile: int | None, config: Config, monkeypatch: pytest.MonkeyPatch
@@ -78,6 +80,8 @@ def test_no_forward_is_larger_than_one_of_the_smallest_training(
     smallest = min(most(teacher), most(student))
     assert smallest == SIZE**2  # a batch of one of a stream, and so are the pictures for TensorBoard
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: Path(path).touch())
+    models = {"student": evaluation.load_models(config)["student"]}
+    monkeypatch.setattr(evaluation, "load_models", lambda config: models)
     parts = {}
     for part in ("scores", "entropy", "tsne", "gradcam"):
         with forwards() as parts[part]:
@@ -86,7 +90,7 @@ def test_no_forward_is_larger_than_one_of_the_smallest_training(
         assert seen and most(seen) <= smallest, part
         assert all(forward.graph == (part == "gradcam") for forward in seen), part
     if geometry == "crop":
-        assert len(split) > 40  # windows of the tiles of two images
+        assert len(split) > 30  # windows of the tiles of two images
 
 
 class LastRow(Segmenter):
