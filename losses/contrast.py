@@ -38,7 +38,8 @@ def info_nce(
     """
     anchors = F.normalize(anchors, dim=-1)
     attract = (anchors * F.normalize(positives, dim=-1)).sum(-1, keepdim=True)  # (M, 1)
-    repel = torch.einsum("md,mnd->mn", anchors, F.normalize(negatives, dim=-1))
+    # Products are divided instead of features: no copy of all negatives, which are most of the memory.
+    repel = torch.einsum("md,mnd->mn", anchors, negatives) / negatives.norm(dim=-1).clamp(min=1e-12)
     per_anchor = -F.log_softmax(torch.cat([attract, repel], 1) / temperature, 1)[:, 0]  # (M,)
     if valid is None:
         return per_anchor.sum() / max(len(per_anchor), 1)
