@@ -34,6 +34,7 @@ from nets.discriminator import Discriminator
 from nets.ema import EMA
 from nets.projection import ProjectionHead
 from nets.segmenter import HEADS, Prediction, Segmenter, statistics_held, upsampled
+from nets.sharing import shared
 from nets.weights import save_segmenter
 from utils.cli import run
 from utils.config import Config
@@ -65,6 +66,10 @@ class Student(nn.Module):
         super().__init__()
         self.segmenter = segmenter
         self.projection = ProjectionHead(segmenter.num_features, out=FEATURES)
+
+    def forward(self, image: Tensor) -> Prediction:
+        prediction = self.segmenter(image)
+        return prediction._replace(projected=self.projection(prediction.features))
 
 
 class IntraStage:
@@ -123,8 +128,8 @@ class IntraStage:
         w = self.w
         labelled, unlabelled = (batch[name] for name in SIDES[w.domains])
         with torch.no_grad():
-            ema_labelled = self.follower.segmenter(labelled["image"]) if self.follows_labelled else None
-            ema_unlabelled = self.follower.segmenter(unlabelled["image"]) if self.follows_unlabelled else None
+            ema_labelled = self.look(self.follower, labelled["image"]) if self.follows_labelled else None
+            ema_unlabelled = self.look(self.follower, unlabelled["image"]) if self.follows_unlabelled else None
             label = self.labels(labelled, ema_labelled)
             guess = self.guess(unlabelled, ema_unlabelled)
             generator = torch.Generator().manual_seed(clock.seed)
@@ -171,20 +176,27 @@ class IntraStage:
         the exported network uses. Source images and those that are mixed or masked pass apart, normalised by their own
         statistics, and leave the running ones as they are.
         """
-        network = self.trainee.segmenter
+        network, look = self.trainee, partial(self.look, self.trainee)
         if self.w.domains == "source_target":
             with statistics_held(network):
-                alone = network(labelled)
-            both = [alone, network(unlabelled)]
+                alone = look(labelled)
+            both = [alone, look(unlabelled)]
         elif self.w.joint_forward:
-            parts = [
-                part.split([len(labelled), len(unlabelled)]) for part in network(torch.cat([labelled, unlabelled]))
+            joint, first = look(torch.cat([labelled, unlabelled])), len(labelled)
+            both = [
+                Prediction._make(part if part is None else part[where] for part in joint)
+                for where in (slice(first), slice(first, None))
             ]
-            both = [Prediction(*one) for one in zip(*parts, strict=True)]
         else:
-            both = [network(labelled), network(unlabelled)]
+            both = [look(labelled), look(unlabelled)]
         with statistics_held(network):
-            return both + [network(image) for image in made]
+            return both + [shared(network.segmenter, image, without="features") for image in made]
+
+    def look(self, student: Student, image: Tensor) -> Prediction:
+        """What a network says of a batch, with all that a contrast may look at, if there is one."""
+        if self.contrast is None:
+            return shared(student.segmenter, image, without="features")
+        return shared(student, image, without="" if self.contrast.looks_at_features else "features")
 
     def side(
         self, samples: dict[str, Any], label: dict[str, Tensor], prediction: Prediction, ema: Prediction | None
@@ -196,9 +208,9 @@ class IntraStage:
         return replace(
             side,
             features=prediction.features,
-            projected=self.trainee.projection(prediction.features),
+            projected=prediction.projected,
             scores=prediction.main,
-            ema_projected=self.follower.projection(ema.features),
+            ema_projected=ema.projected,
             ema_scores=ema.main,
         )
 
@@ -211,7 +223,8 @@ class IntraStage:
         if not self.online or ema is None:
             return dict.fromkeys(HEADS, labelled["label"])
         size = labelled["image"].shape[-2:]
-        anchor_logits, ema_logits = upsampled(self.anchor(labelled["image"]), size), upsampled(ema, size)
+        anchor = shared(self.anchor, labelled["image"], without="features")
+        anchor_logits, ema_logits = upsampled(anchor, size), upsampled(ema, size)
         return {
             head: fuse(
                 anchor_logits[head].softmax(1),

@@ -22,6 +22,7 @@ from losses import Side, cross_entropy, focal, mean_entropy, soft_jaccard
 from losses.registry import ALIGNMENTS
 from nets.discriminator import Discriminator
 from nets.segmenter import HEADS, Segmenter, statistics_held, upsampled
+from nets.sharing import shared
 from nets.weights import save_segmenter
 from utils.cli import run
 from utils.config import Config
@@ -75,7 +76,8 @@ class TeacherStage:
     def look(self, samples: dict[str, Any]) -> Side:
         """The predictions for one domain's batch."""
         image = samples["image"]
-        return Side(upsampled(self.segmenter(image), image.shape[-2:]), samples["valid"])
+        prediction = shared(self.segmenter, image, without="features")
+        return Side(upsampled(prediction, image.shape[-2:]), samples["valid"])
 
     def segmentation(self, logits: Tensor, label: Tensor) -> Tensor:
         surprise = focal(logits, label, self.w.focal) if self.w.focal else cross_entropy(logits, label)

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from datasets.augment import Amounts, colour_change, flip
 from datasets.geometry import IGNORE, crop, fitted_size, letterbox, scale_to
 from datasets.images import ImageSet
+from utils import processes
 
 STREAMS = ("source", "target", "easy", "hard")
 IDLE = -1
@@ -111,14 +112,17 @@ class EndlessSamples(Dataset[Sample]):
     def batches(self, batch: int, start: int, stop: int, workers: int = 0, timeout: int = 0) -> Iterator[Sample]:
         """Batches `start` to `stop` of the stream, each stacked along a new first axis.
 
+        Of several processes, each gets its share: the samples number `rank()`, `rank() + size()` and so on of a batch.
+
         Args:
+            batch: samples of all processes together, a multiple of their number.
             timeout: seconds after which a loader process that gives nothing is taken for dead; 0: never.
         """
         self.places = torch.zeros(workers, 2, dtype=torch.int64).share_memory_()
         loader = DataLoader(
             self,
-            batch_size=batch,
-            sampler=range(start * batch, stop * batch),
+            batch_size=batch // processes.size(),
+            sampler=range(start * batch + processes.rank(), stop * batch, processes.size()),
             num_workers=workers,
             timeout=timeout if workers else 0,
             worker_init_fn=_end_with_parent,
@@ -147,15 +151,20 @@ class EndlessSamples(Dataset[Sample]):
     @staticmethod
     def ready(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         """A batch as the stages want it, on `device`: `image` (B, C, H, W) float32 in [0, 1] with its change of colour,
-        0 where not valid; `label` int64; `valid` and `name` as they are."""
-        parts = {key: part.to(device) if isinstance(part, Tensor) else part for key, part in batch.items()}
+        0 where not valid; `label` int64; `valid` and `name` as they are. Each of several processes gives its share and
+        gets the whole batch."""
+        changes = processes.gather(batch["colour"])
+        parts: dict[str, Any] = {
+            key: processes.gather(part.to(device)) for key, part in batch.items() if isinstance(part, Tensor)
+        }
+        parts["name"] = processes.whole_batch(batch["name"])
         image, colour = parts["image"].float().div_(255), parts.pop("colour")
         # What there is to do is asked of the tensors on the CPU, so that no GPU is waited for.
-        same = torch.eye(*batch["colour"].shape[1:])
-        for i in (batch["colour"] != same).flatten(1).any(1).nonzero()[:, 0].tolist():
+        same = torch.eye(*changes.shape[1:])
+        for i in (changes != same).flatten(1).any(1).nonzero()[:, 0].tolist():
             linear, offset = colour[i, :, :-1], colour[i, :, -1:]
             image[i] = torch.addmm(offset, linear, image[i].flatten(1)).view_as(image[i]).clamp_(0, 1)
-        if not batch["valid"].numpy().all():
+        if processes.size() > 1 or not batch["valid"].numpy().all():
             image *= parts["valid"][:, None]
         parts["image"] = image
         if "label" in parts:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from losses.adversarial import SOURCE, TARGET
+from nets.sharing import counted_once
 
 
 def discrepancy(prob_a: Tensor, prob_b: Tensor) -> Tensor:
@@ -74,5 +75,5 @@ def weight_divergence(module_a: nn.Module, module_b: nn.Module) -> Tensor:
     a, b = list(module_a.parameters()), list(module_b.parameters())
     if [p.shape for p in a] != [p.shape for p in b]:
         raise ValueError("the two modules have parameters of different shapes")
-    flat_a, flat_b = (torch.cat([p.flatten() for p in ps]) for ps in (a, b))
+    flat_a, flat_b = (torch.cat([counted_once(p).flatten() for p in ps]) for ps in (a, b))
     return F.cosine_similarity(flat_a, flat_b, dim=0) + 1.0

@@ -317,9 +317,11 @@ class Contrast(nn.Module):
 
     Attributes:
         two_sided: True where the unlabelled side must have labels too.
+        looks_at_features: True where `Side.features` is needed; it is large.
     """
 
     two_sided = False
+    looks_at_features = False
 
     def __init__(self, classes: int, features: int, projected: int, **options: Any) -> None:
         if options:

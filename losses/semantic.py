@@ -118,6 +118,7 @@ class SemanticContrast(Contrast):
     """
 
     two_sided = True
+    looks_at_features = True
 
     def __init__(self, classes: int, features: int, projected: int, temperature: float = 0.5) -> None:
         super().__init__(classes, features, projected)

@@ -38,7 +38,7 @@ class Side:
         logits: the trainee's scores by head, (B, K, H, W).
         valid: False on padding and where there is no data, (B, H, W) bool.
         label: classes by head, 255 where nothing is known, (B, H, W) int64; empty where no term asks for labels.
-        features: the trainee's last backbone level, (B, D, h, w).
+        features: the trainee's last backbone level, (B, D, h, w), where the contrast looks at it.
         projected: the trainee's projection of it, (B, P, h, w).
         scores: the trainee's main head on the features' grid, (B, K, h, w).
         ema_projected: as `projected`, of the EMA network, without gradient.
@@ -56,10 +56,10 @@ class Side:
 
     def grid_label(self, head: str = "main") -> Tensor:
         """The label (B, h, w) where the features stand: the corners of a grid of logits are those of the image."""
-        assert self.features is not None
+        shown = next(maps for maps in (self.features, self.projected, self.scores) if maps is not None)
         label = self.label[head]
         rows, columns = (
             torch.linspace(0, full - 1, low, device=label.device).round().long()
-            for full, low in zip(label.shape[-2:], self.features.shape[-2:], strict=True)
+            for full, low in zip(label.shape[-2:], shown.shape[-2:], strict=True)
         )
         return label[:, rows[:, None], columns]

@@ -4,6 +4,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from nets.sharing import shared
+
 MIN_SIZE = 32  # five halvings leave one pixel
 
 
@@ -36,4 +38,4 @@ class Discriminator(nn.Module):
                 f"the discriminator needs {self.channels} channels of at least {MIN_SIZE}x{MIN_SIZE} pixels, "
                 f"got a map of shape {tuple(entropy_map.shape)}; raise the training input size"
             )
-        return self.layers(entropy_map)
+        return shared(self.layers, entropy_map)

@@ -29,12 +29,14 @@ class Prediction(NamedTuple):
 
     `main` (B, K, h, w) and `aux` (B, K, h', w') are logits on the last and, unless `aux_level` says otherwise, the last
     but one backbone level, `features` (B, D, h, w) is the last level itself. With an output stride (h', w') is (h, w);
-    with the backbone's own strides the auxiliary level is usually twice as fine.
+    with the backbone's own strides the auxiliary level is usually twice as fine. `projected` (B, P, h, w) is there
+    where a projection head was trained beside the network.
     """
 
     main: Tensor
     aux: Tensor
     features: Tensor
+    projected: Tensor | None = None
 
 
 def resize_logits(logits: Tensor, size: Sequence[int]) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from utils.config import load_config
 from utils.errors import AsdaError, Interrupted, printable, unwritable
 from utils.lock import one_writer
+from utils.processes import is_first, joined
 from utils.signals import CONTINUES, terminable
 
 T = TypeVar("T")
@@ -32,7 +33,7 @@ def run(main: Callable[[T], None], config: T, folder: str | Path | None = None) 
     SIGTERM with 143.
     """
     try:
-        with terminable(), one_writer(folder) if folder is not None else nullcontext():
+        with joined(), terminable(), one_writer(folder) if folder is not None and is_first() else nullcontext():
             main(config)
     except KeyboardInterrupt as error:
         print(str(error) or f"interrupted; {CONTINUES}", file=sys.stderr)

@@ -187,6 +187,22 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class SpeedConfig:
+    """How the machine is used. The result is the same up to rounding, but for what `pieces` says."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """numbers within the networks; losses, weights and optimisers are always float32. auto: bfloat16 on a GPU that has
+    it, else float32"""
+    pieces: int = 1
+    """a batch passes the networks in so many pieces (gradient accumulation): less memory, one more forward. Losses see
+    the whole batch; only batch normalisation sees each piece alone"""
+    compile: bool = False
+    """compile the networks with torch.compile: takes minutes first, and pays where a run is long"""
+    deterministic: bool = False
+    """choose GPU kernels that give the same bytes each time, where there are any; on a CPU it is so in any case"""
+
+
+@dataclass(frozen=True)
 class TeacherConfig:
     """Stage 1: source with labels + target without."""
 
@@ -199,7 +215,7 @@ class TeacherConfig:
     epochs: float | None = None
     """passes over the target's training images; when given, replaces steps"""
     batch: int = 16
-    """images per step and domain"""
+    """images per step and domain, over all processes"""
     seg_main: float = 1.0
     """weight of the main head's segmentation loss"""
     seg_aux: float = 0.1
@@ -253,7 +269,7 @@ class IntraConfig:
     epochs: float | None = None
     """passes over as many images as are hard; when given, replaces steps, unless these are null"""
     batch: int = 16
-    """images per step and split"""
+    """images per step and split, over all processes"""
     lr_factor: float = 1.0
     """learning rate of the segmentation network in this stage, as a multiple of optim.lr"""
     init: Literal["teacher", "fresh"] = "teacher"
@@ -365,6 +381,8 @@ class Config:
     """network"""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """optimisation"""
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
+    """speed and memory"""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     """stage 1"""
     split: SplitConfig = field(default_factory=SplitConfig)

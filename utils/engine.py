@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -14,8 +15,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from nets.discriminator import Discriminator
 from nets.segmenter import Segmenter
+from nets.sharing import Passing, passing
 from nets.weights import save_segmenter
+from utils import processes
 from utils.checkpoint import resume, save_checkpoint
 from utils.config import Config
 from utils.errors import ConfigError, Interrupted, TrainingError
@@ -151,25 +155,30 @@ def fit(
         described: what the weights files say of the images; see `utils.domains.data_record`.
         update_every: steps between two updates; only the last one's gradient counts (1 but for the released defect).
 
+    Several processes (`utils.processes`) each load and compute their share of every batch, and the first one writes.
+
     Raises:
         TrainingError: a loss, gradient or optimizer is not finite (nothing was updated in that step), memory ran out,
             or a loader process died or hangs.
         Interrupted: SIGTERM or Ctrl-C came; the step was finished and a checkpoint written.
     """
     device = device_of(config)
-    torch.backends.cudnn.deterministic = True
     ledger = Ledger().to(device)
     networks = {**stage.networks, "ledger": ledger}
     about = {"architecture": stage.exported.architecture, **(described or {})}
-    start = resume(folder, networks, stage.optimizers, about)
+    with processes.first_alone():
+        start = resume(folder, networks, stage.optimizers, about)
+    how = prepared(stage, device, config, batch, folder)
     loader = config.data.workers, config.data.timeout
     sources = {name: stream.batches(batch, start, steps, *loader) for name, stream in streams.items()}
-    allowed = config.optim.skip_not_finite
+    allowed, first = config.optim.skip_not_finite, processes.is_first()
+    bar_style: dict[str, Any] = {"desc": folder.name, "unit": "step", "dynamic_ncols": True, "disable": not first}
     with (
-        Logger(folder, start) as log,
-        tqdm(total=steps, initial=start, desc=folder.name, unit="step", dynamic_ncols=True) as bar,
+        Logger(folder, start) if first else nullcontext() as log,
+        tqdm(total=steps, initial=start, **bar_style) as bar,
         deferred() as signals,
         _explained(streams, folder, config, batch, device, signals),
+        passing(how),
     ):
         since, data_time, last_logged = time.perf_counter(), 0.0, start
         for step in range(start, steps):
@@ -185,6 +194,7 @@ def fit(
             before = [(buffer, buffer.clone()) for buffer in _buffers(stage)] if allowed else []
             losses = stage.step(batches, clock)
             torch.stack([weight * value for weight, value in losses.terms.values()]).sum().backward()
+            processes.add_up(parameter.grad for parameter in _trained(stage) if parameter.grad is not None)
             norms = {name: gradient_norm(optimizer) for name, optimizer in stage.optimizers.items()}
             fault = _not_finite(losses, norms, stage.optimizers, batches, step)
             if fault:
@@ -205,7 +215,8 @@ def fit(
             bar.update()
             if done == EARLY < steps:
                 _warn(bar, ledger.silent(done))
-            if not fault and (done % config.log.every == 0 or done == steps):
+            stop = [number for noted in processes.gathered_objects(signals[:1]) for number in noted]
+            if log and not fault and (done % config.log.every == 0 or done == steps):
                 elapsed, count = time.perf_counter() - since, done - last_logged
                 metrics = _row(losses, norms, lr)
                 timing = {
@@ -217,18 +228,66 @@ def fit(
                 log.scalars(done, metrics, timing)
                 bar.set_postfix(loss=f"{metrics['loss']:.3f}", lr=f"{lr:.1e}", data=f"{timing['data_time']:.2f}s")
                 since, data_time, last_logged = time.perf_counter(), 0.0, done
-            if done % config.log.pictures == 0 or done == steps:
+            if log and (done % config.log.pictures == 0 or done == steps):
                 log.picture(done, "predictions", prediction_grid(stage.exported, batches))
-            if config.log.snapshots and done % config.log.snapshots == 0 and done < steps:
+            if log and config.log.snapshots and done % config.log.snapshots == 0 and done < steps:
                 (folder / SNAPSHOTS).mkdir(exist_ok=True)
                 save_segmenter(folder / SNAPSHOTS / f"step_{done:08d}.safetensors", stage.exported, described)
-            if done == steps and (warnings := ledger.silent(steps)):
+            if log and done == steps and (warnings := ledger.silent(steps)):
                 _warn(bar, warnings)
                 write_text(folder / WARNINGS, "".join(f"{warning}\n" for warning in warnings))
-            if done % config.log.checkpoint == 0 or done == steps or signals:
+            if log and (done % config.log.checkpoint == 0 or done == steps or stop):
                 save_checkpoint(folder, done, networks, stage.optimizers, about)
-            if signals:
-                raise Interrupted(f"{folder}: stopped after step {done} of {steps}; {CONTINUES}", signals[0])
+            if stop:
+                processes.barrier()  # the first one has to finish its checkpoint
+                raise Interrupted(f"{folder}: stopped after step {done} of {steps}; {CONTINUES}", stop[0])
+
+
+def prepared(stage: Stage, device: torch.device, config: Config, batch: int, folder: Path) -> Passing:
+    """Set PyTorch and the networks of a stage up for `config.speed`, and say how batches pass.
+
+    Raises:
+        ConfigError: the batch cannot be divided, or the device cannot do it.
+    """
+    speed, cuda, parts = config.speed, device.type == "cuda", processes.size() * config.speed.pieces
+    if batch % parts:
+        raise ConfigError(
+            f"{_section(folder)}.batch is {batch}, the images of a step over all processes, and cannot be divided into "
+            f"{parts} parts ({processes.size()} processes, speed.pieces {speed.pieces}); give a multiple of {parts}"
+        )
+    if speed.compile and processes.size() > 1:
+        raise ConfigError("speed.compile is true: several processes share batch statistics uncompiled; set it to false")
+    torch.backends.cudnn.benchmark = cuda and not speed.deterministic
+    torch.backends.cudnn.deterministic = not torch.backends.cudnn.benchmark
+    if cuda and speed.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    able = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    half = speed.precision == "bfloat16" or (speed.precision == "auto" and able)
+    for module in _modules(stage):
+        if half and cuda:
+            module.to(memory_format=torch.channels_last)
+        if speed.compile and isinstance(module, Segmenter):
+            module.compile()
+        if speed.compile and isinstance(module, Discriminator):
+            module.layers.compile()
+    return Passing(torch.bfloat16 if half else None, speed.pieces)
+
+
+def _modules(stage: Stage) -> Iterator[nn.Module]:
+    """All that a stage holds, frozen networks too."""
+    parts = [part for part in vars(stage).values() if isinstance(part, nn.Module)]
+    return (module for part in parts for module in part.modules())
+
+
+def _trained(stage: Stage) -> Iterator[nn.Parameter]:
+    groups = [group for optimizer in stage.optimizers.values() for group in optimizer.param_groups]
+    return (parameter for group in groups for parameter in group["params"])
+
+
+def _section(folder: Path) -> str:
+    """Where the configuration has the settings of the stage that a folder belongs to."""
+    return "intra" if folder.name == "intra" else "teacher"
 
 
 @contextmanager
@@ -245,12 +304,12 @@ def _explained(
         yield
     except (MemoryError, RuntimeError) as error:
         if ran_out(error):
-            section = "intra" if folder.name == "intra" else "teacher"
+            section = _section(folder)
             raise TrainingError(
                 f"{folder}: {device} has not enough memory for {section}.batch {batch} of "
                 f"{' and '.join(streams)} images with data.size {config.data.size} (peak {peak_mib(device):,.0f} MiB). "
-                f"Lower {section}.batch or data.size, take a smaller net.backbone, or a larger net.output_stride; with "
-                "another --out, since these decide the result"
+                f"Raise speed.pieces, lower {section}.batch or data.size, take a smaller net.backbone, or a larger "
+                "net.output_stride; with another --out, since these decide the result"
             ) from error
         for name, stream in streams.items():
             culprit = stream.culprit(error)

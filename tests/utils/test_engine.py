@@ -321,7 +321,7 @@ def test_out_of_memory_names_stage_batch_crop_peak_and_settings(tmp_path: Path, 
     message = str(caught.value)
     assert f"{tmp_path / 'intra'}: cpu has not enough memory for intra.batch 2 of a and b images" in message
     assert "data.size 256" in message and re.search(r"peak [\d,]{3,} MiB", message)
-    assert "Lower intra.batch or data.size" in message
+    assert "Raise speed.pieces, lower intra.batch or data.size" in message
 
 
 def test_other_errors_of_torch_are_left_as_they_are(tmp_path: Path) -> None:
