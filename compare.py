@@ -506,4 +506,4 @@ def _miou(tally: Tally) -> float:
 
 
 if __name__ == "__main__":
-    run(compare, CONFIG, Path(CONFIG.out) / CONFIG.name)
+    run(compare, CONFIG, Path(CONFIG.out) / CONFIG.name, together=False)

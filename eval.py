@@ -19,10 +19,12 @@ if __name__ == "__main__":
 
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from nets.segmenter import Segmenter
 from nets.weights import load_segmenter
+from utils import processes
 from utils.cli import run
 from utils.config import Config, recorded_config
 from utils.domains import Role, domain_of, evaluation_images
@@ -100,7 +102,12 @@ def evaluate(config: Config) -> None:
         "gradcam": lambda: [figure for domain in domains for figure in draw_gradcam(domain, models, config, folder)],
         "report": lambda: write_report(folder, config, failures, missing),
     }
-    if from_predictions := FROM_PREDICTIONS & set(wanted):
+    from_predictions = FROM_PREDICTIONS & set(wanted)
+    if not processes.is_first():  # these help to predict, and the first one tells what went wrong
+        with suppress(Exception):
+            look() if from_predictions else None
+        return
+    if from_predictions:
         attempt("predictions", look)
     for part, make in parts.items():
         if "predictions" in failures and part in from_predictions:

@@ -101,4 +101,4 @@ def largest_difference(one: CloudNetwork, other: CloudNetwork) -> float:
 
 if __name__ == "__main__":
     REQUEST = configure(__doc__, lambda description: read_request(description=description))
-    run(export, REQUEST, REQUEST.out)
+    run(export, REQUEST, REQUEST.out, together=False)

@@ -24,10 +24,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from datasets.files import SUFFIXES, by_name
+from utils import processes
 from utils.cli import configure, run
 from utils.errors import CONTROL, AsdaError, ConfigError, DataError
 from utils.files import write_text
@@ -109,17 +111,23 @@ def predict(request: Request) -> None:
     """
     keep_memory_flat()
     scenes = find_scenes(request.inputs, request.out)
-    open_folder(request)
+    with processes.first_alone():
+        open_folder(request)
     network = load_network(request.weights, request.device)
     doing = f"windows of {request.options.window or network.images.size} pixels"
-    rows = read_summary(request.out / SUMMARY)
+    summary = request.out / SUMMARY
+    parts = sorted(summary.parent.glob(f"{summary.stem}.*{summary.suffix}"))  # of several processes that were stopped
+    rows = {name: row for part in [*parts, summary] for name, row in read_summary(part).items()}
+    mine = summary if processes.is_first() else summary.with_suffix(f".{processes.rank()}{summary.suffix}")
     failures = []
-    with tqdm(total=len(scenes), desc="scenes", unit="scene", dynamic_ncols=True) as scenes_bar:
-        for name, path in scenes.items():
+    shared = list(scenes.items())[processes.rank() :: processes.size()]
+    style: dict[str, Any] = {"dynamic_ncols": True, "disable": not processes.is_first()}
+    with tqdm(total=len(shared), desc="scenes", unit="scene", **style) as scenes_bar:
+        for name, path in shared:
             try:
                 outputs = outputs_of(request, name, path)
                 if name not in rows or not all(output.is_file() for output in outputs.values()):
-                    with tqdm(desc=name, unit="window", leave=False, dynamic_ncols=True) as bar:
+                    with tqdm(desc=name, unit="window", leave=False, **style) as bar:
 
                         def tick(done: int, total: int, bar: tqdm = bar) -> None:
                             bar.total = total
@@ -127,12 +135,18 @@ def predict(request: Request) -> None:
 
                         with memory_explained(path, doing, network.device, LESS_MEMORY):
                             rows[name] = predict_scene(network, path, outputs, request.options, tick=tick)
-                    write_summary(request.out / SUMMARY, rows)
+                    write_summary(mine, rows)
             except Exception as error:  # GDAL and the codecs have errors of their own; the other scenes go on
                 known = isinstance(error, AsdaError)
                 failures.append(str(error) if known else f"{path}: failed with {type(error).__name__}: {error}")
                 tqdm.write(f"error: {failures[-1]}", file=sys.stderr)
             scenes_bar.update()
+    everyone = processes.gathered_objects((rows, failures))
+    failures = [failure for _, failed in everyone for failure in failed]
+    if processes.is_first() and (parts or processes.size() > 1):
+        write_summary(summary, {name: row for others, _ in everyone for name, row in others.items()})
+        for part in summary.parent.glob(f"{summary.stem}.*{summary.suffix}"):
+            part.unlink()
     print(
         f"{request.out}: {len(scenes) - len(failures)} of {len(scenes)} scenes have their masks; {SUMMARY} lists them"
     )

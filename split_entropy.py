@@ -30,6 +30,7 @@ from datasets.files import Item
 from datasets.images import ImageSet
 from losses import IGNORE, EntropyHistogram, below_threshold, normalised_entropy, quantise
 from nets.segmenter import Segmenter
+from utils import processes
 from utils.cli import run
 from utils.config import Config, SplitConfig
 from utils.domains import training_images
@@ -41,6 +42,7 @@ from utils.plots import write_png
 from utils.predict import probabilities
 from utils.run import make_generated, open_stage, trained, uses_split
 
+TABLE = "entropy.csv"
 UNCERTAIN = 128  # in a stored mask, beside 0 and 255
 LESS_MEMORY = (
     "Training needs more, so see what else is using it, or give --device cpu; the same command makes the split anew"
@@ -132,16 +134,27 @@ def split_entropy(config: Config) -> None:
     with explained():
         segmenter = trained(config, config.teacher.name, config.teacher.name).to(device)
     folder = open_stage(config, "split", "split")
-    table = folder / "entropy.csv"
+    table = folder / TABLE
     if table.exists():
         print(f"{table}: finished before, left as it is")
         return
     images = training_images(config, "target", labels=False)
     easy = easy_count(len(images), config.split)
-    bar = tqdm(images, desc="split", unit="image", dynamic_ncols=True)
     histogram = EntropyHistogram(segmenter.classes) if config.split.pseudo_label == "class_median" else None
     with explained():
-        ranked = sorted(score_image(segmenter, images, item, config, folder, histogram) for item in bar)
+        score = partial(score_image, segmenter, images, config=config, folder=folder, histogram=histogram)
+        ranked = sorted(processes.divided(score, list(images), desc="split", unit="image"))
+    if histogram is not None:
+        processes.add_up([histogram.counts])
+    if processes.is_first():
+        write_split(folder, ranked, easy, config, histogram)
+    processes.barrier()
+
+
+def write_split(
+    folder: Path, ranked: Sequence[Ranked], easy: int, config: Config, histogram: EntropyHistogram | None
+) -> None:
+    """Write easy.txt, hard.txt and entropy.csv; with a histogram, first drop what is uncertain from the masks."""
     if histogram is not None:
         thresholds = histogram.thresholds(config.split.entropy_floor)
         share = drop_uncertain(folder, [place.name for place in ranked], thresholds)
@@ -159,7 +172,7 @@ def split_entropy(config: Config) -> None:
         share = sum(place.cloud_fraction for place in part) / len(part)
         low, high = part[0].score, part[-1].score
         print(f"{name}: {len(part)} images, score {low:.4f} to {high:.4f}, predicted cloud {share:.1%}")
-    write_text(table, rows.getvalue())  # last: its presence says that the stage is finished
+    write_text(folder / TABLE, rows.getvalue())  # last: its presence says that the stage is finished
 
 
 if __name__ == "__main__":

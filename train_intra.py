@@ -36,6 +36,7 @@ from nets.projection import ProjectionHead
 from nets.segmenter import HEADS, Prediction, Segmenter, statistics_held, upsampled
 from nets.sharing import shared
 from nets.weights import save_segmenter
+from utils import processes
 from utils.cli import run
 from utils.config import Config
 from utils.domains import data_record, training_images
@@ -283,8 +284,10 @@ def train_intra(config: Config) -> None:
         described=data_record(config),
         update_every=epoch_steps if w.step_every == "epoch" else 1,
     )
-    save_segmenter(weights, stage.exported, data_record(config))
-    print(f"{weights}: written")
+    if processes.is_first():
+        save_segmenter(weights, stage.exported, data_record(config))
+        print(f"{weights}: written")
+    processes.barrier()
 
 
 def sides(config: Config, split: Path) -> dict[str, ImageSet]:

@@ -24,6 +24,7 @@ from nets.discriminator import Discriminator
 from nets.segmenter import HEADS, Segmenter, statistics_held, upsampled
 from nets.sharing import shared
 from nets.weights import save_segmenter
+from utils import processes
 from utils.cli import run
 from utils.config import Config
 from utils.domains import data_record, training_images
@@ -123,8 +124,10 @@ def train_teacher(config: Config) -> None:
         warmup_epochs=15,
         described=data_record(config),
     )
-    save_segmenter(weights, stage.segmenter, data_record(config))
-    print(f"{weights}: written")
+    if processes.is_first():
+        save_segmenter(weights, stage.segmenter, data_record(config))
+        print(f"{weights}: written")
+    processes.barrier()
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from utils.config import load_config
-from utils.errors import AsdaError, Interrupted, printable, unwritable
+from utils.errors import AsdaError, ConfigError, Interrupted, printable, unwritable
 from utils.lock import one_writer
-from utils.processes import is_first, joined
+from utils.processes import is_first, joined, started_together
 from utils.signals import CONTINUES, terminable
 
 T = TypeVar("T")
@@ -26,13 +26,18 @@ def configure(description: str | None, load: Callable[..., Any] = load_config) -
         sys.exit(printable(f"error: {error}"))
 
 
-def run(main: Callable[[T], None], config: T, folder: str | Path | None = None) -> None:
-    """Run a script's main function as the only writer of `folder`.
+def run(main: Callable[[T], None], config: T, folder: str | Path | None = None, *, together: bool = True) -> None:
+    """Run a script's main function as the only writer of `folder`, or as one of several processes of torchrun.
+
+    Args:
+        together: whether several processes can do it.
 
     An error of the project's own, or of a file that cannot be read or written, ends it with status 1, Ctrl-C with 130,
     SIGTERM with 143.
     """
     try:
+        if not together and started_together():
+            raise ConfigError(f"{Path(sys.argv[0]).name}: is for one process alone; start it without torchrun")
         with joined(), terminable(), one_writer(folder) if folder is not None and is_first() else nullcontext():
             main(config)
     except KeyboardInterrupt as error:

@@ -632,7 +632,7 @@ _SHARES = (
 )
 _COUNTS = (
     *("steps", "batch", "size", "train", "evaluation", "discriminator_width"),
-    *("every", "checkpoint", "pictures", "snapshots"),
+    *("every", "checkpoint", "pictures", "snapshots", "pieces"),
 )
 _WEIGHTS = (
     *("seed", "workers", "strength", "jaccard", "iou_weight", "weight_decay", "power"),
@@ -702,6 +702,11 @@ def _check_values(config: Config) -> None:
         not stored or config.intra.domains == "source_target",
         "intra.domains",
         "source_target where self_training uses stored masks; intra.pseudo_label stores those of easy images",
+    )
+    need(
+        "classmix" not in rules or config.intra.domains == "source_target" or config.intra.pseudo_label == "stored",
+        "intra.pseudo_label",
+        "stored where self_training has classmix on easy and hard images: it pastes labels that are there beforehand",
     )
     need(config.data.size >= 32, "data.size", "32 or more: the discriminators halve the map five times")
     need((config.net.mean is None) == (config.net.std is None), "net.mean", "both net.mean and net.std, or neither")

@@ -20,6 +20,7 @@ from datasets.readers import READERS, find_images
 from utils.config import SHIFT8, Config, DomainConfig
 from utils.errors import ConfigError, DataError, WeightsError
 from utils.files import write_text
+from utils.processes import is_first
 from utils.records import read_json, reading
 
 Role = Literal["source", "target"]
@@ -179,8 +180,9 @@ def _stretch(config: Config, role: Role, decoder: Decoder, *, always: bool) -> S
             )
         return None
     stretch = measured_stretch(items, decoder)._replace(gamma=gamma)
-    record.parent.mkdir(parents=True, exist_ok=True)
-    write_text(record, json.dumps({**whose, **stretch._asdict()}, indent=2) + "\n")
+    if is_first():  # all measure the same
+        record.parent.mkdir(parents=True, exist_ok=True)
+        write_text(record, json.dumps({**whose, **stretch._asdict()}, indent=2) + "\n")
     return stretch
 
 

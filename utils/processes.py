@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from tqdm import tqdm
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+R = TypeVar("R")
 PATIENCE = timedelta(days=1)  # torchrun ends the others when one dies; a slow one is waited for
+
+
+def started_together() -> bool:
+    """Whether this is one of several processes of a torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 @contextmanager
 def joined() -> Iterator[None]:
     """Within it, the processes of a torchrun know one another, each has its own GPU where there is one, and the first
     alone prints."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not started_together():
         yield
         return
     import torch
@@ -51,11 +59,6 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def mine(things: Sequence[T]) -> list[T]:
-    """The things of which this process takes care: every `size()`-th."""
-    return list(things[rank() :: size()])
-
-
 def barrier() -> None:
     """Wait until all processes are here."""
     if size() > 1:
@@ -79,6 +82,32 @@ def gathered_objects(mine: T) -> list[T]:
     found: list[Any] = [None] * size()
     _distributed().all_gather_object(found, mine)
     return found
+
+
+def divided(function: Callable[[T], R], things: Sequence[T], **bar: Any) -> list[R]:
+    """The function of each thing, in their order and on all processes, each of which computes every `size()`-th.
+
+    Args:
+        bar: style of the progress bar over this process's share.
+
+    Raises:
+        Exception: what the function raised, on all processes.
+    """
+    style: dict[str, Any] = {"dynamic_ncols": True, "disable": not is_first(), **bar}
+    found: list[R] = []
+    fault: Exception | None = None
+    try:
+        for thing in tqdm(list(things)[rank() :: size()], **style):
+            found.append(function(thing))
+    except Exception as error:
+        if size() == 1:
+            raise
+        fault = error
+    shares = gathered_objects((found, fault))
+    for _, raised in shares:
+        if raised is not None:
+            raise raised
+    return [shares[i % size()][0][i // size()] for i in range(len(things))]
 
 
 def whole_batch(share: Sequence[T]) -> list[T]:

@@ -22,6 +22,7 @@ from nets.weights import import_deeplab_v2, is_segmenter_file, load_segmenter, l
 from utils.config import AugmentConfig, Config, flatten, recorded_config, to_yaml
 from utils.errors import ConfigError, DataError, WeightsError
 from utils.files import write_text
+from utils.processes import first_alone
 from utils.records import reading
 
 T = TypeVar("T")
@@ -56,20 +57,25 @@ def open_stage(config: Config, kind: Kind, name: str) -> Path:
         ConfigError: the directory was begun with other settings; names each of them.
     """
     folder = Path(config.out) / name
+    with first_alone():
+        _open(folder, config, kind)
+    return folder
+
+
+def _open(folder: Path, config: Config, kind: Kind) -> None:
     record = folder / "config.yaml"
     if record.exists():
         if changed := differences(record, bound_settings(config, kind)):
             raise ConfigError(
                 f"{folder}: begun with other settings: {'; '.join(changed)}. Give the same settings, or another --out"
             )
-        return folder
+        return
     if folder.exists() and any(path.suffix != ".tmp" for path in folder.iterdir()):
         raise ConfigError(
             f"{folder}: exists without config.yaml, so it is not a run of this project; give another --out"
         )
     folder.mkdir(parents=True, exist_ok=True)
     write_text(record, f"# {versions()}\n{COMMAND}{command_line()}\n{to_yaml(config)}")
-    return folder
 
 
 def bound_settings(config: Config, kind: Kind) -> dict[str, Any]:
@@ -140,14 +146,15 @@ def uses_split(config: Config) -> bool:
 def make_generated(config: Config) -> None:
     """Draw the generated pair, where the configuration asks for one."""
     if (wanted := config.generated) is not None:
-        make_pair(
-            Path(wanted.root),
-            seed=wanted.seed,
-            train=wanted.train,
-            evaluation=wanted.evaluation,
-            size=wanted.size,
-            strength=wanted.strength,
-        )
+        with first_alone():
+            make_pair(
+                Path(wanted.root),
+                seed=wanted.seed,
+                train=wanted.train,
+                evaluation=wanted.evaluation,
+                size=wanted.size,
+                strength=wanted.strength,
+            )
 
 
 def training_stream(config: Config, images: ImageSet, stream: str, augment: AugmentConfig) -> EndlessSamples:

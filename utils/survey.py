@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
+from datasets.files import Item
 from datasets.geometry import IGNORE
 from datasets.images import ImageSet
 from losses import normalised_entropy
 from nets.segmenter import Segmenter
+from utils import processes
 from utils.config import Config, DomainConfig
 from utils.domains import Role
 from utils.metrics import brightness_counts, calibration_bins, confusion_matrix
@@ -83,42 +86,80 @@ def survey(
     Raises:
         DataError: an image cannot be read, or a picture cannot be written.
     """
+    look = partial(_look, domain, models, config, folder, masks=masks, entropy=entropy)
+    found = processes.divided(look, list(domain.images), desc=f"predict {domain.role}", unit="image")
     result = Survey(domain, {name: Tally() for name in models}, {}, np.zeros((2, 256), np.int64))
-    for item in tqdm(domain.images, desc=f"predict {domain.role}", unit="image", dynamic_ncols=True):
-        decoded = domain.images.read(item)
-        image, label, valid = decoded.image, decoded.label, decoded.valid
-        if label is not None:
-            result.brightness[:] += brightness_counts(image, label)
-        found: dict[str, np.ndarray] = {}
-        for name, model in models.items():
-            probability = probabilities(model, image, config.data)
-            chosen = decided(probability, config.eval.head)
-            mask = decide(probability, config.eval.head)
-            uncertain = normalised_entropy(chosen[None])[0].numpy()
-            same = (decide(probability, "main") == decide(probability, "aux")).numpy()
-            predicted = mask.byte().numpy()
-            found[name] = predicted[valid]
+    for one in found:
+        result.brightness[:] += one.brightness
+        for pair, share in one.agreement.items():
+            result.agreement.setdefault(pair, []).append(share)
+        for name, counts in one.counts.items():
             tally = result.tallies[name]
-            tally.entropy.append(float(uncertain[valid].mean(dtype=np.float64)))
-            tally.heads.append(float(same[valid].mean()))
-            tally.cloud.append(float(found[name].mean()))
-            place = Path(domain.role, name, f"{item.name}.png")
-            if label is None:
-                tally.matrices.append(None)
-            else:
-                tally.matrices.append(confusion_matrix(label=label, prediction=predicted))
-                confidence = chosen.gather(0, mask[None])[0].numpy()
-                tally.calibration += calibration_bins(label=label, prediction=predicted, confidence=confidence)
-            if masks:
-                whole = decoded.placed(predicted, IGNORE)
-                write_png(folder / "masks" / place, colour_mask(whole))
-                if label is not None:
-                    write_png(folder / "errors" / place, colour_errors(decoded.placed(label, IGNORE), whole))
-            if entropy:
-                write_png(folder / "entropy" / place, decoded.placed(colour_entropy(uncertain), UNKNOWN))
-        names = list(found)
-        for i, first in enumerate(names):
-            for second in names[i + 1 :]:
-                share = float((found[first] == found[second]).mean())
-                result.agreement.setdefault((first, second), []).append(share)
+            tally.matrices.append(counts.matrix)
+            tally.calibration += counts.calibration
+            tally.entropy.append(counts.entropy)
+            tally.heads.append(counts.heads)
+            tally.cloud.append(counts.cloud)
     return result
+
+
+class _Counts(NamedTuple):
+    """What one model said about one image, see `Tally`."""
+
+    matrix: np.ndarray | None
+    calibration: np.ndarray | float
+    entropy: float
+    heads: float
+    cloud: float
+
+
+class _Looked(NamedTuple):
+    counts: dict[str, _Counts]
+    agreement: dict[tuple[str, str], float]
+    brightness: np.ndarray | int
+
+
+def _look(
+    domain: Domain,
+    models: Mapping[str, Segmenter],
+    config: Config,
+    folder: Path,
+    item: Item,
+    *,
+    masks: bool,
+    entropy: bool,
+) -> _Looked:
+    decoded = domain.images.read(item)
+    image, label, valid = decoded.image, decoded.label, decoded.valid
+    found: dict[str, np.ndarray] = {}
+    counts: dict[str, _Counts] = {}
+    for name, model in models.items():
+        probability = probabilities(model, image, config.data)
+        chosen = decided(probability, config.eval.head)
+        mask = decide(probability, config.eval.head)
+        uncertain = normalised_entropy(chosen[None])[0].numpy()
+        same = (decide(probability, "main") == decide(probability, "aux")).numpy()
+        predicted = mask.byte().numpy()
+        found[name] = predicted[valid]
+        matrix, calibration = None, np.zeros(())
+        if label is not None:
+            matrix = confusion_matrix(label=label, prediction=predicted)
+            confidence = chosen.gather(0, mask[None])[0].numpy()
+            calibration = calibration_bins(label=label, prediction=predicted, confidence=confidence)
+        counts[name] = _Counts(
+            matrix,
+            calibration,
+            entropy=float(uncertain[valid].mean(dtype=np.float64)),
+            heads=float(same[valid].mean()),
+            cloud=float(found[name].mean()),
+        )
+        place = Path(domain.role, name, f"{item.name}.png")
+        if masks:
+            whole = decoded.placed(predicted, IGNORE)
+            write_png(folder / "masks" / place, colour_mask(whole))
+            if label is not None:
+                write_png(folder / "errors" / place, colour_errors(decoded.placed(label, IGNORE), whole))
+        if entropy:
+            write_png(folder / "entropy" / place, decoded.placed(colour_entropy(uncertain), UNKNOWN))
+    agreement = {pair: float((found[pair[0]] == found[pair[1]]).mean()) for pair in combinations(found, 2)}
+    return _Looked(counts, agreement, 0 if label is None else brightness_counts(image, label))

@@ -203,6 +203,8 @@ def test_all_impossible_values_in_one_message() -> None:
     ("argument", "expected"),
     [
         ("--split.ratio=0", "split.ratio is 0.0, expected a number between 0 and 1"),
+        ("--intra.self_training=[classmix]", "intra.pseudo_label is 'online', expected stored where self_training"),
+        ("--speed.pieces=0", "speed.pieces is 0, expected 1 or more"),
         ("--target.label_map={}", "target.label_map is {}, expected classes"),
         ("--target.label_map={-1: 1}", "target.label_map is {-1: 1}, expected label values in 0..255"),
     ],
