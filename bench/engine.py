@@ -75,11 +75,11 @@ class ByHand:
                 optimizer.zero_grad()
 
             size, valid, label = source["image"].shape[-2:], source["valid"], source["label"]
-            main, aux, _ = segmenter(source["image"])
+            main, aux, *_ = segmenter(source["image"])
             main, aux = resize_logits(main, size), resize_logits(aux, size)
             seg_main = cross_entropy(main, label) + w.jaccard * soft_jaccard(main, label)
             seg_aux = cross_entropy(aux, label) + w.jaccard * soft_jaccard(aux, label)
-            target_main, target_aux, _ = segmenter(target["image"])
+            target_main, target_aux, *_ = segmenter(target["image"])
             target_main, target_aux = resize_logits(target_main, size), resize_logits(target_aux, size)
             maps = [self_information(z.softmax(1)) * valid[:, None] for z in (main, aux)]
             target_maps = [self_information(z.softmax(1)) * target["valid"][:, None] for z in (target_main, target_aux)]

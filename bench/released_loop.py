@@ -100,14 +100,14 @@ def released_loop(config: Config, samples: PairedSamples, steps: int, losses: li
 
             for parameter in discriminators.parameters():
                 parameter.requires_grad = False
-            seg_main, seg_aux, _ = segmenter(source)
+            seg_main, seg_aux, *_ = segmenter(source)
             seg_main, seg_aux = resize_logits(seg_main, size), resize_logits(seg_aux, size)
             loss_main = jaccard(seg_main, source_one_hot) + cross_entropy(seg_main, source_label)
             loss_aux = jaccard(seg_aux, source_one_hot) + cross_entropy(seg_aux, source_label)
             (w.seg_main * loss_main + w.seg_aux * loss_aux).backward()
             row = {"seg_main": loss_main.item(), "seg_aux": loss_aux.item()}
 
-            tar_main, tar_aux, _ = segmenter(target)
+            tar_main, tar_aux, *_ = segmenter(target)
             tar_main, tar_aux = resize_logits(tar_main, size), resize_logits(tar_aux, size)
             on_aux, on_main = aux(entropy_map(tar_aux)), main(entropy_map(tar_main))
             real, fake = torch.zeros_like(on_aux), torch.ones_like(on_aux)

@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
@@ -497,13 +498,21 @@ def load_compare_config(arguments: Sequence[str] | None = None, description: str
     return config
 
 
-def _load(schema: type[T], arguments: Sequence[str] | None, description: str | None) -> T:
-    from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, set_parsing_settings
+@cache
+def _parser(schema: Any, description: str | None) -> Any:
+    from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file; may be given several times, later wins")
     parser.add_class_arguments(schema, None)
+    return parser
+
+
+def _load(schema: type[T], arguments: Sequence[str] | None, description: str | None) -> T:
+    from jsonargparse import ArgumentError
+
+    parser = _parser(schema, description)  # type: ignore[arg-type]
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for path in _config_files(arguments):
         _check_file(path, parser, schema)
