@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import zlib
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -25,9 +26,9 @@ from utils.files import whole
 if TYPE_CHECKING:
     from datasets.images import Decoded, Decoder
 
-VERSION = 4  # of the layout and of the decoding; an older entry is not found any more
+VERSION = 5  # of the layout and of the decoding; an older entry is not found any more
 HEADER = np.dtype("<i4")
-WORDS = 8  # magic, planes, height, width, top, left, full height, full width
+WORDS = 9  # magic, planes, height, width, top, left, full height, full width, CRC-32 of these
 MAGIC = 0x41445341
 
 
@@ -89,10 +90,11 @@ class Cache:
         size = WORDS * HEADER.itemsize
         if len(content) < size:
             return None
-        magic, count, height, width, *place = content[:size].view(HEADER).tolist()
+        magic, count, height, width, *place, check = content[:size].view(HEADER).tolist()
         top, left, full_height, full_width = place
         inside = 0 <= top <= full_height - height and 0 <= left <= full_width - width
-        if magic != MAGIC or min(count, height, width) < 1 or not inside:
+        sound = check == _check(content[: size - HEADER.itemsize].view(HEADER))
+        if magic != MAGIC or not sound or min(count, height, width) < 1 or not inside:
             return None
         if len(content) != size + count * height * width:
             return None
@@ -100,7 +102,8 @@ class Cache:
 
     def _write(self, key: str, planes: np.ndarray, place: tuple[int, ...]) -> None:
         path = self._path(key)
-        header = np.array([MAGIC, *planes.shape, *place], HEADER)
+        header = np.array([MAGIC, *planes.shape, *place, 0], HEADER)
+        header[-1] = _check(header[:-1])
         try:
             with whole(path, header.nbytes + planes.nbytes, shared=True) as temporary:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,6 +112,10 @@ class Cache:
                     file.write(np.ascontiguousarray(planes).data)
         except DataError as error:
             raise DataError(f"{error}. Or set data.cache to another folder or to null") from None
+
+
+def _check(words: np.ndarray) -> int:
+    return int(np.uint32(zlib.crc32(words.tobytes())).view(np.int32))
 
 
 def _name(settings: list[object], files: tuple[Path, ...]) -> str:

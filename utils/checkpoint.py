@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import TrainingError, WeightsError, unwritable
+from utils.records import reading
 
 SCHEMA = 2
 NAME, PREVIOUS, DAMAGED = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.damaged.pt"
@@ -92,8 +93,9 @@ def resume(
             os.replace(path, folder / DAMAGED)
             print(f"WARNING: {error}. It is kept as {DAMAGED}; going on from {PREVIOUS}", file=sys.stderr)
             continue
-        _fill(path, state, networks, optimizers, about)
-        return int(state["step"])
+        with reading(path, "a checkpoint of this version", "remove it to start the stage anew", WeightsError):
+            _fill(path, state, networks, optimizers, about)
+            return int(state["step"])
     return 0
 
 

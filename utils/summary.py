@@ -35,10 +35,14 @@ def summary(runs: Sequence[Path]) -> str:
     Raises:
         DataError: a run has no metrics.json or a damaged one, or the runs do not hold the same domains and models.
     """
-    reports = [_read(run / "eval" / "metrics.json") for run in runs]
-    shapes = {json.dumps({role: [*part["models"]] for role, part in report.items()}) for report in reports}
-    if len(shapes) > 1:
-        raise DataError(f"the runs hold different domains or models: {'; '.join(sorted(shapes))}")
+    paths = [run / "eval" / "metrics.json" for run in runs]
+    reports = [_read(path) for path in paths]
+    shapes = [{role: [*part["models"]] for role, part in report.items()} for report in reports]
+    if other := [path for path, shape in zip(paths, shapes, strict=True) if shape != shapes[0]]:
+        raise DataError(
+            f"{other[0]}: holds other domains or models, {json.dumps(shapes[paths.index(other[0])])}, than {paths[0]}, "
+            f"{json.dumps(shapes[0])}; run eval.py of both with the same configuration"
+        )
     parts = []
     for role, first in reports[0].items():
         lines = [["model", *COLUMNS, "mIoU of each run"], ["---", *["--:"] * (len(COLUMNS) + 1)]]

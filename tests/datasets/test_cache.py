@@ -317,7 +317,7 @@ def test_file_that_went_away_is_named(items: list[Item], cache: Cache) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "value"), [(0, 1), (1, -3), (2, -9), (4, 1), (5, -1), (6, 3), (7, 0)], ids=lambda v: str(v)
+    ("word", "value"), [(0, 1), (1, -3), (2, -9), (4, 1), (5, -1), (6, 3), (6, 9568296), (7, 0)], ids=lambda v: str(v)
 )
 def test_an_entry_whose_header_is_damaged_is_made_again(items: list[Item], cache: Cache, word: int, value: int) -> None:
     """Words: magic, planes, height, width, top, left, full height, full width."""

@@ -247,6 +247,18 @@ def test_other_schema_and_other_content(tmp_path: Path) -> None:
         assert f"found checkpoint schema {found}, expected {SCHEMA}" in message and "use another out" in message
 
 
+@pytest.mark.parametrize("change", [{"about": None}, {"about": {"data": '{"a\n'}}, {"networks": []}, {"step": "x"}])
+def test_a_part_that_is_missing_or_of_another_kind_is_named(tmp_path: Path, change: dict[str, object]) -> None:
+    """As somebody might make it, whose checksum is right."""
+    parts = Parts()
+    parts.save(tmp_path)
+    state = torch.load(tmp_path / NAME, weights_only=True)
+    rewritten(tmp_path / NAME, {**state, **change})
+    assert "is not a checkpoint of this version" in fault_of(parts, tmp_path)
+    rewritten(tmp_path / NAME, {key: value for key, value in state.items() if key not in change})
+    assert "is not a checkpoint of this version" in fault_of(parts, tmp_path)
+
+
 def test_another_run_says_what_differs(tmp_path: Path) -> None:
     parts = Parts()
     parts.save(tmp_path)

@@ -37,7 +37,7 @@ def test_one_run_has_no_deviation(tmp_path: Path) -> None:
 
 def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     one, other = report(tmp_path / "a", 10), report(tmp_path / "b", 10, ("student", "teacher"))
-    with pytest.raises(DataError, match="different domains or models"):
+    with pytest.raises(DataError, match="holds other domains or models"):
         summary([one, other])
     with pytest.raises(DataError, match=r"metrics.json: does not exist; run eval.py"):
         summary([tmp_path / "nothing"])

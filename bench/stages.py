@@ -1,0 +1,61 @@
+"""Both training stages on a few scenes of the generated pair, of any network and size, for the benchmarks of speed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from child import REPOSITORY
+
+from datasets.samples import EndlessSamples
+from train_intra import IntraStage
+from train_teacher import TeacherStage
+from utils.config import Config, load_config
+from utils.domains import training_images
+from utils.engine import Stage, fit
+from utils.run import build_segmenter, make_generated, training_stream
+
+STAGES = ("teacher", "intra")
+SCENES = 16  # of each domain
+
+
+def configured(folder: Path, settings: Mapping[str, Any]) -> Config:
+    """The paper's method with `settings` on top; its pair, which is drawn, and its decoded images are in `folder`."""
+    pair = folder / "pair"
+    given = {"out": folder / "run", "generated.root": pair, "generated.train": SCENES, "generated.evaluation": 2}
+    given |= {
+        "source.root": pair / "source",
+        "target.root": pair / "target",
+        "data.cache": folder / "cache",
+        **settings,
+    }
+    words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
+    config = load_config(["--config", str(REPOSITORY / "configs" / "demo.yaml"), *words])
+    make_generated(config)
+    return config
+
+
+def built(config: Config, stage: str) -> tuple[Stage, dict[str, EndlessSamples]]:
+    """A stage at its start and its streams; stage 3 has an untrained teacher, and any half of the target is easy."""
+    target = training_images(config, "target", labels=False)
+    if stage == "teacher":
+        images = {"source": training_images(config, "source", labels=True), "target": target}
+        made: Stage = TeacherStage(config)
+    else:
+        images = {name: replace(target, items=target.items[i::2]) for i, name in enumerate(("easy", "hard"))}
+        made = IntraStage(config, build_segmenter(config))
+    augment = getattr(config, stage).augment
+    return made, {name: training_stream(config, part, name, augment) for name, part in images.items()}
+
+
+def train(stage: Stage, streams: Mapping[str, Any], config: Config, name: str, steps: int) -> None:
+    """`steps` steps in a folder of their own below `out`."""
+    folder = Path(config.out) / f"{name}_{steps}"
+    folder.mkdir(parents=True)
+    batch = getattr(config, name).batch
+    fit(stage, streams, folder, config, batch=batch, steps=steps, epoch_steps=steps, warmup_epochs=15)
