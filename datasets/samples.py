@@ -125,6 +125,7 @@ class EndlessSamples(Dataset[Sample]):
             sampler=range(start * batch + processes.rank(), stop * batch, processes.size()),
             num_workers=workers,
             timeout=timeout if workers else 0,
+            pin_memory=torch.cuda.is_initialized(),  # a GPU is in use: it copies without being waited for
             worker_init_fn=_end_with_parent,
         )
         try:
@@ -155,9 +156,11 @@ class EndlessSamples(Dataset[Sample]):
         gets the whole batch."""
         changes = processes.gather(batch["colour"])
         parts: dict[str, Any] = {
-            key: processes.gather(part.to(device)) for key, part in batch.items() if isinstance(part, Tensor)
+            key: processes.gather(part.to(device, non_blocking=True))
+            for key, part in batch.items()
+            if isinstance(part, Tensor)
         }
-        parts["name"] = processes.whole_batch(batch["name"])
+        parts |= {key: processes.whole_batch(part) for key, part in batch.items() if key not in parts}
         image, colour = parts["image"].float().div_(255), parts.pop("colour")
         # What there is to do is asked of the tensors on the CPU, so that no GPU is waited for.
         same = torch.eye(*changes.shape[1:])

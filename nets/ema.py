@@ -58,9 +58,8 @@ class EMA(nn.Module):
         if current.keys() != averages.keys():
             names = sorted(current.keys() ^ averages.keys())[:4]
             raise ValueError(f"the EMA follows a network with the same state dict, these entries differ: {names}")
-        for name, average in averages.items():
-            if average.is_floating_point():
-                # a + w * (b - a) keeps a where a == b; d * a + (1 - d) * b would round.
-                average.lerp_(current[name], weight)
-            else:
-                average.copy_(current[name])
+        floating = [name for name, average in averages.items() if average.is_floating_point()]
+        # a + w * (b - a) keeps a where a == b; d * a + (1 - d) * b would round. On a GPU all tensors are one call.
+        torch._foreach_lerp_([averages[name] for name in floating], [current[name] for name in floating], weight)
+        for name in averages.keys() - set(floating):
+            averages[name].copy_(current[name])
