@@ -14,14 +14,12 @@ from __future__ import annotations
 
 import argparse
 import csv
-import ctypes
 import glob
 import hashlib
 import io
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,13 +31,12 @@ from utils import processes
 from utils.cli import configure, run
 from utils.errors import CONTROL, AsdaError, ConfigError, DataError
 from utils.files import write_text
-from utils.memory import memory_explained
+from utils.memory import keep_memory_flat, memory_explained
 from utils.records import read_json, reading
 from utils.scenes import Options, Summary, load_network, predict_scene, weights_of_run
 from utils.scenes.rasters import is_picture
 
 SETTINGS, SUMMARY = "predict.json", "summary.csv"
-M_MMAP_THRESHOLD = -3  # of malloc.h
 ON_REQUEST = ("probability", "entropy", "quicklook")
 LESS_MEMORY = "See what else is using it, or give a smaller --window, fewer threads (OMP_NUM_THREADS) or --device cpu"
 
@@ -152,15 +149,6 @@ def predict(request: Request) -> None:
     )
     if failures:
         raise DataError(f"{len(failures)} of {len(scenes)} scenes failed:\n  " + "\n  ".join(failures))
-
-
-def keep_memory_flat() -> None:
-    """Have the C library give back every large block that is freed, where it is glibc.
-
-    By default it keeps ever larger blocks on its heaps, which then creep up with the height of a scene.
-    """
-    with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 4 * 2**20)
 
 
 def find_scenes(inputs: Sequence[str], out: Path) -> dict[str, Path]:

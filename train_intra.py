@@ -90,7 +90,7 @@ class IntraStage:
             )
         if w.init == "teacher":
             start.load_state_dict(anchor.state_dict())
-        self.trainee = Student(start).to(device)
+        self.trainee = Student(start).to(device).train()
         self.ema = EMA(self.trainee, decay=w.ema_decay, ramp=w.ema_ramp)
         self.follower = cast(Student, self.ema.model)
         projection = self.trainee.projection.parameters()
@@ -125,7 +125,6 @@ class IntraStage:
 
     def step(self, batch: Batch, clock: Clock) -> Losses:
         """One labelled and one unlabelled batch -> the weighted terms of docs/method.md, section 5."""
-        self.trainee.train()
         w = self.w
         labelled, unlabelled = (batch[name] for name in SIDES[w.domains])
         with torch.no_grad():
@@ -145,7 +144,7 @@ class IntraStage:
         seg = {head: cross_entropy(first.logits[head], label[head]) for head in HEADS}
         terms = {"seg_main": (w.seg_para, seg["main"]), "seg_aux": (w.seg_para * w.seg_aux, seg["aux"])}
         counts = {"accepted": label["main"] != IGNORE, "pseudo_cloud": label["main"] == 1}
-        stats = {name: pixels.sum() / first.valid.sum().clamp(min=1) for name, pixels in counts.items()}
+        stats: dict[str, Any] = {name: pixels.sum() / first.valid.sum().clamp(min=1) for name, pixels in counts.items()}
 
         rest = iter(of_made)
         for name, view in views.items():
@@ -167,7 +166,7 @@ class IntraStage:
             terms |= self.alignment(first, second, self.trainee.segmenter.heads, clock)
 
         for name, side in zip(SIDES[w.domains], (first, second), strict=True):
-            stats[f"entropy_{name}"] = mean_entropy(side.logits["main"], side.valid)
+            stats[f"entropy_{name}"] = partial(mean_entropy, side.logits["main"], side.valid)
         return Losses(terms, stats)
 
     def forward(self, labelled: Tensor, unlabelled: Tensor, made: Sequence[Tensor]) -> list[Prediction]:

@@ -41,7 +41,7 @@ class TeacherStage:
     def __init__(self, config: Config) -> None:
         self.w = config.teacher
         device = device_of(config)
-        self.segmenter = build_segmenter(config).to(device)
+        self.segmenter = build_segmenter(config).to(device).train()
         self.networks: dict[str, nn.Module] = {"segmenter": self.segmenter}
         self.optimizers = {"segmenter": segmenter_optimizer(self.segmenter, config.optim)}
         self.aligned = self.w.alignment != "none"
@@ -60,19 +60,21 @@ class TeacherStage:
 
     def step(self, batch: Batch, clock: Clock) -> Losses:
         """One labelled and one target batch -> the weighted terms of docs/method.md, section 3."""
-        self.segmenter.train()
         w, labelled = self.w, batch[self.w.supervise]
         with statistics_held(self.segmenter, held=self.aligned and w.batch_norm == "target"):
             source = self.look(labelled)
         seg = {head: self.segmentation(source.logits[head], labelled["label"]) for head in HEADS}
         terms = {"seg_main": (w.seg_main, seg["main"]), "seg_aux": (w.seg_aux, seg["aux"])}
-        stats = {f"entropy_{w.supervise}": mean_entropy(source.logits["main"], source.valid)}
+        sides = {w.supervise: source}
 
         if self.aligned:
             target = self.look(batch["target"])
             terms |= self.alignment(source, target, self.segmenter.heads, clock)
-            stats["entropy_target"] = mean_entropy(target.logits["main"], target.valid)
-        return Losses(terms, stats)
+            sides["target"] = target
+        entropy = {
+            f"entropy_{name}": partial(mean_entropy, side.logits["main"], side.valid) for name, side in sides.items()
+        }
+        return Losses(terms, {**entropy})
 
     def look(self, samples: dict[str, Any]) -> Side:
         """The predictions for one domain's batch."""

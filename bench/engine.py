@@ -50,6 +50,8 @@ class ByHand:
         self.config, optim = config, config.optim
         self.segmenter = build_segmenter(config)
         self.main, self.aux = (Discriminator(2, config.net.discriminator_width) for _ in range(2))
+        for network in (self.segmenter, self.main, self.aux):
+            network.to(memory_format=torch.channels_last)
         backbone, heads = self.segmenter.backbone_parameters(), self.segmenter.head_parameters()
         groups = [
             {"params": list(backbone), "lr": optim.lr},

@@ -27,7 +27,13 @@ def configured(folder: Path, settings: dict[str, Any]) -> Config:
     """The demo's settings with `settings` on top; its run and its pair, which is drawn, are in `folder`."""
     pair = folder / "pair"
     given = {"out": folder / "run", "device": "cpu", "generated.root": pair, "generated.train": SCENES}
-    given |= {"generated.evaluation": 2, "source.root": pair / "source", "target.root": pair / "target", **settings}
+    given |= {
+        "data.cache": folder / "cache",
+        "generated.evaluation": 2,
+        "source.root": pair / "source",
+        "target.root": pair / "target",
+        **settings,
+    }
     words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
     config = load_config(["--config", str(REPOSITORY / "configs" / "demo.yaml"), *words])
     make_generated(config)

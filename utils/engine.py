@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -25,7 +25,7 @@ from utils.config import Config
 from utils.errors import ConfigError, Interrupted, TrainingError
 from utils.files import write_text
 from utils.log import Logger
-from utils.memory import peak_mib, ran_out
+from utils.memory import peak_mib, ran_out, reuse_memory
 from utils.plots import prediction_grid
 from utils.run import WARNINGS
 from utils.schedule import Clock, asda_released, poly
@@ -37,10 +37,11 @@ Batch = dict[str, dict[str, Any]]  # stream -> image, valid, name and, in a labe
 
 
 class Losses(NamedTuple):
-    """What a step returns: `terms[name] = (weight, raw loss)`, whose weighted sum is minimised, and more to log."""
+    """What a step returns: `terms[name] = (weight, raw loss)`, whose weighted sum is minimised, and numbers for the
+    log, or what computes them when a row is written."""
 
     terms: dict[str, tuple[float, Tensor]]
-    stats: dict[str, Tensor]
+    stats: dict[str, Tensor | Callable[[], Tensor]]
 
 
 class Stage(Protocol):
@@ -82,7 +83,8 @@ class Ledger(nn.Module):
     @torch.no_grad()
     def count(self, losses: Losses) -> None:
         watched = {f"term {name}": value for name, (weight, value) in losses.terms.items() if weight}
-        watched |= {name: value for name, value in losses.stats.items() if name.startswith("accepted")}
+        accepted = {name: value for name, value in losses.stats.items() if name.startswith("accepted")}
+        watched |= {name: value for name, value in accepted.items() if isinstance(value, Tensor)}
         self.names = list(watched)
         self.active[: len(watched)] += torch.stack([value.detach() for value in watched.values()]) != 0
 
@@ -166,9 +168,9 @@ def fit(
     ledger = Ledger().to(device)
     networks = {**stage.networks, "ledger": ledger}
     about = {"architecture": stage.exported.architecture, **(described or {})}
+    how = prepared(stage, device, config, batch, folder)
     with processes.first_alone():
         start = resume(folder, networks, stage.optimizers, about)
-    how = prepared(stage, device, config, batch, folder)
     loader = config.data.workers, config.data.timeout
     sources = {name: stream.batches(batch, start, steps, *loader) for name, stream in streams.items()}
     allowed, first = config.optim.skip_not_finite, processes.is_first()
@@ -249,6 +251,8 @@ def prepared(stage: Stage, device: torch.device, config: Config, batch: int, fol
     Raises:
         ConfigError: the batch cannot be divided, or the device cannot do it.
     """
+    if device.type == "cpu":
+        reuse_memory()
     speed, cuda, parts = config.speed, device.type == "cuda", processes.size() * config.speed.pieces
     if batch % parts:
         raise ConfigError(
@@ -265,8 +269,7 @@ def prepared(stage: Stage, device: torch.device, config: Config, batch: int, fol
     able = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     half = speed.precision == "bfloat16" or (speed.precision == "auto" and able)
     for module in _modules(stage):
-        if half and cuda:
-            module.to(memory_format=torch.channels_last)
+        module.to(memory_format=torch.channels_last)  # convolutions are faster, on CPUs too
         if speed.compile and isinstance(module, Segmenter):
             module.compile()
         if speed.compile and isinstance(module, Discriminator):
@@ -367,13 +370,16 @@ def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
     return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
+@torch.no_grad()
 def _row(losses: Losses, norms: Mapping[str, Tensor], lr: float) -> dict[str, float]:
     raw = {name: value.item() for name, (_, value) in losses.terms.items()}
     weighted = {name: weight * raw[name] for name, (weight, _) in losses.terms.items()}
     groups = {
         "raw": raw,
         "weighted": weighted,
-        "stats": {name: value.item() for name, value in losses.stats.items()},
+        "stats": {
+            name: (value if isinstance(value, Tensor) else value()).item() for name, value in losses.stats.items()
+        },
         "grad_norm": {name: norm.item() for name, norm in norms.items()},
     }
     row = {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import resource
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 STATUS = Path("/proc/self/status")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 # What PyTorch, onnxruntime, OpenCV and GDAL say; their errors are of no class of their own.
 NO_MEMORY = re.compile(
     r"(not enough|can't allocate|failed to allocate|insufficient|out of) memory|bad.?alloc|ALLOC_FAILED", re.I
@@ -42,6 +44,29 @@ def process_peak_mib() -> float:
             return int(fields["VmHWM"].split()[0]) / 1024
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def keep_memory_flat() -> None:
+    """Have the C library give back every large block that is freed, where it is glibc.
+
+    By default it keeps ever larger blocks on its heaps, which then creep up with the height of a scene.
+    """
+    _mallopt(M_MMAP_THRESHOLD, 4 * 2**20)
+
+
+def reuse_memory() -> None:
+    """Have the C library keep what is freed for what is asked for next, where it is glibc.
+
+    The steps of a training ask for the same blocks again and again. By default much of it goes back to the system each
+    time, and a twentieth of a step goes into having it mapped and zeroed again.
+    """
+    _mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the most that it accepts
+    _mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _mallopt(parameter: int, value: int) -> None:
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def ran_out(error: BaseException) -> bool:

@@ -54,8 +54,13 @@ def open_stage(config: Config, kind: Kind, name: str) -> Path:
     """Make the directory of a stage, or continue it.
 
     Raises:
-        ConfigError: the directory was begun with other settings; names each of them.
+        ConfigError: the directory was begun with other settings; names each of them. Or `eval.weights` is given.
     """
+    if config.eval.weights is not None:  # it brings its own scaling, which training must not follow
+        raise ConfigError(
+            f"eval.weights is {config.eval.weights!r}: it is for eval.py alone; leave it out of what trains, or give "
+            "net.checkpoint to start from a file"
+        )
     folder = Path(config.out) / name
     with first_alone():
         _open(folder, config, kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -99,6 +100,18 @@ def test_the_way_ends_with_its_block_and_holds_for_discriminators() -> None:
 def test_what_cannot_be_divided_is_refused() -> None:
     with passing(Passing(pieces=3)), pytest.raises(ValueError, match="8 images cannot be divided among 1 processes"):
         shared(Levels(), images())
+
+
+@pytest.mark.slow
+def test_a_compiled_stage_trains_as_it_would_otherwise(tmp_path: Path, tiny_arguments: Words) -> None:
+    found = []
+    for compiled in ("false", "true"):
+        words = tiny_arguments(tmp_path, "--speed.compile", compiled, "--teacher.steps", "2")
+        words[1] = str(tmp_path / compiled)
+        train_teacher(load_config(words))
+        rows = (tmp_path / compiled / "teacher" / "metrics.jsonl").read_text("utf-8").splitlines()
+        found.append(json.loads(rows[-1])["loss"])
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
 
 
 def test_two_pieces_of_four_train_as_a_batch_of_eight(tmp_path: Path, tiny_arguments: Words) -> None:

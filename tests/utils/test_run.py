@@ -99,6 +99,13 @@ def test_the_same_settings_written_another_way_are_the_same(load: Load) -> None:
     open_stage(load("--optim.lr=0.00001", "--source.label_map={7: 1, 0: 0}"), "teacher", "teacher")
 
 
+@pytest.mark.parametrize("stage", ["teacher", "split", "intra"])
+def test_no_stage_trains_with_the_weights_that_are_evaluated(tmp_path: Path, load: Load, stage: str) -> None:
+    with pytest.raises(ConfigError, match=r"eval\.weights is 'some\.safetensors': it is for eval\.py alone"):
+        open_stage(load("--eval.weights", "some.safetensors"), stage, stage)  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+
+
 def test_foreign_folder_is_refused(tmp_path: Path, load: Load) -> None:
     folder = tmp_path / "run/teacher"
     folder.mkdir(parents=True)
