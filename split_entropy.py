@@ -142,7 +142,10 @@ def split_entropy(config: Config) -> None:
     easy = easy_count(len(images), config.split)
     histogram = EntropyHistogram(segmenter.classes) if config.split.pseudo_label == "class_median" else None
     with explained():
-        score = partial(score_image, segmenter, images, config=config, folder=folder, histogram=histogram)
+
+        def score(item: Item) -> Ranked:
+            return score_image(segmenter, images, item, config, folder, histogram)
+
         ranked = sorted(processes.divided(score, list(images), desc="split", unit="image"))
     if histogram is not None:
         processes.add_up([histogram.counts])
