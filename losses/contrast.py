@@ -244,14 +244,18 @@ def high_entropy_contrast(
     high = counted >= torch.nanquantile(counted, 1.0 - share)
     memory.update(ema_features, label, low)
 
-    features = anchor_features.to(memory.bank.dtype).movedim(1, -1).flatten(0, -2)  # (P, D)
-    total = features.new_zeros(())
-    used_anchors = used_classes = torch.zeros((), device=features.device)
-    for cls, prototype in enumerate(memory.prototypes):
-        candidate = ((label == cls) & high).flatten()
-        index, chosen = draw_anchors(candidate, anchors_per_class, generator)
-        bank = memory.sample_negatives(cls, len(index), negatives, generator)
-        loss = info_nce(features[index], prototype, bank, temperature, chosen)
+    drawn = []
+    for cls in range(len(memory.prototypes)):
+        index, chosen = draw_anchors(((label == cls) & high).flatten(), anchors_per_class, generator)
+        drawn.append((index, chosen, memory.sample_negatives(cls, len(index), negatives, generator)))
+    # Anchors alone are taken from the maps, of all classes at once: no copy of the maps, and one of their gradient.
+    place = torch.stack([index for index, _, _ in drawn])  # (K, M)
+    size = label[0].numel()
+    anchors = anchor_features.flatten(2)[place // size, :, place % size].to(memory.bank.dtype)  # (K, M, D)
+    total = anchors.new_zeros(())
+    used_anchors = used_classes = torch.zeros((), device=anchors.device)
+    for cls, (_, chosen, others) in enumerate(drawn):
+        loss = info_nce(anchors[cls], memory.prototypes[cls], others, temperature, chosen)
         rivals = memory.stored.sum() - memory.stored[cls]
         # A class with a prototype and a class with stored features: two classes at least have a prototype.
         used = memory.has_prototype[cls] & (rivals > 0) & chosen.any()
