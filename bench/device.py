@@ -168,7 +168,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=4, help="loader processes of each domain (4)")
     parser.add_argument("--ways", default=",".join(name.replace(", ", "+") for name in WAYS), help="comma-separated")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--final", action="store_true", help="train the demo in float32 and bfloat16, and score both")
+    parser.add_argument(
+        "--final",
+        type=int,
+        nargs="?",
+        const=400,
+        metavar="STEPS",
+        help="train the demo in float32 and bfloat16 (400 steps of stage 1, half of them of stage 3), and score both",
+    )
     given = parser.parse_args()
     usual = {
         **{"net.backbone": given.backbone, "net.output_stride": given.stride, "net.discriminator_width": 64},
@@ -210,8 +217,9 @@ def main() -> None:
         faults += [f"{seconds / 60:.0f} minutes at the paper's size"] * (large and seconds > HOUR)
         if given.final:
             own = {"device": given.device, "data.workers": given.workers, "generated.train": 160}
+            own |= {"generated.evaluation": 50, "teacher.steps": given.final, "intra.steps": given.final // 2}
             found = {
-                way: final_scores(folder / f"final{number}", {**own, "generated.evaluation": 50, **WAYS[way]})
+                way: final_scores(folder / f"final{number}", {**own, **WAYS[way]})
                 for number, way in enumerate(ways[:2])
             }
             for way, scores in found.items():

@@ -268,19 +268,15 @@ def prepared(stage: Stage, device: torch.device, config: Config, batch: int, fol
         torch.use_deterministic_algorithms(True, warn_only=True)
     able = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     half = speed.precision == "bfloat16" or (speed.precision == "auto" and able)
-    for module in _modules(stage):
-        module.to(memory_format=torch.channels_last)  # convolutions are faster, on CPUs too
+    networks = [part for part in vars(stage).values() if isinstance(part, nn.Module)]  # frozen ones too
+    for network in networks:
+        network.to(memory_format=torch.channels_last)  # convolutions are faster, on CPUs too
+    for module in {module for network in networks for module in network.modules()}:
         if speed.compile and isinstance(module, Segmenter):
             module.compile()
         if speed.compile and isinstance(module, Discriminator):
             module.layers.compile()
     return Passing(torch.bfloat16 if half else None, speed.pieces)
-
-
-def _modules(stage: Stage) -> Iterator[nn.Module]:
-    """All that a stage holds, frozen networks too."""
-    parts = [part for part in vars(stage).values() if isinstance(part, nn.Module)]
-    return (module for part in parts for module in part.modules())
 
 
 def _trained(stage: Stage) -> Iterator[nn.Parameter]:
