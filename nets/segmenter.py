@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from nets.depthwise import quick_backward
 from nets.pretrained import load_backbone
 from utils.errors import ConfigError
 
@@ -132,6 +133,7 @@ class Segmenter(nn.Module):
                     f"got backbone {backbone} at output_stride {output_stride}; set net.layout: timm"
                 )
             _to_deeplab_v2(extractor)
+        quick_backward(extractor)
         self.backbone: nn.Module = extractor
         aux_channels, self.num_features = extractor.feature_info.channels()
         self.aux_level = aux_level
