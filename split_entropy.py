@@ -38,12 +38,12 @@ from utils.engine import device_of
 from utils.errors import DataError
 from utils.files import write_text
 from utils.memory import memory_explained
+from utils.pixel_classifier import LEVELS, UNCERTAIN, relabel
 from utils.plots import write_png
 from utils.predict import probabilities
 from utils.run import make_generated, open_stage, trained, uses_split
 
 TABLE = "entropy.csv"
-UNCERTAIN = 128  # in a stored mask, beside 0 and 255
 LESS_MEMORY = (
     "Training needs more, so see what else is using it, or give --device cpu; the same command makes the split anew"
 )
@@ -62,7 +62,8 @@ def score_image(
 ) -> Ranked:
     """Predict one image, write its pseudo-label and return its score.
 
-    With a histogram, the entropies are counted there and kept in entropy/, 16 bits a pixel.
+    With a histogram, the entropies are counted there and kept in entropy/, 16 bits a pixel; where a pixel classifier
+    will follow, the probability of cloud is kept in cloud/.
 
     The score is the mean (or sum) over the image's valid pixels of the main head's normalised entropy, minus, if asked
     for, `iou_weight` times the agreement (IoU of the cloud masks) of the two heads; no label is involved.
@@ -84,6 +85,9 @@ def score_image(
         histogram.add(entropies, mask.masked_fill(~valid, IGNORE))
         levels = decoded.placed(quantise(entropies).numpy().astype(np.uint16), 0)
         write_png(folder / "entropy" / f"{item.name}.png", levels)
+    if config.split.pseudo_label == "pixel_classifier":
+        levels = (prob["main"][1] * LEVELS).round().numpy().astype(np.uint16)
+        write_png(folder / "cloud" / f"{item.name}.png", decoded.placed(levels, 0))
     return Ranked(score, item.name, float(mask[valid].double().mean()))
 
 
@@ -149,6 +153,9 @@ def split_entropy(config: Config) -> None:
         ranked = sorted(processes.divided(score, list(images), desc="split", unit="image"))
     if histogram is not None:
         processes.add_up([histogram.counts])
+    if config.split.pseudo_label == "pixel_classifier":
+        share = relabel(images, folder, config.split.pixel_floor)
+        print(f"pseudo-labels: of teacher and pixel classifier, {share:.1%} of the pixels kept")
     if processes.is_first():
         write_split(folder, ranked, easy, config, histogram)
     processes.barrier()

@@ -33,7 +33,7 @@ from losses.registry import ALIGNMENTS, CONTRASTS, SELF_TRAINING
 from nets.discriminator import Discriminator
 from nets.ema import EMA
 from nets.projection import ProjectionHead
-from nets.segmenter import HEADS, Prediction, Segmenter, statistics_held, upsampled
+from nets.segmenter import HEADS, Prediction, Segmenter, resize_logits, statistics_held, upsampled
 from nets.sharing import shared
 from nets.weights import save_segmenter
 from utils import processes
@@ -205,13 +205,14 @@ class IntraStage:
         side = Side(upsampled(prediction, samples["image"].shape[-2:]), samples["valid"], label)
         if self.contrast is None or ema is None:
             return side
+        grid = cast(Tensor, ema.projected).shape[-2:]  # of the features: with a detail branch, main is finer
         return replace(
             side,
             features=prediction.features,
             projected=prediction.projected,
-            scores=prediction.main,
+            scores=resize_logits(prediction.main, grid),
             ema_projected=ema.projected,
-            ema_scores=ema.main,
+            ema_scores=resize_logits(ema.main, grid),
         )
 
     def labels(self, labelled: dict[str, Any], ema: Prediction | None) -> dict[str, Tensor]:

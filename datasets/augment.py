@@ -32,6 +32,8 @@ class Amounts(Protocol):
     def saturation(self) -> float: ...
     @property
     def hue(self) -> float: ...
+    @property
+    def gamma(self) -> float: ...
 
 
 def flip(raster: Raster, amounts: Amounts, rng: np.random.Generator) -> Raster:
@@ -48,6 +50,20 @@ def flip(raster: Raster, amounts: Amounts, rng: np.random.Generator) -> Raster:
 
     label = None if raster.label is None else mirrored(raster.label)
     return Raster(mirrored(raster.image.transpose(2, 0, 1)).transpose(1, 2, 0), label, mirrored(raster.valid))
+
+
+def tone_change(image: np.ndarray, amounts: Amounts, rng: np.random.Generator) -> np.ndarray:
+    """A random tone curve `x^g` on an 8-bit image of any shape, the same for all bands, rounded to 8 bits again.
+
+    `ln g` is uniform in [-gamma, gamma]; with probability `1 - jitter` nothing changes. Without `gamma` nothing is
+    drawn, so that what comes later in the sample stays the same.
+    """
+    if not amounts.gamma:
+        return image
+    exponent, draw = np.exp(rng.uniform(-amounts.gamma, amounts.gamma)), rng.random()
+    if draw >= amounts.jitter:
+        return image
+    return np.round(255 * (np.arange(256) / 255) ** exponent).astype(np.uint8)[image]
 
 
 def colour_change(raster: Raster, amounts: Amounts, rng: np.random.Generator) -> np.ndarray:

@@ -104,6 +104,11 @@ class Decoded(NamedTuple):
         part[self.valid] = layer[self.valid]
         return whole
 
+    def taken(self, whole: np.ndarray) -> np.ndarray:
+        """The part of a layer (H, W) or (H, W, k) of the whole file that is this image; undoes `placed`."""
+        rows, columns = self.valid.shape
+        return whole[self.top : self.top + rows, self.left : self.left + columns]
+
 
 def trimmed(image: np.ndarray, valid: np.ndarray) -> Decoded:
     """An image (H, W, C) without its rows and columns at the border that hold no data; all of it if none does."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from datasets.augment import Amounts, colour_change, flip
+from datasets.augment import Amounts, colour_change, flip, tone_change
 from datasets.geometry import IGNORE, crop, fitted_size, letterbox, scale_to
 from datasets.images import ImageSet
 from utils import processes
@@ -94,6 +94,7 @@ class EndlessSamples(Dataset[Sample]):
         raster = self.place(self.images.read(item, masked=False).raster, self.size, rng)
         raster = flip(raster, self.amounts, rng)
         planes = np.array(raster.image.transpose(2, 0, 1), order="C")  # (C, H, W), never the read-only cache itself
+        planes = tone_change(planes, self.amounts, rng)
         valid = np.array(raster.valid)
         raster = raster._replace(image=planes.transpose(1, 2, 0), valid=valid)
         sample: Sample = {

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nets.depthwise import quick_backward
+from nets.detail import DetailBranch
 from nets.pretrained import load_backbone
 from utils.errors import ConfigError
 
@@ -26,12 +27,12 @@ DEEPLAB_V2_BACKBONES = ("resnet50", "resnet101")
 
 
 class Prediction(NamedTuple):
-    """What the network says about a batch, at feature resolution.
+    """What the network says about a batch, at feature resolution unless said otherwise.
 
     `main` (B, K, h, w) and `aux` (B, K, h', w') are logits on the last and, unless `aux_level` says otherwise, the last
     but one backbone level, `features` (B, D, h, w) is the last level itself. With an output stride (h', w') is (h, w);
-    with the backbone's own strides the auxiliary level is usually twice as fine. `projected` (B, P, h, w) is there
-    where a projection head was trained beside the network.
+    with the backbone's own strides the auxiliary level is usually twice as fine. With a detail branch `main` has the
+    size of the image. `projected` (B, P, h, w) is there where a projection head was trained beside the network.
     """
 
     main: Tensor
@@ -94,6 +95,7 @@ class Segmenter(nn.Module):
         init: "kaiming" starts every convolution from a fan-in normal and batch-norm scales from N(1, 0.02), biases 0;
             pretrained weights are loaded on top.
         aux_level: what the auxiliary head reads: the last but one level, or the last one as the main head does (CLAN).
+        detail: channels of a branch that sharpens the main head's logits at full resolution; 0: none.
 
     Attributes:
         num_features: D, channels of the last level.
@@ -123,6 +125,7 @@ class Segmenter(nn.Module):
         std: float | Sequence[float] | None = None,
         init: Literal["default", "kaiming"] = "default",
         aux_level: Literal["previous", "last"] = "previous",
+        detail: int = 0,
     ) -> None:
         super().__init__()
         extractor = _build_backbone(backbone, in_channels, output_stride)
@@ -142,6 +145,7 @@ class Segmenter(nn.Module):
         self.stride: int = extractor.feature_info.reduction()[-1]
         self.head_aux = AtrousHead(aux_channels, classes)
         self.head_main = AtrousHead(self.num_features, classes)
+        self.detail = DetailBranch(in_channels, classes, detail) if detail else None
 
         if init == "kaiming":
             _kaiming_init(self)
@@ -165,6 +169,7 @@ class Segmenter(nn.Module):
                 "layout": layout,
                 "freeze_bn": freeze_bn,
                 "aux_level": aux_level,
+                "detail": detail,
             },
             sort_keys=True,
         )
@@ -172,12 +177,16 @@ class Segmenter(nn.Module):
     def forward(self, image: Tensor) -> Prediction:
         if image.ndim != 4 or image.shape[1] != self.in_channels:
             raise ValueError(f"expected images (B, {self.in_channels}, H, W), got {tuple(image.shape)}")
-        aux_features, features = self.backbone((image - self.mean) / self.std)
+        image = (image - self.mean) / self.std
+        aux_features, features = self.backbone(image)
         if getattr(self.backbone, "output_fmt", None) == Format.NHWC:
             aux_features, features = aux_features.permute(0, 3, 1, 2), features.permute(0, 3, 1, 2)
         if self.aux_level == "last":
             aux_features = features
-        return Prediction(main=self.head_main(features), aux=self.head_aux(aux_features), features=features)
+        main = self.head_main(features)
+        if self.detail is not None:
+            main = self.detail(image, resize_logits(main, image.shape[-2:]))
+        return Prediction(main=main, aux=self.head_aux(aux_features), features=features)
 
     @property
     def heads(self) -> dict[str, nn.Module]:
@@ -189,8 +198,8 @@ class Segmenter(nn.Module):
         return (parameter for parameter in self.backbone.parameters() if parameter.requires_grad)
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
-        """The trainable parameters of the two heads, each once."""
-        heads = nn.ModuleList([self.head_aux, self.head_main])
+        """The trainable parameters of the two heads and the detail branch, each once."""
+        heads = nn.ModuleList([self.head_aux, self.head_main, self.detail or nn.Identity()])
         return (parameter for parameter in heads.parameters() if parameter.requires_grad)
 
 

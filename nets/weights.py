@@ -17,7 +17,7 @@ from utils.errors import ConfigError, WeightsError
 from utils.files import write_bytes
 
 HEADS = {"layer5": "head_aux", "layer6": "head_main"}
-ARCHITECTURE = ("backbone", "classes", "in_channels", "output_stride", "layout", "freeze_bn", "aux_level")
+ARCHITECTURE = ("backbone", "classes", "in_channels", "output_stride", "layout", "freeze_bn", "aux_level", "detail")
 MOST = 1024  # classes, or bands
 
 
@@ -136,6 +136,8 @@ def _architecture(text: str) -> dict[str, Any]:
     for key in ("classes", "in_channels"):
         if type(count := arguments.get(key, 1)) is not int or not 1 <= count <= MOST:
             raise ValueError(f"found {key} {count!r}, expected 1 to {MOST}")
+    if type(width := arguments.get("detail", 0)) is not int or not 0 <= width <= MOST:
+        raise ValueError(f"found detail {width!r}, expected 0 to {MOST}")
     return arguments
 
 

@@ -107,6 +107,8 @@ class AugmentConfig:
     """saturation factor is drawn from [1 - s, 1 + s]; three bands only"""
     hue: float = 0.05
     """hue shift is drawn from [-h, h] turns; three bands only"""
+    gamma: float = 0.0
+    """tone curve x^g before the other changes, ln g drawn from [-gamma, gamma]"""
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,8 @@ class NetConfig:
     """random start of what is not loaded; kaiming is the released code's"""
     aux_level: Literal["previous", "last"] = "previous"
     """what the auxiliary head reads: the last but one feature level, or the last one as the main head does (CLAN)"""
+    detail: int = 0
+    """channels of a branch that sharpens the main head's logits at full resolution, about 16; 0: none"""
     freeze_bn: bool = False
     """keep scale and shift of batch normalisation fixed; running statistics still follow the data"""
     mean: list[float] | None = None
@@ -253,8 +257,11 @@ class SplitConfig:
     """easy split of int(ratio * n) + 1 images, as released, instead of int(ratio * n)"""
     iou_weight: float = 0.0
     """rank by score - iou_weight * IoU of the two heads' masks; 0: entropy alone"""
-    pseudo_label: Literal["argmax", "class_median"] = "argmax"
-    """what the stored masks keep: every pixel, or of each predicted class the half of lower entropy (ESL)"""
+    pseudo_label: Literal["argmax", "class_median", "pixel_classifier"] = "argmax"
+    """what the stored masks hold: every pixel, of each predicted class the half of lower entropy (ESL), or the mean of
+    what the teacher and a classifier of single pixels say that it has taught on these images"""
+    pixel_floor: float = 0.6
+    """pixel_classifier: pixels whose probability is below this are ignored"""
     entropy_floor: float = 0.1
     """class_median: an entropy up to this is kept in any case"""
 
@@ -637,14 +644,14 @@ def _explain(message: str, arguments: Sequence[str], schema: type) -> str:
 
 _SHARES = (
     *("hflip", "vflip", "jitter", "brightness", "contrast", "saturation", "momentum"),
-    *("floor", "contrast_floor", "entropy_floor"),
+    *("floor", "contrast_floor", "entropy_floor", "pixel_floor"),
 )
 _COUNTS = (
     *("steps", "batch", "size", "train", "evaluation", "discriminator_width"),
     *("every", "checkpoint", "pictures", "snapshots", "pieces"),
 )
 _WEIGHTS = (
-    *("seed", "workers", "strength", "jaccard", "iou_weight", "weight_decay", "power"),
+    *("seed", "workers", "strength", "jaccard", "detail", "iou_weight", "weight_decay", "power"),
     *("consistency_weight", "contrast_weight", "self_weight", "head_factor", "lr_factor", "focal"),
 )
 
@@ -671,6 +678,8 @@ def _check_values(config: Config) -> None:
             need(value >= 1, key, "1 or more")
         if name in _WEIGHTS or name.startswith(("seg_", "adv_")):
             need(value >= 0, key, "0 or more")
+        if name == "gamma" and ".augment." in key:
+            need(0 <= value <= 2, key, "a number in [0, 2]")
         if name == "hue":
             need(0 <= value <= 0.5, key, "a number of turns in [0, 0.5]")
         if name in ("lr", "discriminator_lr", "epochs") and value is not None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.functional import adjust_saturation
 
-from datasets.augment import LUMA, colour_change, flip
+from datasets.augment import LUMA, colour_change, flip, tone_change
 from datasets.geometry import Raster
 from utils.config import AugmentConfig
 
@@ -168,3 +168,23 @@ def test_grey_stays_grey_under_any_change() -> None:
     for seed in range(10):
         result = changed(grey, seed, brightness=0.5, contrast=0.5, saturation=0.9, hue=0.5)
         assert np.ptp(result, axis=2).max() < 1e-6
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.01, 2))
+def test_tone_curve_keeps_black_white_and_order(seed: int, gamma: float) -> None:
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
+    curve = tone_change(levels, replace(NOTHING, gamma=gamma), np.random.default_rng(seed)).ravel().astype(int)
+    exponent = np.exp(np.random.default_rng(seed).uniform(-gamma, gamma))
+    assert curve[0] == 0 and curve[255] == 255 and (np.diff(curve) >= 0).all()
+    assert curve[128] == round(255 * (128 / 255) ** exponent)
+    assert (curve >= np.arange(256)).all() or (curve <= np.arange(256)).all()
+
+
+def test_tone_curve_without_gamma_draws_nothing_and_jitter_decides() -> None:
+    image, rng = noisy().image, np.random.default_rng(3)
+    before = rng.bit_generator.state
+    assert tone_change(image, NOTHING, rng) is image and rng.bit_generator.state == before
+    changed_ones = sum(
+        not np.array_equal(tone_change(image, replace(NOTHING, gamma=1, jitter=0.25), rng), image) for _ in range(400)
+    )
+    assert 70 < changed_ones < 130

@@ -1,0 +1,127 @@
+"""A second opinion on pseudo-labels: a classifier of single pixels, taught by the network on the same images.
+
+The network looks at shapes, on a grid of its stride, and was taught on another sensor. A classifier that sees a pixel's
+colour and its near surroundings can only repeat what the network says of most pixels of that colour *in this domain*.
+Where the two agree, a label is worth more; where they do not, the network's error is often a matter of place: a block
+that reaches over the edge of a cloud, or a cloud that it missed although it looks like all the others.
+
+Source: co-training (Blum and Mitchell, COLT 1998), with a per-pixel gradient-boosted classifier as in s2cloudless.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from sklearn.ensemble import HistGradientBoostingClassifier
+
+from datasets.files import Item
+from datasets.images import ImageSet
+from utils import processes
+from utils.errors import DataError
+from utils.plots import write_png
+
+PIXELS = 40_000  # of all images together, to learn from
+AT_LEAST = 500  # of each image
+LEVELS = 65_535  # of a stored probability
+SURROUNDINGS = (2, 8)  # pixels, deviation of the Gaussian
+UNCERTAIN = 128  # in a stored mask, beside 0 and 255
+
+
+def pixel_features(image: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """What the classifier sees of each pixel, (H, W, F) float32.
+
+    Mean, smallest, range, and first less last of the bands; mean and deviation of that brightness in its surroundings;
+    and of all valid pixels of the image the brightness's mean and its 10th and 90th percentile.
+
+    Args:
+        image: (H, W, C) uint8, 0 where not valid.
+        valid: (H, W) bool, True somewhere.
+    """
+    bands = image.astype(np.float32) / 255
+    brightness, darkest = bands.mean(2), bands.min(2)
+    layers = [brightness, darkest, bands.max(2) - darkest, bands[..., 0] - bands[..., -1]]
+    weight = valid.astype(np.float32)
+    for deviation in SURROUNDINGS:
+        blurred = partial(cv2.GaussianBlur, ksize=(0, 0), sigmaX=deviation)
+        known = np.maximum(blurred(weight), 1e-6)
+        mean, square = blurred(brightness * weight) / known, blurred(brightness**2 * weight) / known
+        layers += [mean, np.sqrt(np.maximum(square - mean**2, 0))]
+    whole = (brightness[valid].mean(), *np.percentile(brightness[valid], (10, 90)))
+    return np.stack([*layers, *(np.full_like(brightness, value) for value in whole)], 2)
+
+
+def fit(features: np.ndarray, cloud: np.ndarray) -> HistGradientBoostingClassifier | None:
+    """A classifier taught by probabilities of cloud.
+
+    Args:
+        features: (N, F).
+        cloud: (N,) in [0, 1]; a pixel weighs as much as it is sure, `|2 cloud - 1|`.
+
+    Returns:
+        The classifier, or None where all pixels that weigh anything are of one class.
+    """
+    label, weight = cloud > 0.5, np.abs(2 * cloud - 1)
+    if not 0 < weight[label].sum() < weight.sum():
+        return None
+    classifier = HistGradientBoostingClassifier(
+        max_iter=60, max_leaf_nodes=8, min_samples_leaf=200, l2_regularization=1, early_stopping=False, random_state=0
+    )
+    return classifier.fit(features, label, sample_weight=weight)
+
+
+def relabel(images: ImageSet, folder: Path, floor: float) -> float:
+    """Write the stored masks anew: the mean of what the network and the pixel classifier say.
+
+    Args:
+        folder: of stage 2; holds cloud/NAME.png, the network's probability of cloud in 16 bits, and receives
+            pseudo_labels/NAME.png with 0, 255 and, where there is no data or neither class reaches `floor`, 128.
+
+    Returns:
+        The share of the pixels with data that has a label.
+    """
+    each = max(AT_LEAST, math.ceil(PIXELS / len(images)))
+    drawn = processes.divided(partial(_draw, images, folder, each), list(images), desc="pixels", unit="image")
+    features, cloud = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
+    classifier = fit(features, cloud)
+    if classifier is None:
+        print("pixel classifier: the teacher sees one class alone, so its masks stay as they are")
+    write = partial(_write, images, folder, classifier, floor)
+    counts = processes.divided(write, list(images), desc="relabel", unit="image")
+    kept, known = np.sum(counts, axis=0)
+    return float(kept / known)
+
+
+def _draw(images: ImageSet, folder: Path, number: int, item: Item) -> tuple[np.ndarray, np.ndarray]:
+    """Features and probability of so many valid pixels of an image, drawn with repetition by its name."""
+    decoded = images.read(item)
+    cloud = decoded.taken(_stored(folder, item))[decoded.valid]
+    rng = np.random.default_rng(list(item.name.encode()))
+    chosen = rng.integers(len(cloud), size=number)
+    return pixel_features(decoded.image, decoded.valid)[decoded.valid][chosen], cloud[chosen] / LEVELS
+
+
+def _write(
+    images: ImageSet, folder: Path, classifier: HistGradientBoostingClassifier | None, floor: float, item: Item
+) -> tuple[int, int]:
+    """One mask; how many pixels have a label, and how many have data."""
+    decoded = images.read(item)
+    cloud = decoded.taken(_stored(folder, item)) / LEVELS
+    if classifier is not None:
+        features = pixel_features(decoded.image, decoded.valid)
+        said = classifier.predict_proba(features.reshape(-1, features.shape[2]))[:, 1]
+        cloud = (cloud + said.reshape(cloud.shape)) / 2
+    mask = np.where(np.maximum(cloud, 1 - cloud) < floor, UNCERTAIN, np.where(cloud > 0.5, 255, 0)).astype(np.uint8)
+    write_png(folder / "pseudo_labels" / f"{item.name}.png", decoded.placed(mask, UNCERTAIN))
+    return int((mask[decoded.valid] != UNCERTAIN).sum()), int(decoded.valid.sum())
+
+
+def _stored(folder: Path, item: Item) -> np.ndarray:
+    path = folder / "cloud" / f"{item.name}.png"
+    found = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if found is None:
+        raise DataError(f"{path}: cannot be read, expected the PNG that this stage has just written; is the disk full?")
+    return np.asarray(found)
