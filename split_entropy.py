@@ -37,10 +37,11 @@ from utils.domains import training_images
 from utils.engine import device_of
 from utils.errors import DataError
 from utils.files import write_text
+from utils.matching import Matching
 from utils.memory import memory_explained
 from utils.pixel_classifier import LEVELS, UNCERTAIN, relabel
 from utils.plots import write_png
-from utils.predict import probabilities
+from utils.predict import mean_over_scales
 from utils.run import make_generated, open_stage, trained, uses_split
 
 TABLE = "entropy.csv"
@@ -58,9 +59,15 @@ class Ranked(NamedTuple):
 
 
 def score_image(
-    segmenter: Segmenter, images: ImageSet, item: Item, config: Config, folder: Path, histogram: EntropyHistogram | None
+    segmenter: Segmenter,
+    images: ImageSet,
+    item: Item,
+    config: Config,
+    folder: Path,
+    histogram: EntropyHistogram | None,
+    matching: Matching | None,
 ) -> Ranked:
-    """Predict one image, write its pseudo-label and return its score.
+    """Predict one image, in all the views that the configuration asks for, write its pseudo-label and return its score.
 
     With a histogram, the entropies are counted there and kept in entropy/, 16 bits a pixel; where a pixel classifier
     will follow, the probability of cloud is kept in cloud/.
@@ -69,7 +76,11 @@ def score_image(
     for, `iou_weight` times the agreement (IoU of the cloud masks) of the two heads; no label is involved.
     """
     decoded = images.read(item)
-    prob = probabilities(segmenter, decoded.image, config.data)
+    prob = mean_over_scales(segmenter, decoded.image, config.data, config.split.scales)
+    if matching is not None:
+        alike = matching(decoded.image, decoded.valid)
+        second = mean_over_scales(segmenter, alike, config.data, config.split.scales)
+        prob = {head: (prob[head] + second[head]) / 2 for head in prob}
     valid = torch.from_numpy(decoded.valid.copy())
     entropies, mask = normalised_entropy(prob["main"][None])[0], prob["main"].argmax(0) * valid
     entropy = entropies[valid].double()
@@ -145,17 +156,20 @@ def split_entropy(config: Config) -> None:
     images = training_images(config, "target", labels=False)
     easy = easy_count(len(images), config.split)
     histogram = EntropyHistogram(segmenter.classes) if config.split.pseudo_label == "class_median" else None
+    matching = None
+    if config.split.match_source:
+        matching = Matching.between(images, training_images(config, "source", labels=False))
     with explained():
 
         def score(item: Item) -> Ranked:
-            return score_image(segmenter, images, item, config, folder, histogram)
+            return score_image(segmenter, images, item, config, folder, histogram, matching)
 
         ranked = sorted(processes.divided(score, list(images), desc="split", unit="image"))
     if histogram is not None:
         processes.add_up([histogram.counts])
     if config.split.pseudo_label == "pixel_classifier":
         share = relabel(images, folder, config.split.pixel_floor)
-        print(f"pseudo-labels: of teacher and pixel classifier, {share:.1%} of the pixels kept")
+        print(f"pseudo-labels: of the pixel classifier, {share:.1%} of the pixels kept")
     if processes.is_first():
         write_split(folder, ranked, easy, config, histogram)
     processes.barrier()

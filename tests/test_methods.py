@@ -134,6 +134,11 @@ def test_the_oracle_sees_target_labels_alone_and_refuses_to_be_scored_on_them(
         (["--intra.self_training", "[classmix, classmix]"], "each rule once"),
         (["--intra.self_training", "[stored]"], "intra.domains"),
         (["--teacher.supervise", "target"], "intra.enabled"),
+        (["--split.scales", "[]"], "split.scales is .*at least one scale"),
+        (["--split.scales", "[0.01]"], r"split.scales is .*numbers in \[0.1, 10\]"),
+        (["--split.scales", "[0.5, 1]", "--data.geometry", "letterbox"], "unless data.geometry is crop"),
+        (["--teacher.augment.gamma", "3"], r"teacher.augment.gamma is 3.0, expected a number in \[0, 2\]"),
+        (["--net.detail", "-1"], "net.detail is -1, expected 0 or more"),
     ],
 )
 def test_choices_that_cannot_be(extra: list[str], reason: str, tmp_path: Path, tiny_arguments: Arguments) -> None:

@@ -255,11 +255,15 @@ class SplitConfig:
     """mean or sum of the normalised entropy over the image's pixels"""
     plus_one: bool = False
     """easy split of int(ratio * n) + 1 images, as released, instead of int(ratio * n)"""
+    scales: list[float] = field(default_factory=lambda: [1.0])
+    """the teacher's probabilities are the mean over the image at these scales"""
+    match_source: bool = False
+    """and over the image as it is and with the mean and deviation of each band that the source's images have"""
     iou_weight: float = 0.0
     """rank by score - iou_weight * IoU of the two heads' masks; 0: entropy alone"""
     pseudo_label: Literal["argmax", "class_median", "pixel_classifier"] = "argmax"
-    """what the stored masks hold: every pixel, of each predicted class the half of lower entropy (ESL), or the mean of
-    what the teacher and a classifier of single pixels say that it has taught on these images"""
+    """what the stored masks hold: the teacher's class of every pixel, of each class the half of lower entropy (ESL), or
+    what a classifier of single pixels says that the teacher has taught on these images"""
     pixel_floor: float = 0.6
     """pixel_classifier: pixels whose probability is below this are ignored"""
     entropy_floor: float = 0.1
@@ -687,6 +691,11 @@ def _check_values(config: Config) -> None:
         if name == "label_map" and value is not None:
             need(bool(value) and set(value.values()) <= {0, 1, 255}, key, "classes 0 (clear), 1 (cloud), 255 (ignore)")
             need(all(0 <= pixel <= 255 for pixel in value or ()), key, "label values in 0..255")
+    need(bool(config.split.scales), "split.scales", "at least one scale")
+    need(all(0.1 <= scale <= 10 for scale in config.split.scales), "split.scales", "numbers in [0.1, 10]")
+    need(
+        config.split.scales == [1] or config.data.geometry == "crop", "split.scales", "[1] unless data.geometry is crop"
+    )
     need(0 < config.split.ratio < 1, "split.ratio", "a number between 0 and 1; at 0 or 1 one split would be empty")
     need(
         config.intra.step_every == "iteration" or not config.intra.ema_ramp,

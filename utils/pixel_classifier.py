@@ -1,9 +1,9 @@
 """A second opinion on pseudo-labels: a classifier of single pixels, taught by the network on the same images.
 
 The network looks at shapes, on a grid of its stride, and was taught on another sensor. A classifier that sees a pixel's
-colour and its near surroundings can only repeat what the network says of most pixels of that colour *in this domain*.
-Where the two agree, a label is worth more; where they do not, the network's error is often a matter of place: a block
-that reaches over the edge of a cloud, or a cloud that it missed although it looks like all the others.
+colour and its near surroundings can only repeat what the network says of most such pixels *in this domain*. So it mends
+what is a matter of place: a block that reaches over the edge of a cloud, or a cloud that the network missed although it
+looks like all the others. What the network gets wrong wherever it occurs, such as snow, it learns as it is told.
 
 Source: co-training (Blum and Mitchell, COLT 1998), with a per-pixel gradient-boosted classifier as in s2cloudless.
 """
@@ -74,7 +74,7 @@ def fit(features: np.ndarray, cloud: np.ndarray) -> HistGradientBoostingClassifi
 
 
 def relabel(images: ImageSet, folder: Path, floor: float) -> float:
-    """Write the stored masks anew: the mean of what the network and the pixel classifier say.
+    """Write the stored masks anew, as the pixel classifier says that was taught by the network.
 
     Args:
         folder: of stage 2; holds cloud/NAME.png, the network's probability of cloud in 16 bits, and receives
@@ -112,8 +112,7 @@ def _write(
     cloud = decoded.taken(_stored(folder, item)) / LEVELS
     if classifier is not None:
         features = pixel_features(decoded.image, decoded.valid)
-        said = classifier.predict_proba(features.reshape(-1, features.shape[2]))[:, 1]
-        cloud = (cloud + said.reshape(cloud.shape)) / 2
+        cloud = classifier.predict_proba(features.reshape(-1, features.shape[2]))[:, 1].reshape(cloud.shape)
     mask = np.where(np.maximum(cloud, 1 - cloud) < floor, UNCERTAIN, np.where(cloud > 0.5, 255, 0)).astype(np.uint8)
     write_png(folder / "pseudo_labels" / f"{item.name}.png", decoded.placed(mask, UNCERTAIN))
     return int((mask[decoded.valid] != UNCERTAIN).sum()), int(decoded.valid.sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import product
 from typing import Literal
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.geometry import scale_to
 from datasets.samples import network_input
 from nets.segmenter import HEADS, Segmenter, evaluating, resize_logits
 from utils.config import DataConfig
@@ -34,6 +36,18 @@ def probabilities(segmenter: Segmenter, image: np.ndarray, data: DataConfig) -> 
         if data.tile is not None and max(image.shape[:2]) > data.tile:
             return _blend(segmenter, image, data, data.tile)
         return _look(segmenter, image, data)
+
+
+def mean_over_scales(
+    segmenter: Segmenter, image: np.ndarray, data: DataConfig, scales: Sequence[float]
+) -> dict[str, Tensor]:
+    """The mean of `probabilities` over an image that is scaled by each factor, at its native size; "crop" only."""
+    total: dict[str, Tensor] = {}
+    for scale in scales:
+        size = [max(1, round(scale * side)) for side in image.shape[:2]]
+        for head, probability in probabilities(segmenter, scale_to(image, *size), data).items():
+            total[head] = total.get(head, 0) + resize_logits(probability[None], image.shape[:2])[0] / len(scales)
+    return total
 
 
 def _look(segmenter: Segmenter, window: np.ndarray, data: DataConfig) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nets.segmenter import Prediction, Segmenter
 from utils.config import DataConfig
-from utils.predict import decide, probabilities, starts
+from utils.predict import decide, mean_over_scales, probabilities, starts
 
 CROP = DataConfig(size=32, geometry="crop")
 
@@ -68,6 +68,24 @@ def test_probabilities_sum_to_one_and_are_the_same_every_time() -> None:
         torch.testing.assert_close(probability.sum(0), torch.ones(70, 50))
         assert torch.equal(probability, second[head])
     assert all(module.training for module in network.modules())  # as it was
+
+
+def test_one_scale_of_one_is_the_image_itself() -> None:
+    image = np.random.default_rng(1).integers(0, 256, (70, 50, 3), np.uint8)
+    network = PerPixel()
+    once, mean = probabilities(network, image, CROP), mean_over_scales(network, image, CROP, [1.0])
+    assert all(torch.equal(once[head], mean[head]) for head in once)
+
+
+def test_mean_over_scales_is_that_of_the_scaled_images_and_stays_a_probability() -> None:
+    image = np.repeat(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], 64, 0).repeat(3, 2)  # a ramp
+    network = PerPixel()
+    found = mean_over_scales(network, image, CROP, [0.5, 1, 2])
+    assert {window[2:] for window in network.shown} == {(32, 32)} and len(network.shown) == 1 + 9 + 49
+    assert found["main"].shape == (2, 64, 64)
+    torch.testing.assert_close(found["main"].sum(0), torch.ones(64, 64))
+    expected = torch.sigmoid(8 * torch.from_numpy(image[..., 0]).float() / 255 - 4)
+    torch.testing.assert_close(found["main"][1], expected, atol=0.02, rtol=0)  # a ramp is one at every scale
 
 
 @pytest.mark.parametrize(
