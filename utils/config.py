@@ -693,9 +693,6 @@ def _check_values(config: Config) -> None:
             need(all(0 <= pixel <= 255 for pixel in value or ()), key, "label values in 0..255")
     need(bool(config.split.scales), "split.scales", "at least one scale")
     need(all(0.1 <= scale <= 10 for scale in config.split.scales), "split.scales", "numbers in [0.1, 10]")
-    need(
-        config.split.scales == [1] or config.data.geometry == "crop", "split.scales", "[1] unless data.geometry is crop"
-    )
     need(0 < config.split.ratio < 1, "split.ratio", "a number between 0 and 1; at 0 or 1 one split would be empty")
     need(
         config.intra.step_every == "iteration" or not config.intra.ema_ramp,

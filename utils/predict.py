@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Literal
 
@@ -41,11 +42,15 @@ def probabilities(segmenter: Segmenter, image: np.ndarray, data: DataConfig) -> 
 def mean_over_scales(
     segmenter: Segmenter, image: np.ndarray, data: DataConfig, scales: Sequence[float]
 ) -> dict[str, Tensor]:
-    """The mean of `probabilities` over an image that is scaled by each factor, at its native size; "crop" only."""
+    """The mean of `probabilities` over an image that is seen at these scales, 1 being that of training."""
     total: dict[str, Tensor] = {}
     for scale in scales:
-        size = [max(1, round(scale * side)) for side in image.shape[:2]]
-        for head, probability in probabilities(segmenter, scale_to(image, *size), data).items():
+        shown, sized = image, data
+        if data.geometry == "crop":
+            shown = scale_to(image, *(max(1, round(scale * side)) for side in image.shape[:2]))
+        else:
+            sized = replace(data, size=max(1, round(scale * data.size)))
+        for head, probability in probabilities(segmenter, shown, sized).items():
             total[head] = total.get(head, 0) + resize_logits(probability[None], image.shape[:2])[0] / len(scales)
     return total
 

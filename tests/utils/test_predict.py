@@ -88,6 +88,13 @@ def test_mean_over_scales_is_that_of_the_scaled_images_and_stays_a_probability()
     torch.testing.assert_close(found["main"][1], expected, atol=0.02, rtol=0)  # a ramp is one at every scale
 
 
+def test_scales_of_a_letterbox_are_those_of_what_the_network_sees() -> None:
+    network, image = PerPixel(), np.full((64, 48, 3), 90, np.uint8)
+    found = mean_over_scales(network, image, DataConfig(size=32, geometry="letterbox"), [0.5, 1])
+    assert network.shown == [(1, 3, 16, 12), (1, 3, 32, 24)] and found["main"].shape == (2, 64, 48)
+    torch.testing.assert_close(found["main"][1], torch.full((64, 48), 8 * 90 / 255 - 4).sigmoid())
+
+
 @pytest.mark.parametrize(
     ("head", "expected"), [("main", [1, 0, 0]), ("aux", [0, 1, 0]), ("mean", [1, 0, 0]), ("union", [1, 1, 0])]
 )
