@@ -77,8 +77,8 @@ def relabel(images: ImageSet, folder: Path, floor: float) -> float:
     """Write the stored masks anew, as the pixel classifier says that was taught by the network.
 
     Args:
-        folder: of stage 2; holds cloud/NAME.png, the network's probability of cloud in 16 bits, and receives
-            pseudo_labels/NAME.png with 0, 255 and, where there is no data or neither class reaches `floor`, 128.
+        folder: of stage 2; holds cloud/NAME.png, the network's probability of cloud in 16 bits, and the masks
+            pseudo_labels/NAME.png: 0, 255 and, where there is no data or neither class reaches `floor`, 128.
 
     Returns:
         The share of the pixels with data that has a label.
@@ -89,6 +89,7 @@ def relabel(images: ImageSet, folder: Path, floor: float) -> float:
     classifier = fit(features, cloud)
     if classifier is None:
         print("pixel classifier: the teacher sees one class alone, so its masks stay as they are")
+        return 1.0
     write = partial(_write, images, folder, classifier, floor)
     counts = processes.divided(write, list(images), desc="relabel", unit="image")
     kept, known = np.sum(counts, axis=0)
@@ -105,14 +106,12 @@ def _draw(images: ImageSet, folder: Path, number: int, item: Item) -> tuple[np.n
 
 
 def _write(
-    images: ImageSet, folder: Path, classifier: HistGradientBoostingClassifier | None, floor: float, item: Item
+    images: ImageSet, folder: Path, classifier: HistGradientBoostingClassifier, floor: float, item: Item
 ) -> tuple[int, int]:
     """One mask; how many pixels have a label, and how many have data."""
     decoded = images.read(item)
-    cloud = decoded.taken(_stored(folder, item)) / LEVELS
-    if classifier is not None:
-        features = pixel_features(decoded.image, decoded.valid)
-        cloud = classifier.predict_proba(features.reshape(-1, features.shape[2]))[:, 1].reshape(cloud.shape)
+    features = pixel_features(decoded.image, decoded.valid)
+    cloud = classifier.predict_proba(features.reshape(-1, features.shape[2]))[:, 1].reshape(decoded.valid.shape)
     mask = np.where(np.maximum(cloud, 1 - cloud) < floor, UNCERTAIN, np.where(cloud > 0.5, 255, 0)).astype(np.uint8)
     write_png(folder / "pseudo_labels" / f"{item.name}.png", decoded.placed(mask, UNCERTAIN))
     return int((mask[decoded.valid] != UNCERTAIN).sum()), int(decoded.valid.sum())

@@ -139,5 +139,6 @@ def test_a_teacher_of_one_class_keeps_its_masks(blocky: Blocky, capsys: pytest.C
     images, _, folder = blocky
     for item in images:
         write_png(folder / "cloud" / f"{item.name}.png", np.full((128, 128), LEVELS // 5, np.uint16))
+        write_png(folder / "pseudo_labels" / f"{item.name}.png", np.zeros((128, 128), np.uint8))
     relabel(images, folder, 0.6)
     assert not stored(folder / "pseudo_labels" / "i1.png").any() and "one class alone" in capsys.readouterr().out
