@@ -43,6 +43,7 @@ from nets.weights import load_segmenter
 from split_entropy import split_entropy
 from train_intra import train_intra
 from train_teacher import train_teacher
+from utils.averages import grouped
 from utils.cli import run
 from utils.comparison import Comparison, Result, read_published, write
 from utils.config import CompareConfig, Config, flatten, load_config, to_yaml
@@ -102,7 +103,8 @@ def compare(config: CompareConfig) -> None:
     wanted = [job for job in jobs if job.method in config.selected]
     failed = run_jobs([job for job in wanted if job.folder not in done], len(wanted), config)
     folder = Path(config.out) / config.name
-    write(folder, [gather(pair, jobs, config) for pair in config.pairs])
+    found = [gather(pair, jobs, config) for pair in config.pairs]
+    write(folder, found, grouped(found, config.groups))
     there = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
     print(f"\n{(folder / 'table.md').read_text('utf-8')}\n{folder}: {', '.join(there)}")
     if failed:

@@ -224,17 +224,14 @@ class IntraStage:
         if not self.online or ema is None:
             return dict.fromkeys(HEADS, labelled["label"])
         size = labelled["image"].shape[-2:]
-        anchor = shared(self.anchor, labelled["image"], without="features")
-        anchor_logits, ema_logits = upsampled(anchor, size), upsampled(ema, size)
+        of_ema = {head: logits.softmax(1) for head, logits in upsampled(ema, size).items()}
+        if self.w.anchor == "stored":
+            of_anchor = {head: stored_opinion(labelled["label"], of_ema[head]) for head in HEADS}
+        else:
+            anchor = shared(self.anchor, labelled["image"], without="features")
+            of_anchor = {head: logits.softmax(1) for head, logits in upsampled(anchor, size).items()}
         return {
-            head: fuse(
-                anchor_logits[head].softmax(1),
-                ema_logits[head].softmax(1),
-                self.w.fuse,
-                self.w.floor,
-                labelled["valid"],
-            )
-            for head in HEADS
+            head: fuse(of_anchor[head], of_ema[head], self.w.fuse, self.w.floor, labelled["valid"]) for head in HEADS
         }
 
     def guess(self, unlabelled: dict[str, Any], ema: Prediction | None) -> dict[str, Tensor]:
@@ -249,6 +246,12 @@ class IntraStage:
     def after_update(self, clock: Clock) -> None:
         """EMA of weights and batch-norm statistics."""
         self.ema.update(self.trainee, clock.step)
+
+
+def stored_opinion(label: Tensor, ema_prob: Tensor) -> Tensor:
+    """A stored mask (B, H, W) of classes as probabilities (B, K, H, W); the EMA's own where the mask is 255."""
+    certain = torch.zeros_like(ema_prob).scatter_(1, label.masked_fill(label == IGNORE, 0)[:, None], 1.0)
+    return torch.where((label == IGNORE)[:, None], ema_prob, certain)
 
 
 def train_intra(config: Config) -> None:
@@ -299,7 +302,7 @@ def sides(config: Config, split: Path) -> dict[str, ImageSet]:
     else:
         lists = {part: split / f"{part}.txt" for part in ("easy", "hard")}
         images = {part: target.only(read_names(path), path) for part, path in lists.items()}
-        masked = "easy" if config.intra.pseudo_label == "stored" else None
+        masked = "easy" if "stored" in (config.intra.pseudo_label, config.intra.anchor) else None
     if masked is not None:
         images[masked] = images[masked].with_labels(split / "pseudo_labels", STORED)
     return images

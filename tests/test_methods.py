@@ -209,3 +209,18 @@ def test_the_worked_example_of_the_documentation(
     found, rows = terms_of(Path(config.out) / "teacher")
     assert found == SEG | {"squares_main", "squares_aux"}
     assert all(-0.5 <= row["raw/squares_main"] <= -0.25 for row in rows)  # p = (1, 0) and (1/2, 1/2)
+
+
+def test_a_stored_anchor_is_as_sure_as_its_mask_and_leaves_the_rest_to_the_ema() -> None:
+    ema = torch.tensor([[0.9, 0.2, 0.3], [0.1, 0.8, 0.7]]).reshape(1, 2, 1, 3)
+    found = train_intra.stored_opinion(torch.tensor([[[1, 0, 255]]]), ema)
+    torch.testing.assert_close(found[0, :, 0], torch.tensor([[0, 1, 0.3], [1, 0, 0.7]]))
+    union = train_intra.fuse(found, ema, "union")
+    assert union.tolist() == [[[1, 1, 1]]]  # the mask adds a cloud, the EMA adds one, and decides the open pixel
+    assert train_intra.fuse(found, ema, "agree").tolist() == [[[255, 255, 1]]]
+
+
+def test_a_stored_anchor_needs_the_fusion(tmp_path: Path, tiny_arguments: Arguments) -> None:
+    for extra in (["--intra.domains", "source_target"], ["--intra.pseudo_label", "stored"]):
+        with pytest.raises(ConfigError, match=r"intra.anchor is 'stored', expected online unless"):
+            load_config(tiny_arguments(tmp_path, "--intra.anchor", "stored", *extra))

@@ -247,15 +247,18 @@ def _spread(values: Sequence[float]) -> tuple[float | None, float | None]:
 # Writing
 
 
-def write(folder: Path, comparisons: Sequence[Comparison]) -> None:
+def write(folder: Path, comparisons: Sequence[Comparison], above: str = "") -> None:
     """Write table.md, .csv and .tex, results.json and plot_PAIR.png into `folder`; it is made if need be.
+
+    Args:
+        above: text to stand before the tables of table.md.
 
     Raises:
         DataError: a file cannot be written.
     """
     numbers = {comparison.pair: _numbers(comparison) for comparison in comparisons}
     texts = {
-        "table.md": "\n".join(markdown(comparison) for comparison in comparisons),
+        "table.md": "\n".join([*filter(None, [above]), *map(markdown, comparisons)]),
         "table.csv": csv_table(comparisons),
         "table.tex": "\n".join(latex(comparison) for comparison in comparisons),
         "results.json": json.dumps(numbers, indent=2, allow_nan=False) + "\n",

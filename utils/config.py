@@ -294,6 +294,9 @@ class IntraConfig:
     released; source and target images never pass together"""
     pseudo_label: Literal["online", "stored"] = "online"
     """labels of easy images. online: anchor and EMA label each batch anew; stored: the masks of stage 2 (IntraDA)"""
+    anchor: Literal["online", "stored"] = "online"
+    """what the anchor says of an easy image, to be fused with what the EMA says. online: of the augmented image;
+    stored: the masks of stage 2, where it may have looked longer; pixels that these leave open are the EMA's"""
     fuse: Literal["union", "anchor", "ema", "agree", "mean"] = "union"
     """how the anchor's and the EMA's predictions become one pseudo-label"""
     floor: float = 0.0
@@ -442,6 +445,8 @@ class CompareConfig:
     protocol.log.snapshots); no label is involved"""
     best_on_labels: bool = False
     """add a column with the checkpoint that is best on the target's labels, which no user can choose"""
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    """title -> pairs over which the gains are averaged, such as {real sensors: [a, b], generated: [c]}; empty: all"""
     published: str | None = None
     """YAML file of published scores to show beside ours"""
 
@@ -490,6 +495,12 @@ def load_compare_config(arguments: Sequence[str] | None = None, description: str
     if config.reference not in (*config.methods, "asda"):
         near = _nearest(config.reference, list(config.methods))
         raise ConfigError(f"configuration: reference is {config.reference!r}, which is not one of the methods{near}")
+    for title, pairs in config.groups.items():
+        if strange := [pair for pair in pairs if pair not in config.pairs]:
+            near = _nearest(strange[0], list(config.pairs))
+            raise ConfigError(
+                f"configuration: groups.{title} names {strange[0]!r}, which is not one of the pairs{near}"
+            )
     if config.name in config.pairs:
         raise ConfigError(f"configuration: name is {config.name!r}, which is also a pair; give the table another name")
     if unknown := [name for name in config.selected if name not in config.methods]:
@@ -731,6 +742,11 @@ def _check_values(config: Config) -> None:
         "classmix" not in rules or config.intra.domains == "source_target" or config.intra.pseudo_label == "stored",
         "intra.pseudo_label",
         "stored where self_training has classmix on easy and hard images: it pastes labels that are there beforehand",
+    )
+    need(
+        config.intra.anchor == "online" or (config.intra.domains, config.intra.pseudo_label) == ("easy_hard", "online"),
+        "intra.anchor",
+        "online unless intra.domains is easy_hard and intra.pseudo_label is online: only there it is fused",
     )
     need(config.data.size >= 32, "data.size", "32 or more: the discriminators halve the map five times")
     need((config.net.mean is None) == (config.net.std is None), "net.mean", "both net.mean and net.std, or neither")

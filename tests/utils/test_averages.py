@@ -1,0 +1,56 @@
+"""The averages over pairs, by hand."""
+
+from __future__ import annotations
+
+import statistics
+
+import numpy as np
+import pytest
+
+from utils.averages import averages, grouped
+from utils.comparison import Comparison, Result
+
+
+def comparison(pair: str, **wrong: int) -> Comparison:
+    """One image of 100 clear and 100 cloud pixels, of which each method gets so many of each class wrong."""
+    results = [
+        Result(name, 0, ["i"], None, np.array([[[100 - w, w], [w, 100 - w]]]), 1, 1.0, None, [], "last", None)
+        for name, w in wrong.items()
+    ]
+    return Comparison(pair, "held-back images", results, methods=["source_only", "advent", "asda", "oracle"])
+
+
+def miou(wrong: float) -> float:
+    return 100 * (100 - wrong) / (100 + wrong)
+
+
+PAIRS = [
+    comparison("a", source_only=50, advent=40, asda=30, oracle=20),
+    comparison("b", source_only=40, advent=45, asda=30, oracle=10),
+    comparison("c", source_only=30, asda=20),
+]
+
+
+def test_mean_lowest_and_share_of_the_gap() -> None:
+    rows = {row["method"]: row for row in averages(PAIRS)}
+    gains = [miou(30) - miou(50), miou(30) - miou(40), miou(20) - miou(30)]
+    row = rows["asda"]
+    assert row["gain"] == pytest.approx(statistics.mean(gains)) and row["gain_sd"] == pytest.approx(
+        statistics.stdev(gains)
+    )
+    assert (row["lowest_pair"], row["lowest"]) == ("b", pytest.approx(miou(30) - miou(40)))
+    gaps = [miou(20) - miou(50), miou(10) - miou(40)]
+    assert row["gap_share"] == pytest.approx(100 * sum(gains[:2]) / sum(gaps))  # c has no oracle
+    assert rows["advent"]["pairs"] == 2 and rows["advent"]["lowest"] == pytest.approx(miou(45) - miou(40))
+    assert rows["oracle"]["gap_share"] == pytest.approx(100)
+    assert rows["source_only"]["gain"] is None and rows["source_only"]["miou"]["c"] == pytest.approx(miou(30))
+
+
+def test_groups_have_a_table_each_and_a_single_pair_has_none() -> None:
+    text = grouped(PAIRS, {"real": ["a", "b"], "drawn": ["c"]})
+    assert "## real" in text and "## drawn" in text
+    assert "| method | pairs | mean gain | lowest gain | gap to oracle closed | a | b |" in text
+    assert f"| advent | 2 of 2 | {(miou(40) - miou(50) + miou(45) - miou(40)) / 2:+.1f} ± " in text
+    assert f"{miou(45) - miou(40):+.1f} (b)" in text
+    assert "## all pairs" in grouped(PAIRS, {}) and grouped(PAIRS[:1], {}) == ""
+    assert "| advent | 0 of 1 | - | - | - | - |" in text

@@ -1,0 +1,73 @@
+"""What a comparison says over several pairs of domains: the mean gain of each method, and where it gains least."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from utils.comparison import BASELINE, ORACLE, Comparison, table
+from utils.tables import table as markdown_table
+
+
+def averages(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """One row of numbers per method over all pairs in which it and source_only have results, in percent.
+
+    `miou` maps each pair to the mean over seeds; `gain` and `gain_sd` are mean and sample standard deviation over pairs
+    of the gain over source_only, `lowest` is the smallest of them and `lowest_pair` its pair. `gap_share` is the mean
+    gain over that of the oracle, on the pairs that have one: a mean of ratios would be ruled by the smallest gap.
+    """
+    scores = {
+        comparison.pair: {row["method"]: row["miou"] for row in table(comparison) if row["miou"] is not None}
+        for comparison in comparisons
+    }
+    rows = []
+    for method in dict.fromkeys(method for comparison in comparisons for method in comparison.methods):
+        mine = {pair: found[method] for pair, found in scores.items() if method in found}
+        gains = {pair: score - scores[pair][BASELINE] for pair, score in mine.items() if BASELINE in scores[pair]}
+        row: dict[str, Any] = {"method": method, "miou": mine, "pairs": len(gains), "gain": None, "gain_sd": None}
+        row |= {"lowest": None, "lowest_pair": None, "gap_share": None}
+        if gains and method != BASELINE:
+            row["gain"] = statistics.mean(gains.values())
+            row["gain_sd"] = statistics.stdev(gains.values()) if len(gains) > 1 else None
+            row["lowest_pair"] = min(gains, key=lambda pair: gains[pair])
+            row["lowest"] = gains[row["lowest_pair"]]
+            reachable = {
+                pair: scores[pair][ORACLE] - scores[pair][BASELINE] for pair in gains if ORACLE in scores[pair]
+            }
+            if (gap := sum(reachable.values())) > 0:
+                row["gap_share"] = 100 * sum(gains[pair] for pair in reachable) / gap
+        rows.append(row)
+    return rows
+
+
+def markdown(title: str, comparisons: Sequence[Comparison]) -> str:
+    """The table as text; `title` names the group of pairs."""
+    pairs = [comparison.pair for comparison in comparisons]
+    head = ["method", "pairs", "mean gain", "lowest gain", f"gap to {ORACLE} closed", *pairs]
+    lines = [head]
+    for row in averages(comparisons):
+        gain = "-" if row["gain"] is None else f"{row['gain']:+.1f}"
+        lowest = "-" if row["lowest"] is None else f"{row['lowest']:+.1f} ({row['lowest_pair']})"
+        lines.append(
+            [
+                row["method"],
+                f"{len(row['miou'])} of {len(pairs)}",
+                gain + ("" if row["gain_sd"] is None else f" ± {row['gain_sd']:.1f}"),
+                lowest,
+                "-" if row["gap_share"] is None else f"{row['gap_share']:.0f}",
+                *(f"{row['miou'][pair]:.1f}" if pair in row["miou"] else "-" for pair in pairs),
+            ]
+        )
+    note = (
+        f"mIoU in percent, mean over seeds; gain over {BASELINE}, mean ± sample standard deviation over pairs. The "
+        f"share of the gap is the mean gain over that of {ORACLE}."
+    )
+    return f"## {title}\n\n{markdown_table(lines)}\n\n{note}\n"
+
+
+def grouped(comparisons: Sequence[Comparison], groups: Mapping[str, Sequence[str]]) -> str:
+    """A table for each group of pairs, by its name; of all pairs where there is no group, and nothing for one pair."""
+    by_name = {comparison.pair: comparison for comparison in comparisons}
+    chosen = groups or ({"all pairs": list(by_name)} if len(by_name) > 1 else {})
+    return "\n".join(markdown(title, [by_name[pair] for pair in pairs]) for title, pairs in chosen.items())
