@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -257,12 +258,15 @@ def test_score_is_the_mean_entropy_and_ranks_do_not_depend_on_order(
     config = load_config(tiny_arguments(tmp_path))
     images = training_images(config, "target", labels=False)
     prob = {head: torch.tensor([0.9, 0.1])[:, None, None].expand(2, 40, 48) for head in ("main", "aux")}
-    monkeypatch.setattr(split_entropy, "probabilities", lambda *_: prob)
+    monkeypatch.setattr(split_entropy, "mean_over_scales", lambda *_: prob)
     folder = tmp_path / "p"
-    ranked = sorted(split_entropy.score_image(None, images, item, config, folder, None) for item in reversed(images))  # type: ignore[arg-type]
+    score = partial(
+        split_entropy.score_image, None, images, config=config, folder=folder, histogram=None, matching=None
+    )  # type: ignore[arg-type]
+    ranked = sorted(score(item) for item in reversed(images))
     entropy = -(0.9 * np.log2(0.9) + 0.1 * np.log2(0.1))
     assert [place.score for place in ranked] == pytest.approx([entropy] * 6, abs=1e-6)
     assert [place.name for place in ranked] == [item.name for item in images]  # ties by name
     prob["main"] = torch.full((2, 40, 48), torch.nan)
     with pytest.raises(DataError, match=images[0].image.name):
-        split_entropy.score_image(None, images, images[0], config, folder, None)  # type: ignore[arg-type]
+        score(images[0])
