@@ -57,3 +57,21 @@ def test_what_else_a_backbone_holds_stays_as_it_is() -> None:
     changed = {name for name, layer in backbone.named_modules() if type(layer) is not before[name][0]}
     assert changed and all(before[name][1] == (2, 2) for name in changed)
     assert list(backbone.state_dict()) == state
+
+
+def test_bfloat16_of_autocast_is_close_and_gradients_keep_their_types() -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(8, 8, 3, 1, 2, 2, groups=8, bias=False)
+    quick = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 2, 2, groups=8, bias=False))
+    quick.load_state_dict({"0.weight": plain.weight.detach().clone()})
+    quick_backward(quick)
+    image, found = torch.rand(2, 8, 12, 12), []
+    for layer in (plain, quick):
+        mine = image.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            result = layer(mine)
+        assert result.dtype == torch.bfloat16
+        (result.float() ** 2).sum().backward()
+        found.append((result, mine.grad, next(layer.parameters()).grad))
+    for expected, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0.02, atol=0.02 * float(expected.detach().abs().max()))
