@@ -39,7 +39,7 @@ from utils.errors import DataError
 from utils.files import write_text
 from utils.matching import Matching
 from utils.memory import memory_explained
-from utils.pixel_classifier import LEVELS, UNCERTAIN, relabel
+from utils.pixel_classifier import UNCERTAIN, relabel
 from utils.plots import write_png
 from utils.predict import mean_over_scales
 from utils.run import make_generated, open_stage, trained, uses_split
@@ -94,12 +94,15 @@ def score_image(
     write_png(folder / "pseudo_labels" / f"{item.name}.png", stored)
     if histogram is not None:
         histogram.add(entropies, mask.masked_fill(~valid, IGNORE))
-        levels = decoded.placed(quantise(entropies).numpy().astype(np.uint16), 0)
-        write_png(folder / "entropy" / f"{item.name}.png", levels)
+        write_png(folder / "entropy" / f"{item.name}.png", decoded.placed(stored_levels(entropies), 0))
     if config.split.pseudo_label == "pixel_classifier":
-        levels = (prob["main"][1] * LEVELS).round().numpy().astype(np.uint16)
-        write_png(folder / "cloud" / f"{item.name}.png", decoded.placed(levels, 0))
+        write_png(folder / "cloud" / f"{item.name}.png", decoded.placed(stored_levels(prob["main"][1]), 0))
     return Ranked(score, item.name, float(mask[valid].double().mean()))
+
+
+def stored_levels(values: Tensor) -> np.ndarray:
+    """Values in [0, 1] in 16 bits, as they are kept between two passes over the images."""
+    return quantise(values).numpy().astype(np.uint16)
 
 
 def drop_uncertain(folder: Path, names: Sequence[str], thresholds: Tensor) -> float:

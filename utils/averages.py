@@ -14,29 +14,25 @@ def averages(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     """One row of numbers per method over all pairs in which it and source_only have results, in percent.
 
     `miou` maps each pair to the mean over seeds; `gain` and `gain_sd` are mean and sample standard deviation over pairs
-    of the gain over source_only, `lowest` is the smallest of them and `lowest_pair` its pair. `gap_share` is the mean
-    gain over that of the oracle, on the pairs that have one: a mean of ratios would be ruled by the smallest gap.
+    of the gain in `comparison.table`, `lowest` is the smallest of them and `lowest_pair` its pair. `gap_share` is the
+    mean gain over that of the oracle, on the pairs with a gap: a mean of ratios would be ruled by the smallest one.
     """
-    scores = {
-        comparison.pair: {row["method"]: row["miou"] for row in table(comparison) if row["miou"] is not None}
-        for comparison in comparisons
-    }
+    tables = {comparison.pair: {row["method"]: row for row in table(comparison)} for comparison in comparisons}
     rows = []
-    for method in dict.fromkeys(method for comparison in comparisons for method in comparison.methods):
-        mine = {pair: found[method] for pair, found in scores.items() if method in found}
-        gains = {pair: score - scores[pair][BASELINE] for pair, score in mine.items() if BASELINE in scores[pair]}
-        row: dict[str, Any] = {"method": method, "miou": mine, "pairs": len(gains), "gain": None, "gain_sd": None}
+    for method in dict.fromkeys(method for found in tables.values() for method in found):
+        mine = {pair: found[method] for pair, found in tables.items() if method in found}
+        scores = {pair: row["miou"] for pair, row in mine.items() if row["miou"] is not None}
+        gains = {pair: row["gain"] for pair, row in mine.items() if row["gain"] is not None}
+        row: dict[str, Any] = {"method": method, "miou": scores, "pairs": len(gains), "gain": None, "gain_sd": None}
         row |= {"lowest": None, "lowest_pair": None, "gap_share": None}
-        if gains and method != BASELINE:
+        if gains:
             row["gain"] = statistics.mean(gains.values())
             row["gain_sd"] = statistics.stdev(gains.values()) if len(gains) > 1 else None
             row["lowest_pair"] = min(gains, key=lambda pair: gains[pair])
             row["lowest"] = gains[row["lowest_pair"]]
-            reachable = {
-                pair: scores[pair][ORACLE] - scores[pair][BASELINE] for pair in gains if ORACLE in scores[pair]
-            }
-            if (gap := sum(reachable.values())) > 0:
-                row["gap_share"] = 100 * sum(gains[pair] for pair in reachable) / gap
+            gaps = {pair: tables[pair][ORACLE]["gain"] for pair in gains if mine[pair]["gap_share"] is not None}
+            if gaps:
+                row["gap_share"] = 100 * sum(gains[pair] for pair in gaps) / sum(gaps.values())
         rows.append(row)
     return rows
 
