@@ -37,7 +37,6 @@ from utils.domains import training_images
 from utils.engine import device_of
 from utils.errors import DataError
 from utils.files import write_text
-from utils.matching import Matching
 from utils.memory import memory_explained
 from utils.pixel_classifier import UNCERTAIN, relabel
 from utils.plots import write_png
@@ -65,9 +64,8 @@ def score_image(
     config: Config,
     folder: Path,
     histogram: EntropyHistogram | None,
-    matching: Matching | None,
 ) -> Ranked:
-    """Predict one image, in all the views that the configuration asks for, write its pseudo-label and return its score.
+    """Predict one image, at all scales of the configuration, write its pseudo-label and return its score.
 
     With a histogram, the entropies are counted there and kept in entropy/, 16 bits a pixel; where a pixel classifier
     will follow, the probability of cloud is kept in cloud/.
@@ -77,10 +75,6 @@ def score_image(
     """
     decoded = images.read(item)
     prob = mean_over_scales(segmenter, decoded.image, config.data, config.split.scales)
-    if matching is not None:
-        alike = matching(decoded.image, decoded.valid)
-        second = mean_over_scales(segmenter, alike, config.data, config.split.scales)
-        prob = {head: (prob[head] + second[head]) / 2 for head in prob}
     valid = torch.from_numpy(decoded.valid.copy())
     entropies, mask = normalised_entropy(prob["main"][None])[0], prob["main"].argmax(0) * valid
     entropy = entropies[valid].double()
@@ -159,13 +153,10 @@ def split_entropy(config: Config) -> None:
     images = training_images(config, "target", labels=False)
     easy = easy_count(len(images), config.split)
     histogram = EntropyHistogram(segmenter.classes) if config.split.pseudo_label == "class_median" else None
-    matching = None
-    if config.split.match_source:
-        matching = Matching.between(images, training_images(config, "source", labels=False))
     with explained():
 
         def score(item: Item) -> Ranked:
-            return score_image(segmenter, images, item, config, folder, histogram, matching)
+            return score_image(segmenter, images, item, config, folder, histogram)
 
         ranked = sorted(processes.divided(score, list(images), desc="split", unit="image"))
     if histogram is not None:

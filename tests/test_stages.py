@@ -260,9 +260,7 @@ def test_score_is_the_mean_entropy_and_ranks_do_not_depend_on_order(
     prob = {head: torch.tensor([0.9, 0.1])[:, None, None].expand(2, 40, 48) for head in ("main", "aux")}
     monkeypatch.setattr(split_entropy, "mean_over_scales", lambda *_: prob)
     folder = tmp_path / "p"
-    score = partial(
-        split_entropy.score_image, None, images, config=config, folder=folder, histogram=None, matching=None
-    )  # type: ignore[arg-type]
+    score = partial(split_entropy.score_image, None, images, config=config, folder=folder, histogram=None)  # type: ignore[arg-type]
     ranked = sorted(score(item) for item in reversed(images))
     entropy = -(0.9 * np.log2(0.9) + 0.1 * np.log2(0.1))
     assert [place.score for place in ranked] == pytest.approx([entropy] * 6, abs=1e-6)

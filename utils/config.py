@@ -26,6 +26,7 @@ from utils.errors import CONTROL, ConfigError
 PARTS = ("scores", "scenes", "masks", "entropy", "tsne", "gradcam", "report")
 NO_DATA = ("file", "none", "all_zero")  # beside a number and band:NAME; datasets/images.py has what they mean
 SHIFT8 = "shift8"
+LIKE_SOURCE = "source"
 # The choices of losses/registry.py, by name. They stand here again so that a config is checked without torch.
 ALIGNMENTS = ("entropy", "softmax", "minent", "clan")
 CONTRASTS = ("hec", "pix", "u2pl", "sdca")
@@ -73,8 +74,9 @@ class DomainConfig:
     """names of the file's bands, in the file's order; null: the reader's, or what the file says, or red, green, blue"""
     scaling: str | list[float] | None = None
     """how values become 8 bits, once for the whole domain: train (the 0.5 and 99.5 percentiles of the training images,
-    for each band), [low, high], or shift8 (16 bits without the lower 8, as released); null: train unless the files have
-    8 bits, which stay as they are"""
+    for each band), source (of a target: each band gets the mean and deviation that it has in the source), [low, high],
+    or shift8 (16 bits without the lower 8, as released); null: train unless the files have 8 bits, which stay as they
+    are"""
     gamma: float = 1.0
     """tone curve of that scaling, x^(1/gamma): 1 leaves reflectance linear; about 2.2 makes it look like 8-bit
     pictures that are made for the eye, such as those of the other domain"""
@@ -257,8 +259,6 @@ class SplitConfig:
     """easy split of int(ratio * n) + 1 images, as released, instead of int(ratio * n)"""
     scales: list[float] = field(default_factory=lambda: [1.0])
     """the teacher's probabilities are the mean over the image at these scales"""
-    match_source: bool = False
-    """and over the image as it is and with the mean and deviation of each band that the source's images have"""
     iou_weight: float = 0.0
     """rank by score - iou_weight * IoU of the two heads' masks; 0: entropy alone"""
     pseudo_label: Literal["argmax", "class_median", "pixel_classifier"] = "argmax"
@@ -773,12 +773,14 @@ def _check_values(config: Config) -> None:
         known = rule is None or not isinstance(rule, str) or rule in NO_DATA or rule.startswith("band:")
         need(known, f"{role}.nodata", f"{', '.join(NO_DATA)}, band:NAME or a number")
         need(domain.gamma > 0, f"{role}.gamma", "a number above 0")
-        need(domain.gamma == 1 or domain.scaling != SHIFT8, f"{role}.gamma", f"1 where scaling is {SHIFT8}")
+        fixed = domain.scaling in (SHIFT8, LIKE_SOURCE)
+        need(domain.gamma == 1 or not fixed, f"{role}.gamma", f"1 where scaling is {domain.scaling}")
         bounds = domain.scaling
         if isinstance(bounds, list):
             need(len(bounds) == 2 and bounds[0] < bounds[1], f"{role}.scaling", "[low, high] with low below high")
         else:
-            need(bounds in (None, "train", SHIFT8), f"{role}.scaling", f"train, {SHIFT8} or [low, high]")
+            rules = ["train", *[LIKE_SOURCE] * (role == "target"), SHIFT8]
+            need(bounds is None or bounds in rules, f"{role}.scaling", f"{', '.join(rules)} or [low, high]")
     need(bool(config.data.bands), "data.bands", "at least one band")
     need(len(set(config.data.bands)) == len(config.data.bands), "data.bands", "each band once")
     need(config.data.tile is None or config.data.tile >= config.data.size, "data.tile", "data.size or more, or null")

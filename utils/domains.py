@@ -15,9 +15,18 @@ from safetensors import SafetensorError, safe_open
 from datasets.cache import Cache
 from datasets.decode import size_of
 from datasets.files import SUFFIXES, Found, Item, raise_all
-from datasets.images import Decoder, ImageSet, Stretch, checked, has_8_bits, measured_stretch, recorded_scaling
+from datasets.images import (
+    Decoder,
+    ImageSet,
+    Stretch,
+    checked,
+    has_8_bits,
+    matched_stretch,
+    measured_stretch,
+    recorded_scaling,
+)
 from datasets.readers import READERS, find_images
-from utils.config import SHIFT8, Config, DomainConfig
+from utils.config import LIKE_SOURCE, SHIFT8, Config, DomainConfig
 from utils.errors import ConfigError, DataError, WeightsError
 from utils.files import write_text
 from utils.processes import is_first
@@ -25,6 +34,8 @@ from utils.records import read_json, reading
 
 Role = Literal["source", "target"]
 SetName = Literal["train", "eval"]
+
+WHOSE = ("root", "bands", "like")  # what a measured scaling is tied to
 
 
 def training_images(config: Config, role: Role, *, labels: bool) -> ImageSet:
@@ -139,7 +150,7 @@ def decoder_of(config: Config, role: Role) -> Decoder:
         return with_scaling_of(config.eval.weights, decoder)
     if decoder.scaling is not None:
         return decoder
-    return replace(decoder, scaling=_stretch(config, role, decoder, always=domain_of(config, role).scaling == "train"))
+    return replace(decoder, scaling=_stretch(config, role, decoder))
 
 
 def with_scaling_of(weights: str, decoder: Decoder) -> Decoder:
@@ -160,26 +171,32 @@ def with_scaling_of(weights: str, decoder: Decoder) -> Decoder:
     return replace(decoder, scaling=scaling)
 
 
-def _stretch(config: Config, role: Role, decoder: Decoder, *, always: bool) -> Stretch | None:
-    """The measured stretch of a domain; None for files of 8 bits, unless `always`."""
-    record, gamma = Path(config.out) / f"scaling_{role}.json", domain_of(config, role).gamma
-    whose = {"root": domain_of(config, role).root, "bands": list(decoder.bands)}
+def _stretch(config: Config, role: Role, decoder: Decoder) -> Stretch | None:
+    """The measured stretch of a domain; None for files of 8 bits, unless its `scaling` asks for one."""
+    domain = domain_of(config, role)
+    record, rule, gamma = Path(config.out) / f"scaling_{role}.json", domain.scaling, domain.gamma
+    whose = {"root": domain.root, "bands": list(decoder.bands)}
+    if rule == LIKE_SOURCE:
+        whose["like"] = config.source.root
     if record.exists():
         with reading(record, "a measured scaling", "restore it, or give another --out", ConfigError):
             known = read_json(record)
-            if {key: known[key] for key in whose} != whose:
-                raise ConfigError(f"{record}: measured for {known['root']}, {known['bands']}; give another --out")
+            if {key: known.get(key) for key in WHOSE} != {key: whose.get(key) for key in WHOSE}:
+                like = f" like {known['like']}" if "like" in known else ""
+                raise ConfigError(f"{record}: measured for {known['root']}{like}, {known['bands']}; give another --out")
             stretch = recorded_scaling([known["low"], known["high"], gamma, known["dtype"]], len(decoder.bands))
         assert isinstance(stretch, Stretch)
         return stretch
     items = listed(config, role, "train", labels=False)
-    if not always and has_8_bits(items, decoder):
-        if gamma != 1:
-            raise ConfigError(
-                f"{role}.gamma is {gamma}, but the files have 8 bits; give {role}.scaling: train, or gamma 1"
-            )
+    if rule == LIKE_SOURCE:
+        other = listed(config, "source", "train", labels=False)
+        stretch = matched_stretch(items, decoder, other, decoder_of(config, "source"))
+    elif rule == "train" or not has_8_bits(items, decoder):
+        stretch = measured_stretch(items, decoder)._replace(gamma=gamma)
+    elif gamma != 1:
+        raise ConfigError(f"{role}.gamma is {gamma}, but the files have 8 bits; give {role}.scaling: train, or gamma 1")
+    else:
         return None
-    stretch = measured_stretch(items, decoder)._replace(gamma=gamma)
     if is_first():  # all measure the same
         record.parent.mkdir(parents=True, exist_ok=True)
         write_text(record, json.dumps({**whose, **stretch._asdict()}, indent=2) + "\n")

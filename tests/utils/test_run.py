@@ -288,6 +288,20 @@ def test_a_damaged_scaling_is_named(tmp_path: Path, load: Load, change: dict[str
         decoder_of(config, "target")
 
 
+def test_a_scaling_like_the_source_is_measured_once_and_tied_to_it(tmp_path: Path, load: Load) -> None:
+    config = load("--target.scaling=source")
+    first = decoder_of(config, "target")
+    assert first.scaling is not None and decoder_of(config, "source").scaling is None
+    record = tmp_path / "run/scaling_target.json"
+    assert json.loads(record.read_text())["like"] == config.source.root
+    for path in Path(config.source.root).rglob("*.png"):
+        path.unlink()  # it is read, not measured again
+    assert decoder_of(config, "target") == first
+    for other in (load("--target.scaling=train"), load("--target.scaling=source", f"--source.root={tmp_path}")):
+        with pytest.raises(ConfigError, match=r"scaling_target\.json: measured for .* like .*; give another --out"):
+            decoder_of(other, "target")
+
+
 @pytest.mark.parametrize("data", ["{", "[]", '{"target": {"scaling": [[0, 0, 0], [1, 1]]}}', "[" * 9999])
 def test_a_damaged_scaling_in_a_weights_file_is_named(tmp_path: Path, load: Load, data: str) -> None:
     path = tmp_path / "w.safetensors"
