@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Stages 1, 2, 3 and the evaluation of one configuration:  bash bash.sh [CONFIG] [--key value ...]
 # CONFIG is configs/demo.yaml by default; every further argument goes to all stages, e.g. --seed 1 --out runs/demo_seed1.
+# The method is that of configs/methods/asda.yaml, unless an argument names another file of that folder.
 # Safe to repeat: what is finished is left, what is unfinished is continued.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -11,14 +12,16 @@ if [ $# -gt 0 ] && [[ $1 != --* ]]; then
     config=$1
     shift
 fi
+set -- --config "$config" "$@"
+[[ $* == *configs/methods/* ]] || set -- --config configs/methods/asda.yaml "$@"
 
 echo "== source-only baseline"
-python train_teacher.py --config "$config" "$@" --config configs/methods/source_only.yaml
+python train_teacher.py "$@" --config configs/methods/source_only.yaml
 echo "== stage 1: teacher"
-python train_teacher.py --config "$config" "$@"
+python train_teacher.py "$@"
 echo "== stage 2: entropy split"
-python split_entropy.py --config "$config" "$@"
+python split_entropy.py "$@"
 echo "== stage 3: student"
-python train_intra.py --config "$config" "$@"
+python train_intra.py "$@"
 echo "== evaluation"
-python eval.py --config "$config" "$@"
+python eval.py "$@"

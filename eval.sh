@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Scores, masks, entropy maps, t-SNE, Grad-CAM and report.html of a finished run:  bash eval.sh [CONFIG] [--key value ...]
+# The method is chosen as in bash.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ./setup_env.sh
@@ -9,6 +10,8 @@ if [ $# -gt 0 ] && [[ $1 != --* ]]; then
     config=$1
     shift
 fi
+set -- --config "$config" "$@"
+[[ $* == *configs/methods/* ]] || set -- --config configs/methods/asda.yaml "$@"
 
 echo "== evaluation of $config"
-python eval.py --config "$config" "$@"
+python eval.py "$@"

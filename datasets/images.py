@@ -299,9 +299,15 @@ def measured_stretch(items: Sequence[Item], decoder: Decoder) -> Stretch:
 
 
 def matched_stretch(
-    items: Sequence[Item], decoder: Decoder, other_items: Sequence[Item], other_decoder: Decoder
+    items: Sequence[Item],
+    decoder: Decoder,
+    other_items: Sequence[Item],
+    other_decoder: Decoder,
+    gamma: float = 1.0,
 ) -> Stretch:
     """The stretch that gives a domain the colours of another, which has a scaling: band by band the mean and deviation.
+
+    With a tone curve they are those before it: of the other's values, what the curve would have been given.
 
     Source: the colour transfer of Reinhard et al. (CG&A 2001), between domains in place of images and in their own
     bands: a single image may be all cloud or all clear, and would lose what tells one from the other.
@@ -310,12 +316,12 @@ def matched_stretch(
         DataError: no pixel of one of them is valid.
     """
     values, dtype = drawn_values(items, decoder)
-    wanted = drawn_values(other_items, other_decoder, scaled=True)[0]
+    wanted = 255 * (drawn_values(other_items, other_decoder, scaled=True)[0] / 255) ** gamma
     spread, other = values.std(0), wanted.std(0)
     sound = (spread > 0) & (other > 0)  # not a band of one value, of which the mean alone can follow
     unit = np.where(sound, other / np.where(sound, spread, 1), 1)  # levels of 8 bits for a step of the stored value
     low = values.mean(0) - wanted.mean(0) / unit
-    return Stretch(tuple(map(float, low)), tuple(map(float, low + 255 / unit)), dtype=dtype)
+    return Stretch(tuple(map(float, low)), tuple(map(float, low + 255 / unit)), gamma, dtype)
 
 
 def drawn_values(items: Sequence[Item], decoder: Decoder, *, scaled: bool = False) -> tuple[np.ndarray, str]:

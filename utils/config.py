@@ -773,8 +773,7 @@ def _check_values(config: Config) -> None:
         known = rule is None or not isinstance(rule, str) or rule in NO_DATA or rule.startswith("band:")
         need(known, f"{role}.nodata", f"{', '.join(NO_DATA)}, band:NAME or a number")
         need(domain.gamma > 0, f"{role}.gamma", "a number above 0")
-        fixed = domain.scaling in (SHIFT8, LIKE_SOURCE)
-        need(domain.gamma == 1 or not fixed, f"{role}.gamma", f"1 where scaling is {domain.scaling}")
+        need(domain.gamma == 1 or domain.scaling != SHIFT8, f"{role}.gamma", f"1 where scaling is {SHIFT8}")
         bounds = domain.scaling
         if isinstance(bounds, list):
             need(len(bounds) == 2 and bounds[0] < bounds[1], f"{role}.scaling", "[low, high] with low below high")

@@ -190,7 +190,7 @@ def _stretch(config: Config, role: Role, decoder: Decoder) -> Stretch | None:
     items = listed(config, role, "train", labels=False)
     if rule == LIKE_SOURCE:
         other = listed(config, "source", "train", labels=False)
-        stretch = matched_stretch(items, decoder, other, decoder_of(config, "source"))
+        stretch = matched_stretch(items, decoder, other, decoder_of(config, "source"), gamma)
     elif rule == "train" or not has_8_bits(items, decoder):
         stretch = measured_stretch(items, decoder)._replace(gamma=gamma)
     elif gamma != 1:

@@ -371,6 +371,16 @@ def test_matched_stretch_follows_the_other_s_own_scaling(tmp_path: Path) -> None
     assert stretch.low == pytest.approx([0]) and stretch.high == pytest.approx([127.5])
 
 
+def test_matched_stretch_before_a_tone_curve_by_hand(tmp_path: Path) -> None:
+    """With gamma 2, levels 102 and 204 are 0.16 and 0.64 before the curve, as 1000 and 4000 are between 0 and 6250."""
+    deep = item_of(raster(tmp_path / "deep.tif", np.array([[1000, 4000]], np.uint16)))
+    seen = item_of(raster(tmp_path / "seen.tif", np.array([[102, 204]], np.uint8)))
+    decoder = Decoder(("gray",))
+    stretch = matched_stretch([deep], decoder, [seen], decoder, 2.0)
+    assert stretch.low == pytest.approx([0], abs=1e-9) and stretch.high == pytest.approx([6250]) and stretch.gamma == 2
+    assert replace(decoder, scaling=stretch).read(deep).image[..., 0].tolist() == [[102, 204]]
+
+
 @pytest.mark.parametrize("levels", [(70, 90), (70, 70)])
 def test_a_band_of_one_value_is_matched_to_the_other_s_mean(tmp_path: Path, levels: tuple[int, int]) -> None:
     flat = item_of(raster(tmp_path / "flat.tif", np.full((4, 5), 7000, np.uint16)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -279,14 +280,9 @@ def _leaves(values: dict[str, object], prefix: str = "") -> dict[str, object]:
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda path: path.stem)
-def test_released_preset_brings_its_own_network_and_asda_changes_nothing(pair: Path) -> None:
-    released, asda = (
-        load_config(["--config", str(pair), "--config", str(ROOT / f"configs/methods/{name}.yaml")])
-        for name in ("asda_released", "asda")
-    )
-    net = released.net
+def test_released_preset_brings_its_own_network(pair: Path) -> None:
+    net = load_config(["--config", str(pair), "--config", str(ROOT / "configs/methods/asda_released.yaml")]).net
     assert (net.backbone, net.layout, net.output_stride, net.discriminator_width) == ("resnet50", "deeplab_v2", 8, 64)
-    assert asda == load_config(["--config", str(pair)])
 
 
 def test_there_are_pairs_and_methods() -> None:
@@ -294,8 +290,49 @@ def test_there_are_pairs_and_methods() -> None:
     assert {"source_only", "advent", "intrada", "asda", "asda_released", "oracle"} <= {path.stem for path in METHODS}
 
 
-def test_asda_file_states_the_defaults() -> None:
-    assert load_config([*DOMAINS, "--config", str(ROOT / "configs/methods/asda.yaml")]) == load_config(DOMAINS)
+def test_asda_has_the_ingredients_of_the_abstract() -> None:
+    """In stage 1 the alignment of entropies; in stage 3 anchor and EMA, alignment, contrast and consistency."""
+    config = load_config([*DOMAINS, "--config", str(ROOT / "configs/methods/asda.yaml")])
+    teacher, intra = config.teacher, config.intra
+    assert (teacher.alignment, intra.alignment, intra.domains) == ("entropy", "entropy", "easy_hard")
+    assert intra.pseudo_label == "online" and intra.fuse not in ("anchor", "ema")
+    assert (intra.contrast, intra.consistency, intra.export) == ("hec", "logits", "ema")
+    assert min(teacher.adv_main, intra.adv_main, intra.contrast_weight, intra.consistency_weight) > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "method"),
+    [
+        ([], "asda"),
+        (["configs/hrc_to_biome.yaml", "--seed", "3"], "asda"),
+        (["--config", "configs/methods/advent.yaml"], "advent"),
+    ],
+)
+@pytest.mark.parametrize("script", ["bash.sh", "eval.sh"])
+def test_scripts_choose_the_method(script: str, words: list[str], method: str, tmp_path: Path) -> None:
+    """ASDA unless an argument names another; the pair's own settings win over ASDA's, the reader's over both."""
+    called = tmp_path / "python"
+    called.write_text('#!/bin/sh\nprintf "%s " "$@" >> "$CALLED"; echo >> "$CALLED"\n')
+    called.chmod(0o755)
+    for folder in ("configs", "configs/methods"):
+        (tmp_path / folder).mkdir()
+    for name in (script, "setup_env.sh"):
+        (tmp_path / name).write_text((ROOT / name).read_text("utf-8") if name == script else "")
+    log = tmp_path / "log"
+    search = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLED": str(log)}
+    subprocess.run(["bash", str(tmp_path / script), *words], check=True, env=search, capture_output=True)
+    lines = [line.split() for line in log.read_text().splitlines()]
+    assert [line[0] for line in lines] == {
+        "bash.sh": ["train_teacher.py", "train_teacher.py", "split_entropy.py", "train_intra.py", "eval.py"],
+        "eval.sh": ["eval.py"],
+    }[script]
+    pair = words[0] if words and not words[0].startswith("--") else "configs/demo.yaml"
+    rest = [word for word in words if word != pair]
+    wanted = [*["--config", "configs/methods/asda.yaml"] * (method == "asda"), "--config", pair, *rest]
+    baseline = ["--config", "configs/methods/source_only.yaml"]
+    assert [line[1:] for line in lines] == [
+        [*wanted, *baseline * (script == "bash.sh" and number == 0)] for number in range(len(lines))
+    ]
 
 
 # scripts
