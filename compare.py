@@ -18,6 +18,7 @@ if __name__ == "__main__":
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -408,6 +409,7 @@ def score(config: Config, weights: Path, choice: Mapping[str, Any]) -> dict[str,
         "selected": selected,
         "chosen": chosen,
         "best": found[best] if choice["best_on_labels"] else [],
+        "repeatability": None if math.isnan(tallies[chosen].repeatability) else tallies[chosen].repeatability,
     }
 
 
@@ -472,6 +474,7 @@ def result_of(job: Job, found: Mapping[str, Any]) -> Result:
         warnings=[str(warning) for warning in found["warnings"]],
         selected=str(found["selected"]),
         best_matrices=best if found["best"] else None,
+        repeatability=None if found.get("repeatability") is None else float(found["repeatability"]),
     )
 
 

@@ -6,7 +6,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from utils.comparison import BASELINE, ORACLE, Comparison, table
+import numpy as np
+from scipy.stats import pearsonr, spearmanr
+
+from utils.comparison import BASELINE, ORACLE, Comparison, Result, table
+from utils.metrics import scores
 from utils.tables import table as markdown_table
 
 
@@ -66,4 +70,38 @@ def grouped(comparisons: Sequence[Comparison], groups: Mapping[str, Sequence[str
     """A table for each group of pairs, by its name; of all pairs where there is no group, and nothing for one pair."""
     by_name = {comparison.pair: comparison for comparison in comparisons}
     chosen = groups or ({"all pairs": list(by_name)} if len(by_name) > 1 else {})
-    return "\n".join(markdown(title, [by_name[pair] for pair in pairs]) for title, pairs in chosen.items())
+    tables = [markdown(title, [by_name[pair] for pair in pairs]) for title, pairs in chosen.items()]
+    return "\n".join([*tables, *([f"{foretelling(comparisons)}\n"] if tables else [])])
+
+
+def gains(comparisons: Sequence[Comparison]) -> np.ndarray:
+    """Change of repeatability and of mIoU (N, 2), in percent, from source_only to each other run of its pair and seed;
+    without the oracle, and without runs that have no repeatability."""
+    found = []
+    for comparison in comparisons:
+        runs = {(of.method, of.seed): of for of in comparison.results if of.repeatability is not None}
+        for (method, seed), run in runs.items():
+            before = runs.get((BASELINE, seed))
+            if method not in (BASELINE, ORACLE) and before is not None:
+                changes = (run.repeatability - before.repeatability, _miou(run) - _miou(before))  # type: ignore[operator]
+                found.append([100 * change for change in changes])
+    return np.array(found).reshape(-1, 2)
+
+
+def foretelling(comparisons: Sequence[Comparison]) -> str:
+    """What repeatability, which needs no labels, would have told of the gain of each run."""
+    foretold, true = gains(comparisons).T
+    if len(true) < 3 or not np.ptp(foretold) or not np.ptp(true):
+        return "Repeatability: too few runs to say what it is worth."
+    harmed, warned = true < 0, foretold < 0
+    return (
+        f"Repeatability (utils/confidence.py), which needs no labels: over {len(true)} runs its change from {BASELINE} "
+        f"has a correlation of {pearsonr(foretold, true).statistic:+.2f} with the gain in mIoU, and of their ranks "
+        f"{spearmanr(foretold, true).statistic:+.2f}. It falls in {int((harmed & warned).sum())} of the "
+        f"{int(harmed.sum())} runs that lost, and in {int((~harmed & warned).sum())} of the {int((~harmed).sum())} "
+        "that did not."
+    )
+
+
+def _miou(result: Result) -> float:
+    return float(scores(result.matrices.sum(0))["miou"])

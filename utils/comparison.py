@@ -54,6 +54,7 @@ class Result(NamedTuple):
     warnings: list[str]
     selected: str  # "last", or the rule by which the checkpoint was chosen
     best_matrices: np.ndarray | None  # as `matrices`, at the checkpoint that is best on the target's labels
+    repeatability: float | None = None  # of the masks on the target, see utils/confidence.py; needs no labels
 
 
 class Published(NamedTuple):
@@ -421,7 +422,10 @@ def _numbers(comparison: Comparison) -> dict[str, Any]:
     """What results.json holds of a pair: the table, and each run's pooled confusion matrix and cost."""
     runs = [
         {
-            **{key: getattr(result, key) for key in ("method", "seed", "steps", "seconds", "peak_mib", "selected")},
+            **{
+                key: getattr(result, key)
+                for key in ("method", "seed", "steps", "seconds", "peak_mib", "selected", "repeatability")
+            },
             "warnings": result.warnings,
             "confusion": result.matrices.sum(0).tolist(),
         }

@@ -24,8 +24,8 @@ from utils import processes
 from utils.errors import DataError
 from utils.plots import write_png
 
-PIXELS = 40_000  # of all images together, to learn from
-AT_LEAST = 500  # of each image
+PIXELS, MOST = 40_000, 200_000  # of all images together, to learn from: at least, and at most
+ENOUGH = 500  # of each image, where there are many
 LEVELS = 65_535  # of a stored probability
 SURROUNDINGS = (2, 8)  # pixels, deviation of the Gaussian
 UNCERTAIN = 128  # in a stored mask, beside 0 and 255
@@ -83,8 +83,7 @@ def relabel(images: ImageSet, folder: Path, floor: float) -> float:
     Returns:
         The share of the pixels with data that has a label.
     """
-    each = max(AT_LEAST, math.ceil(PIXELS / len(images)))
-    drawn = processes.divided(partial(_draw, images, folder, each), list(images), desc="pixels", unit="image")
+    drawn = processes.divided(partial(_draw, images, folder), list(images), desc="pixels", unit="image")
     features, cloud = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
     classifier = fit(features, cloud)
     if classifier is None:
@@ -96,12 +95,22 @@ def relabel(images: ImageSet, folder: Path, floor: float) -> float:
     return float(kept / known)
 
 
-def _draw(images: ImageSet, folder: Path, number: int, item: Item) -> tuple[np.ndarray, np.ndarray]:
-    """Features and probability of so many valid pixels of an image, drawn with repetition by its name."""
+def drawn_places(name: str, pixels: int, images: int) -> np.ndarray:
+    """Which of an image's valid pixels to learn from, (N,) in [0, pixels): with repetition, by its name.
+
+    Args:
+        pixels: their number, 1 or more.
+        images: of the domain; the fewer, the more of each.
+    """
+    number = max(math.ceil(PIXELS / images), min(ENOUGH, math.ceil(MOST / images)))
+    return np.random.default_rng(list(name.encode())).integers(pixels, size=number)
+
+
+def _draw(images: ImageSet, folder: Path, item: Item) -> tuple[np.ndarray, np.ndarray]:
+    """Features and probability of the drawn pixels of an image."""
     decoded = images.read(item)
     cloud = decoded.taken(_stored(folder, item))[decoded.valid]
-    rng = np.random.default_rng(list(item.name.encode()))
-    chosen = rng.integers(len(cloud), size=number)
+    chosen = drawn_places(item.name, len(cloud), len(images))
     return pixel_features(decoded.image, decoded.valid)[decoded.valid][chosen], cloud[chosen] / LEVELS
 
 

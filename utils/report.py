@@ -170,6 +170,7 @@ def _domain(role: str, entry: dict[str, Any]) -> dict[str, Any]:
     if rows:
         facts["cloud_share"] = float(entry["cloud_share"])
         facts["interval"] = {"groups": int(entry["interval"]["groups"]), "over": entry["interval"]["over"]}
+    facts["warnings"] = [str(warning) for warning in entry.get("warnings", [])]
     facts["agreement"] = {names: float(share) for names, share in entry["agreement"].items()}
     tables = {"header": HEADER, "rows": rows, "signs": sign_rows(entry), "gains": gains}
     return {"role": role, "root": entry["root"], "protocol": entry["protocol"], **facts, **tables}

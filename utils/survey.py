@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,9 +18,11 @@ from datasets.images import ImageSet
 from losses import normalised_entropy
 from nets.segmenter import Segmenter
 from utils import processes
+from utils.confidence import repeatability
 from utils.config import Config, DomainConfig
 from utils.domains import Role
 from utils.metrics import brightness_counts, calibration_bins, confusion_matrix
+from utils.pixel_classifier import drawn_places, pixel_features
 from utils.plots import UNKNOWN, colour_entropy, colour_errors, colour_mask, write_png
 from utils.predict import decide, decided, probabilities
 
@@ -50,6 +53,7 @@ class Tally:
 
     `matrices` holds (2, 2) counts, or None for an image without a label; `entropy`, `heads` and `cloud` are means over
     an image's pixels with data: normalised entropy, agreement of the two heads' masks, share of predicted cloud.
+    `repeatability` is that of all masks together, see `confidence.repeatability`.
     """
 
     matrices: list[np.ndarray | None] = field(default_factory=list)
@@ -57,6 +61,7 @@ class Tally:
     entropy: list[float] = field(default_factory=list)
     heads: list[float] = field(default_factory=list)
     cloud: list[float] = field(default_factory=list)
+    repeatability: float = math.nan
 
     @property
     def matrix(self) -> np.ndarray:
@@ -100,23 +105,30 @@ def survey(
             tally.entropy.append(counts.entropy)
             tally.heads.append(counts.heads)
             tally.cloud.append(counts.cloud)
+    features = [one.features for one in found]
+    for name, tally in result.tallies.items():
+        tally.repeatability = repeatability(features, [one.counts[name].drawn for one in found])
     return result
 
 
 class _Counts(NamedTuple):
-    """What one model said about one image, see `Tally`."""
+    """What one model said about one image, see `Tally`; `drawn` is the probability of cloud (N,) at some pixels."""
 
     matrix: np.ndarray | None
     calibration: np.ndarray | float
     entropy: float
     heads: float
     cloud: float
+    drawn: np.ndarray
 
 
 class _Looked(NamedTuple):
+    """All that is counted in one image; `features` (N, F) are those of the drawn pixels."""
+
     counts: dict[str, _Counts]
     agreement: dict[tuple[str, str], float]
     brightness: np.ndarray | int
+    features: np.ndarray
 
 
 def _look(
@@ -133,6 +145,7 @@ def _look(
     image, label, valid = decoded.image, decoded.label, decoded.valid
     found: dict[str, np.ndarray] = {}
     counts: dict[str, _Counts] = {}
+    places = drawn_places(item.name, int(valid.sum()), len(domain.images))
     for name, model in models.items():
         probability = probabilities(model, image, config.data)
         chosen = decided(probability, config.eval.head)
@@ -152,6 +165,7 @@ def _look(
             entropy=float(uncertain[valid].mean(dtype=np.float64)),
             heads=float(same[valid].mean()),
             cloud=float(found[name].mean()),
+            drawn=chosen[1].numpy()[valid][places],
         )
         place = Path(domain.role, name, f"{item.name}.png")
         if masks:
@@ -162,4 +176,5 @@ def _look(
         if entropy:
             write_png(folder / "entropy" / place, decoded.placed(colour_entropy(uncertain), UNKNOWN))
     agreement = {pair: float((found[pair[0]] == found[pair[1]]).mean()) for pair in combinations(found, 2)}
-    return _Looked(counts, agreement, 0 if label is None else brightness_counts(image, label))
+    features = pixel_features(image, valid)[valid][places]
+    return _Looked(counts, agreement, 0 if label is None else brightness_counts(image, label), features)

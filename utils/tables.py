@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from utils.confidence import harm_foretold
 from utils.config import Config
 from utils.files import write_text
 from utils.metrics import CLASSES, best_threshold, bootstrap, calibration_error, interval, score_at, scores, trivial
@@ -68,11 +69,14 @@ def _domain_report(result: Survey) -> dict[str, Any]:
                 "mean_entropy": float(np.mean(tally.entropy)),
                 "head_agreement": float(np.mean(tally.heads)),
                 "cloud_share": float(np.mean(tally.cloud)),
+                "repeatability": tally.repeatability,
             }
             for name, tally in tallies.items()
         },
         "agreement": {f"{a} and {b}": float(np.mean(values)) for (a, b), values in result.agreement.items()},
     }
+    if domain.role == "target":
+        entry["warnings"] = harm_foretold({name: signs["repeatability"] for name, signs in entry["signs"].items()})
     first = next(iter(tallies.values())).matrix
     if not first.sum():
         return entry
@@ -140,18 +144,17 @@ def markdown(report: dict[str, Any]) -> str:
             text.append(table([HEADER, *(row(name, values) for name, values in entry["models"].items())]) + "\n\n")
         else:
             text.append(f"{head}. No label with a known pixel, so there are masks and signs, and no scores.\n\n")
-        text.append(f"Signs that need no labels ({role}), percent, means over images:\n\n{table(sign_rows(entry))}\n")
+        text.append(f"Signs that need no labels ({role}), percent:\n\n{table(sign_rows(entry))}\n")
+        text += [f"\nWARNING: {warning}.\n" for warning in entry.get("warnings", [])]
         pairs = ", ".join(f"{names} {value:.1%}" for names, value in entry["agreement"].items())
         text.append(f"\nPixels on which two models agree: {pairs}.\n\n" if pairs else "\n")
     return "".join(text)
 
 
 def sign_rows(entry: dict[str, Any]) -> list[list[str]]:
-    """Header and one row per model: mean entropy, agreement of the two heads, predicted cloud share."""
-    rows = [["model", "mean entropy", "agreement of the two heads", "predicted cloud"]]
-    return rows + [
-        [name, *(f"{100 * value:.2f}" for value in signs.values())] for name, signs in entry["signs"].items()
-    ]
+    """Header and one row per model: mean entropy, agreement of the two heads, predicted cloud share, repeatability."""
+    rows = [["model", "mean entropy", "agreement of the two heads", "predicted cloud", "repeatability"]]
+    return rows + [[name, *(_percent(value) for value in signs.values())] for name, signs in entry["signs"].items()]
 
 
 def row(name: str, values: dict[str, Any]) -> list[str]:

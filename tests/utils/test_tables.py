@@ -112,11 +112,24 @@ def test_without_labels_there_are_signs_and_no_scores(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "metrics.json").read_text())["domains"]["target"]
     assert report["models"] == {} and report["labelled"] == 0
     assert report["signs"]["student"] == {"mean_entropy": pytest.approx(0.4), "head_agreement": pytest.approx(0.9),
-                                          "cloud_share": pytest.approx(0.2)}  # fmt: skip
+                                          "cloud_share": pytest.approx(0.2), "repeatability": None}  # fmt: skip
     text = (tmp_path / "metrics.md").read_text()
     assert "No label with a known pixel" in text and "| student | 40.00 | 90.00 | 20.00 |" in text and "nan" not in text
     rows = list(csv.DictReader((tmp_path / "images_target.csv").open()))
     assert all(row["error"] == "" and row["mean_entropy"] for row in rows)
+
+
+def test_a_fall_of_repeatability_is_a_warning_on_the_target_alone(tmp_path: Path) -> None:
+    survey = hand_made()
+    for model, value in (("source_only", 0.5), ("student", 0.4)):
+        survey.tallies[model].repeatability = value
+    write_tables(tmp_path, [survey], Config())
+    text = (tmp_path / "metrics.md").read_text()
+    assert "| student | 40.00 | 90.00 | 20.00 | 40.00 |" in text
+    assert text.count("WARNING: student: adaptation may have harmed.") == 1
+    assert len(json.loads((tmp_path / "metrics.json").read_text())["domains"]["target"]["warnings"]) == 1
+    source = survey._replace(domain=survey.domain._replace(role="source"))
+    assert "WARNING" not in markdown(report_of([source], Config()))
 
 
 def test_partly_labelled_domains_say_so() -> None:

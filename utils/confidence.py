@@ -1,0 +1,68 @@
+"""Did adaptation help? A score of a model's masks on a domain that needs no labels.
+
+Within one domain clouds look alike, so right masks can be foretold: a classifier of single pixels that learns from the
+masks of half of the images gives those of the other half. Mistakes that come from a change of sensor hang on the place,
+and cannot. Entropy is no such sign: self-training lowers it, right or wrong. Nor is this one a proof: a model that
+takes all snow for cloud is as regular as one that does not.
+
+Source: the agreement of two views as a bound on error (Blum and Mitchell, COLT 1998; Dasgupta et al., NeurIPS 2001);
+docs/results.md has its correlation with the true gain.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from utils.metrics import confusion_matrix
+from utils.pixel_classifier import fit
+
+
+def repeatability(features: Sequence[np.ndarray], cloud: Sequence[np.ndarray]) -> float:
+    """Cohen's kappa of a model's masks and what they say of one another, on drawn pixels.
+
+    Images are taken in turn into two halves; a classifier learns each half's masks and foretells those of the other.
+
+    Args:
+        features: (N, F) of each image, see `pixel_classifier.pixel_features`.
+        cloud: (N,) of each image, the model's probability of cloud in [0, 1].
+
+    Returns:
+        At most 1, 0 for masks that are unrelated or all of one class; NaN for fewer than two images.
+    """
+    if len(cloud) < 2:
+        return math.nan
+    counts = np.zeros((2, 2), np.int64)
+    for half in (0, 1):
+        known, other = slice(half, None, 2), slice(1 - half, None, 2)
+        taught = np.concatenate(cloud[known])
+        classifier = fit(np.concatenate(features[known]), taught)
+        seen = np.concatenate(features[other])
+        foretold = np.full(len(seen), taught.mean() > 0.5) if classifier is None else classifier.predict(seen)
+        mask = np.concatenate(cloud[other]) > 0.5
+        counts += confusion_matrix(label=mask.astype(int), prediction=foretold.astype(int))
+    return kappa(counts)
+
+
+def kappa(counts: np.ndarray) -> float:
+    """Cohen's kappa of two classifications from their counts (2, 2); 0 where both are of one class throughout."""
+    shares = counts / counts.sum()
+    by_chance = float(shares.sum(0) @ shares.sum(1))
+    return 0.0 if by_chance == 1 else (float(np.trace(shares)) - by_chance) / (1 - by_chance)
+
+
+def harm_foretold(scores: Mapping[str, float]) -> list[str]:
+    """Warnings where an adapted model's masks are less repeatable than those of the model trained on the source alone.
+
+    Args:
+        scores: repeatability of a run's models on its target, by the names that `eval.py` gives them.
+    """
+    before = scores.get("source_only", math.nan)
+    return [
+        f"{name}: adaptation may have harmed. Its masks are less repeatable ({100 * scores[name]:.1f}) than those of "
+        f"source_only ({100 * before:.1f}); look at both before you trust it"
+        for name in ("teacher", "student")
+        if scores.get(name, math.nan) < before
+    ]
