@@ -13,10 +13,10 @@ if [ $# -gt 0 ] && [[ $1 != --* ]]; then
     shift
 fi
 set -- --config "$config" "$@"
-[[ $* == *configs/methods/* ]] || set -- --config configs/methods/asda.yaml "$@"
 
 echo "== source-only baseline"
 python train_teacher.py "$@" --config configs/methods/source_only.yaml
+[[ $* == *configs/methods/* ]] || set -- --config configs/methods/asda.yaml "$@"
 echo "== stage 1: teacher"
 python train_teacher.py "$@"
 echo "== stage 2: entropy split"

@@ -20,6 +20,7 @@ if __name__ == "__main__":
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from nets.segmenter import Segmenter
@@ -27,7 +28,7 @@ from nets.weights import load_segmenter
 from utils import processes
 from utils.cli import run
 from utils.config import Config, recorded_config
-from utils.domains import Role, domain_of, evaluation_images
+from utils.domains import Role, domain_of, evaluation_images, with_scaling_of
 from utils.engine import device_of
 from utils.errors import ConfigError, DataError, EvaluationError, MissingError, WeightsError
 from utils.files import write_text
@@ -66,7 +67,7 @@ def evaluate(config: Config) -> None:
     doing = f"batch 1 of data.size {config.data.size}"
     with memory_explained(folder, doing, device, LESS_MEMORY):
         models = load_models(config)
-    domains = evaluation_domains(config)
+    domains = [seen_as_trained(domain, config) for domain in evaluation_domains(config)]
     wanted = config.eval.parts.split(",")
     folder.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
@@ -146,6 +147,20 @@ def load_models(config: Config) -> dict[str, Segmenter]:
     return models
 
 
+def seen_as_trained(domain: Domain, config: Config) -> Domain:
+    """A target with a view for each model of the run that was trained with another scaling, as source-only may be."""
+    if domain.role == "source" or config.eval.weights is not None:
+        return domain
+    views = {}
+    for name, stage, weights in MODELS:
+        path = Path(config.out) / stage / f"{weights}.safetensors"
+        if path.exists():
+            decoder = with_scaling_of(str(path), domain.images.decoder)
+            if decoder != domain.images.decoder:
+                views[name] = replace(domain.images, decoder=decoder, cache=None)
+    return domain._replace(views=views)
+
+
 def check_view(config: Config, stage: Path) -> None:
     """Refuse to show a network images in another way than in training, or training images as held-back ones.
 
@@ -160,7 +175,8 @@ def check_view(config: Config, stage: Path) -> None:
         before = recorded_config(record)
         for role, domain in (("source", config.source), ("target", config.target)):
             if config.eval.weights is None and before[role]["root"] == domain.root:
-                keys[role] = ["eval_share", "bands", "scaling", "gamma", "nodata"] + ["scene"] * bool(domain.eval_share)
+                keys[role] = ["eval_share", "bands", "nodata"] + ["scene"] * bool(domain.eval_share)
+                keys[role] += ["scaling", "gamma"] * (role == "source")  # of the target, each model brings its own
         trained_with = {
             (section, name): before[section][name]
             for section, names in keys.items()

@@ -226,13 +226,37 @@ def test_one_hot_predictions_give_the_reliable_colour_and_the_pixels_own_mask(
     assert values["models"]["student"]["ece"] == pytest.approx(wrong)  # certain, and wrong that often
 
 
-@pytest.mark.parametrize("change", ["--target.eval_share=0.3", "--target.nodata=0", "--target.scaling=train"])
+@pytest.mark.parametrize("change", ["--target.eval_share=0.3", "--target.nodata=0", "--source.scaling=train"])
 def test_images_are_not_shown_in_another_way_than_in_training(change: str, arguments: list[str]) -> None:
     trained_with = load_config(arguments)
     (Path(trained_with.out) / "teacher/config.yaml").write_text(to_yaml(trained_with))
     key = change.split("=")[0].removeprefix("--")
     with pytest.raises(ConfigError, match=f"{key} is .*, but .* was trained with"):
         evaluation.evaluate(load_config([*arguments, change]))
+
+
+def test_each_model_sees_the_target_with_the_scaling_that_it_was_trained_with(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every part; and what a view changes is the scores of its own model alone."""
+    both_classes(monkeypatch)
+    recorded = [[[20.0, 30.0, 40.0], [200.0, 190.0, 180.0]], None]
+    places = [tmp_path / "run" / name for name in ("source_only/source_only.safetensors", "intra/student.safetensors")]
+    for path, scaling in zip(places, recorded, strict=True):
+        path.parent.mkdir(exist_ok=True)
+        torch.manual_seed(1)
+        save_segmenter(path, Segmenter("mobilenetv3_small_050"), {"data": json.dumps({"target": {"scaling": scaling}})})
+    evaluation.evaluate(load_config(arguments))
+    report = json.loads((tmp_path / "run/eval/metrics.json").read_text())["domains"]["target"]
+    for path in places:
+        alone = load_config([*arguments, "--eval.weights", str(path), "--out", str(tmp_path / path.stem)])
+        evaluation.evaluate(alone)
+        same = json.loads((tmp_path / path.stem / "eval/metrics.json").read_text())["domains"]["target"]
+        assert report["models"][path.stem]["confusion"] == same["models"][path.stem]["confusion"]
+        assert report["signs"][path.stem]["mean_entropy"] == same["signs"][path.stem]["mean_entropy"]
+    one, other = (report["signs"][path.stem]["mean_entropy"] for path in places)
+    assert one != other  # the same weights, on other values
+    assert "gradcam/target.png" in tree(tmp_path / "source_only/eval")
 
 
 def test_bad_requests(arguments: list[str], tmp_path: Path) -> None:

@@ -174,10 +174,12 @@ def with_scaling_of(weights: str, decoder: Decoder) -> Decoder:
 def _stretch(config: Config, role: Role, decoder: Decoder) -> Stretch | None:
     """The measured stretch of a domain; None for files of 8 bits, unless its `scaling` asks for one."""
     domain = domain_of(config, role)
-    record, rule, gamma = Path(config.out) / f"scaling_{role}.json", domain.scaling, domain.gamma
+    rule, gamma = domain.scaling, domain.gamma
     whose = {"root": domain.root, "bands": list(decoder.bands)}
+    record = Path(config.out) / f"scaling_{role}.json"
     if rule == LIKE_SOURCE:
         whose["like"] = config.source.root
+        record = record.with_stem(f"{record.stem}_like_source")  # the baseline of the same run may have another
     if record.exists():
         with reading(record, "a measured scaling", "restore it, or give another --out", ConfigError):
             known = read_json(record)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -125,10 +126,13 @@ def draw_entropy(
             "equally likely). Sure is not right: compare with the errors above."
         )
         figures.append(Picture(f"entropy/{role}.png", f"Entropy on the {role}", caption))
-    return figures + _draw_split(models, config, folder)
+    target = next((result.domain for result in surveys if result.domain.role == "target"), None)
+    return figures + _draw_split(models, config, folder, {} if target is None else target.views)
 
 
-def _draw_split(models: Mapping[str, Segmenter], config: Config, folder: Path) -> list[Picture]:
+def _draw_split(
+    models: Mapping[str, Segmenter], config: Config, folder: Path, views: Mapping[str, ImageSet]
+) -> list[Picture]:
     """The most and least certain images, and each model's entropy on easy and hard ones; nothing without a split."""
     split = Path(config.out) / "split"
     if config.eval.weights is not None or not (split / "entropy.csv").exists():
@@ -154,10 +158,11 @@ def _draw_split(models: Mapping[str, Segmenter], config: Config, folder: Path) -
     bar = tqdm(total=len(models) * sum(map(len, sides.values())), desc="easy and hard images", unit="image")
     values: dict[str, dict[str, np.ndarray]] = {}
     for name, model in models.items():
+        seen = replace(images, decoder=views[name].decoder, cache=None) if name in views else images
         for part, chosen in sides.items():
             pixels = []
             for item in chosen:
-                pixels.append(_entropies(model, images, item, config))
+                pixels.append(_entropies(model, seen, item, config))
                 bar.update()
             values.setdefault(_title(name), {})[part] = np.concatenate(pixels)
     bar.close()
@@ -195,17 +200,20 @@ def draw_tsne(
         if not config.source.root:
             raise MissingError("t-SNE compares two domains; give source.root, a folder of labelled images")
         source = Domain("source", config.source, "training images", training_images(config, "source", labels=True))
-    windows: dict[str, list[Window]] = {
-        domain.role: [_window(item, domain, config) for item in _evenly(domain.images, TSNE_IMAGES)]
-        for domain in (source, target)
-    }
+
+    def windows(model: str) -> dict[str, list[Window]]:
+        return {
+            domain.role: [_window(item, domain.seen_by(model), config) for item in _evenly(domain.images, TSNE_IMAGES)]
+            for domain in (source, target)
+        }
+
     reference = list(models)[-1]
-    pixels, predicted = sample_pixels(windows, models[reference], config.eval.tsne_pixels, config.seed)
-    everything = [*windows["source"], *windows["target"]]
-    panels = {
-        _title(name): embed(features_at(model, everything, pixels), pixels, config.seed)
-        for name, model in tqdm(models.items(), desc="t-SNE", unit="model")
-    }
+    pixels, predicted = sample_pixels(windows(reference), models[reference], config.eval.tsne_pixels, config.seed)
+    panels = {}
+    for name, model in tqdm(models.items(), desc="t-SNE", unit="model"):
+        seen = windows(name)
+        features = features_at(model, [*seen["source"], *seen["target"]], pixels)
+        panels[_title(name)] = embed(features, pixels, config.seed)
     embedding_panels(folder / "tsne.png", panels, pixels.source, pixels.cloud, silhouettes=not predicted)
     classes = "labels" if not predicted else f"labels and, where an image has none, what the {reference} predicts"
     numbers = {
@@ -228,8 +236,8 @@ def draw_tsne(
     return [Picture("tsne.png", "t-SNE of the backbone's features", caption)]
 
 
-def _window(item: Item, domain: Domain, config: Config) -> Window:
-    decoded = domain.images.read(item)
+def _window(item: Item, images: ImageSet, config: Config) -> Window:
+    decoded = images.read(item)
     image, valid = _shown(decoded.image, config), _shown(decoded.valid, config)
     label = None if decoded.label is None else thinned(_shown(decoded.label, config))
     return Window(network_input(image, config.data.size, config.data.geometry), label, thinned(valid))
@@ -254,7 +262,7 @@ def draw_gradcam(domain: Domain, models: Mapping[str, Segmenter], config: Config
     columns: dict[str, list[np.ndarray]] = {"image": []}
     heads: tuple[Head, ...] = ("main", "aux")
     for item in tqdm(chosen, desc=f"Grad-CAM {domain.role}", unit="image"):
-        decoded = domain.images.read(item)
+        decoded = domain.seen_by(name).read(item)
         image, valid = _shown(decoded.image, config), _shown(decoded.valid, config)
         columns["image"].append(thinned(as_rgb(image)))
         for head in heads:

@@ -108,7 +108,7 @@ def score_scenes(domain: Domain, models: Mapping[str, Segmenter], config: Config
         for name, model in models.items():
             tiles = []
             for item in items:
-                decoded = domain.images.read(item)
+                decoded = domain.seen_by(name).read(item)
                 cloud = decided(probabilities(model, decoded.image, config.data), config.eval.head)[1]
                 levels = (cloud * 255).round().byte().numpy()
                 tiles.append((place_of(item.name), decoded.placed(levels, 0)))

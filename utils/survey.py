@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -28,12 +29,17 @@ from utils.predict import decide, decided, probabilities
 
 
 class Domain(NamedTuple):
-    """The evaluation images of one domain."""
+    """The evaluation images of one domain; `views` holds them as those models see them that have another scaling."""
 
     role: Role
     config: DomainConfig
     protocol: str
     images: ImageSet
+    views: Mapping[str, ImageSet] = MappingProxyType({})
+
+    def seen_by(self, model: str) -> ImageSet:
+        """The images as a model sees them: each with the scaling that it was trained with."""
+        return self.views.get(model, self.images)
 
     @property
     def labelled(self) -> int:
@@ -147,7 +153,8 @@ def _look(
     counts: dict[str, _Counts] = {}
     places = drawn_places(item.name, int(valid.sum()), len(domain.images))
     for name, model in models.items():
-        probability = probabilities(model, image, config.data)
+        seen = domain.views[name].read(item).image if name in domain.views else image
+        probability = probabilities(model, seen, config.data)
         chosen = decided(probability, config.eval.head)
         mask = decide(probability, config.eval.head)
         uncertain = normalised_entropy(chosen[None])[0].numpy()
