@@ -111,21 +111,24 @@ def test_killed_and_started_again_repeats_nothing_and_gives_the_same_table(
 
 
 def test_a_common_stage_is_trained_once(tmp_path: Path, comparison: Callable[..., Path]) -> None:
-    methods = ("source_only", "advent", "intrada", "esl", "asda", "dacs")
+    methods = ("source_only", "advent", "intrada", "esl", "asda_plain", "dacs")
     jobs = run_here(config_of(comparison(methods)))
     after = {job.method: None if job.after is None else job.after.name for job in jobs}
-    assert after == dict.fromkeys(("source_only", "advent")) | dict.fromkeys(("intrada", "esl", "asda"), "advent") | {
-        "dacs": "source_only"
-    }
+    assert after == dict.fromkeys(("source_only", "advent")) | dict.fromkeys(
+        ("intrada", "esl", "asda_plain"), "advent"
+    ) | {"dacs": "source_only"}
     runs = tmp_path / "out/tiny/seed0"
     teachers = {
-        (runs / name / "teacher/teacher.safetensors").read_bytes() for name in ("advent", "intrada", "esl", "asda")
+        (runs / name / "teacher/teacher.safetensors").read_bytes()
+        for name in ("advent", "intrada", "esl", "asda_plain")
     }
     assert len(teachers) == 1
-    for name in ("intrada", "esl", "asda"):
+    for name in ("intrada", "esl", "asda_plain"):
         assert "copied from" in (runs / name / "log.txt").read_text()
         assert not (runs / name / "teacher/checkpoint.pt").exists()
-    assert (runs / "asda/split").is_dir() and "asda/split: copied" in (runs / "asda/log.txt").read_text()  # IntraDA's
+    assert (runs / "asda_plain/split").is_dir() and "asda_plain/split: copied" in (
+        runs / "asda_plain/log.txt"
+    ).read_text()  # IntraDA's
     assert "split: copied" not in (runs / "esl/log.txt").read_text()  # its masks leave pixels out
     results = {job.method: json.loads((job.folder / "result.json").read_text()) for job in jobs}
     assert {name: result["steps"] for name, result in results.items()} == {
@@ -133,7 +136,7 @@ def test_a_common_stage_is_trained_once(tmp_path: Path, comparison: Callable[...
         "advent": 6,
         "intrada": 12,
         "esl": 12,
-        "asda": 10,
+        "asda_plain": 10,
         "dacs": 10,
     }
     assert all(result["seconds"] > 0 and result["peak_mib"] > 0 for result in results.values())
@@ -147,7 +150,7 @@ def test_the_protocol_wins_over_the_method_and_a_variant_over_its_base(compariso
     values = yaml.safe_load(path.read_text())
     values["methods"] = {
         "asda_released": None,
-        "more": {"base": "asda", "intra": {"seg_para": 7}, "teacher": {"batch": 9}},
+        "more": {"base": "asda_plain", "intra": {"seg_para": 7}, "teacher": {"batch": 9}},
     }
     path.write_text(yaml.safe_dump(values))
     extra = "{net.discriminator_width: 5, data.size: 40}"

@@ -45,6 +45,7 @@ TERMS: dict[str, tuple[set[str], set[str] | None]] = {
     "dacs": (SEG, SEG | {"classmix_main", "classmix_aux"}),
     "mic": (SEG, SEG | {"classmix_main", "classmix_aux", "masked_main", "masked_aux"}),
     "asda": (SEG | ADVERSARY, SEG | ADVERSARY | {"contrast", "consistency"}),
+    "asda_plain": (SEG | ADVERSARY, SEG | ADVERSARY | {"contrast", "consistency"}),
     "asda_released": (SEG | ADVERSARY, SEG | ADVERSARY | {"contrast", "consistency"}),
 }
 SMALL = {  # of asda_released, whose own network is large
@@ -99,7 +100,9 @@ def test_method_runs_with_exactly_its_terms(method: str, tmp_path: Path, tiny_ar
     found, rows = terms_of(out / config.teacher.name)
     assert found == first and rows[-1]["step"] == config.teacher.steps
     assert (out / "intra").exists() == (third is not None)
-    assert (out / "split").exists() == (method in ("esl", "intrada", "asda", "asda_plus", "asda_released"))
+    assert (out / "split").exists() == (
+        method in ("esl", "intrada", "asda", "asda_plain", "asda_plus", "asda_released")
+    )
     if third is None:
         return
     found, rows = terms_of(out / "intra")

@@ -290,9 +290,14 @@ def test_there_are_pairs_and_methods() -> None:
     assert {"source_only", "advent", "intrada", "asda", "asda_released", "oracle"} <= {path.stem for path in METHODS}
 
 
-def test_asda_has_the_ingredients_of_the_abstract() -> None:
+def test_plain_asda_states_the_defaults() -> None:
+    assert load_config([*DOMAINS, "--config", str(ROOT / "configs/methods/asda_plain.yaml")]) == load_config(DOMAINS)
+
+
+@pytest.mark.parametrize("name", ["asda", "asda_plain"])
+def test_asda_has_the_ingredients_of_the_abstract(name: str) -> None:
     """In stage 1 the alignment of entropies; in stage 3 anchor and EMA, alignment, contrast and consistency."""
-    config = load_config([*DOMAINS, "--config", str(ROOT / "configs/methods/asda.yaml")])
+    config = load_config([*DOMAINS, "--config", str(ROOT / f"configs/methods/{name}.yaml")])
     teacher, intra = config.teacher, config.intra
     assert (teacher.alignment, intra.alignment, intra.domains) == ("entropy", "entropy", "easy_hard")
     assert intra.pseudo_label == "online" and intra.fuse not in ("anchor", "ema")
