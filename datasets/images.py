@@ -26,7 +26,7 @@ from datasets.geometry import IGNORE, Raster
 from utils.errors import DataError
 
 PERCENTILES = (0.5, 99.5)
-STRETCH_IMAGES, STRETCH_PIXELS = 200, 10_000  # what the percentiles are taken from: images, and pixels of each
+STRETCH_IMAGES, STRETCH_PIXELS = 200, 10_000  # what scalings are measured on: images, and pixels of each
 MASK_BAND = "band:"  # begins the no-data rule that names one
 PARALLEL = 64  # items that are read ahead
 ROWS = 256  # that are scaled at once
@@ -307,7 +307,8 @@ def matched_stretch(
 ) -> Stretch:
     """The stretch that gives a domain the colours of another, which has a scaling: band by band the mean and deviation.
 
-    With a tone curve they are those before it: of the other's values, what the curve would have been given.
+    With a tone curve they are those before it: of the other's values, what the curve would have been given. What then
+    lies beyond 0 and 255 is cut off, as the brightest clouds of a dark domain may be.
 
     Source: the colour transfer of Reinhard et al. (CG&A 2001), between domains in place of images and in their own
     bands: a single image may be all cloud or all clear, and would lose what tells one from the other.

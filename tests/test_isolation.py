@@ -152,6 +152,7 @@ def test_no_label_of_the_generated_pair_is_opened(
 
 @on_linux
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize("scaling", ["train", "source"])
 @pytest.mark.parametrize(
     "reader",
     [
@@ -161,21 +162,22 @@ def test_no_label_of_the_generated_pair_is_opened(
     ],
 )
 def test_no_label_of_a_published_layout_is_opened(
-    reader: str, tmp_path: Path, make_tree: Callable[[str, Path], Path], watch: Callable[[Path], Watch]
+    reader: str, scaling: str, tmp_path: Path, make_tree: Callable[[str, Path], Path], watch: Callable[[Path], Watch]
 ) -> None:
     """And without labels the training images and their scaling are the same."""
     root = make_tree(reader, tmp_path / "data")
     labels = {item.label for item in find_images(root, reader=reader, labels=True).items if item.label is not None}
-    roots = ["--source.root", str(root), "--target.root", str(root), "--target.reader", reader]
+    roots = ["--source.root", str(root), "--target.root", str(root)]
+    roots += ["--source.reader", reader, "--target.reader", reader, "--target.scaling", scaling]
     seen = watch(root)
-    config = load_config(["--out", str(tmp_path / "a"), *roots, "--target.scaling", "train"])
+    config = load_config(["--out", str(tmp_path / "a"), *roots])
     images = training_images(config, "target", labels=False)
     opened = seen.opened()
     assert labels and not labels & opened
     assert {path for item in images for path in images.decoder.sources(item)} <= opened
     for path in labels:
         path.unlink()
-    bare = load_config(["--out", str(tmp_path / "b"), *roots, "--target.scaling", "train"])
+    bare = load_config(["--out", str(tmp_path / "b"), *roots])
     assert training_images(bare, "target", labels=False) == images
 
 

@@ -75,14 +75,15 @@ def grouped(comparisons: Sequence[Comparison], groups: Mapping[str, Sequence[str
 
 
 def gains(comparisons: Sequence[Comparison]) -> np.ndarray:
-    """Change of repeatability and of mIoU (N, 2), in percent, from source_only to each other run of its pair and seed;
-    without the oracle, and without runs that have no repeatability."""
+    """Change of repeatability and of mIoU (N, 2), in percent, from source_only, or what a method has in its place, to
+    each other run of its pair and seed; without the oracle, and without runs that have no repeatability."""
     found = []
     for comparison in comparisons:
         runs = {(of.method, of.seed): of for of in comparison.results if of.repeatability is not None}
+        starts = {BASELINE, ORACLE, *comparison.baselines.values()}
         for (method, seed), run in runs.items():
-            before = runs.get((BASELINE, seed))
-            if method not in (BASELINE, ORACLE) and before is not None:
+            before = runs.get((comparison.baselines.get(method, BASELINE), seed))
+            if method not in starts and before is not None:
                 changes = (run.repeatability - before.repeatability, _miou(run) - _miou(before))  # type: ignore[operator]
                 found.append([100 * change for change in changes])
     return np.array(found).reshape(-1, 2)

@@ -20,28 +20,34 @@ from utils.metrics import confusion_matrix
 from utils.pixel_classifier import fit
 
 
-def repeatability(features: Sequence[np.ndarray], cloud: Sequence[np.ndarray]) -> float:
+def repeatability(
+    features: Sequence[np.ndarray], cloud: Sequence[np.ndarray], scenes: Sequence[str] | None = None
+) -> float:
     """Cohen's kappa of a model's masks and what they say of one another, on drawn pixels.
 
-    Images are taken in turn into two halves; a classifier learns each half's masks and foretells those of the other.
+    Scenes, or images where scenes are unknown, are taken in turn into two halves; a classifier learns each half's masks
+    and foretells those of the other.
 
     Args:
         features: (N, F) of each image, see `pixel_classifier.pixel_features`.
         cloud: (N,) of each image, the model's probability of cloud in [0, 1].
+        scenes: of each image, if known.
 
     Returns:
-        At most 1, 0 for masks that are unrelated or all of one class; NaN for fewer than two images.
+        At most 1, 0 for masks that are unrelated or all of one class; NaN for fewer than two images or scenes.
     """
-    if len(cloud) < 2:
+    places = {name: place for place, name in enumerate(dict.fromkeys(scenes or map(str, range(len(cloud)))))}
+    if len(places) < 2:
         return math.nan
+    halves = [places[name] % 2 for name in scenes or places]
     counts = np.zeros((2, 2), np.int64)
     for half in (0, 1):
-        known, other = slice(half, None, 2), slice(1 - half, None, 2)
-        taught = np.concatenate(cloud[known])
-        classifier = fit(np.concatenate(features[known]), taught)
-        seen = np.concatenate(features[other])
+        known, other = ([i for i, side in enumerate(halves) if (side == half) == same] for same in (True, False))
+        taught = np.concatenate([cloud[i] for i in known])
+        classifier = fit(np.concatenate([features[i] for i in known]), taught)
+        seen = np.concatenate([features[i] for i in other])
         foretold = np.full(len(seen), taught.mean() > 0.5) if classifier is None else classifier.predict(seen)
-        mask = np.concatenate(cloud[other]) > 0.5
+        mask = np.concatenate([cloud[i] for i in other]) > 0.5
         counts += confusion_matrix(label=mask.astype(int), prediction=foretold.astype(int))
     return kappa(counts)
 

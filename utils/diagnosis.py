@@ -20,13 +20,12 @@ from tqdm import tqdm
 from datasets.geometry import IGNORE
 from losses import normalised_entropy
 from nets.segmenter import Segmenter
-from split_entropy import TABLE
 from utils.config import Config, load_config
 from utils.domains import training_images
 from utils.errors import AsdaError, DataError
 from utils.metrics import confusion_matrix, scores
 from utils.pixel_classifier import UNCERTAIN
-from utils.predict import probabilities
+from utils.predict import mean_over_scales
 from utils.run import trained
 from utils.tables import table
 
@@ -98,29 +97,30 @@ def diagnose(run: Path) -> Diagnosis:
     """Look at one run of stages 1 to 3.
 
     Raises:
-        DataError: the run has no student or no stored masks, or its target no labels.
+        DataError: the run has no student or no stored masks, or its target lacks labels.
     """
     config = config_of(run)
     teacher, student = (
         trained(config, *stage) for stage in ((config.teacher.name, config.teacher.name), ("intra", "student"))
     )
     folder = run / "split"
-    if not (folder / TABLE).exists():
-        raise DataError(f"{folder / TABLE}: does not exist; this run has no stage 2 to look at")
+    if not (folder / "entropy.csv").exists():
+        raise DataError(f"{folder / 'entropy.csv'}: does not exist; this run has no stage 2 to look at")
     found = Diagnosis()
     images = training_images(config, "target", labels=True)
     for item in tqdm(images, desc=str(run), unit="image", dynamic_ncols=True):
         decoded = images.read(item)
-        if decoded.label is None:
-            continue
+        assert decoded.label is not None
         known = decoded.valid & (decoded.label != IGNORE)
         if not known.any():
             continue
-        entropy, of_teacher = look(teacher, decoded.image, config)
+        entropy, of_teacher = look(teacher, decoded.image, config, config.split.scales)
         stored = decoded.taken(read_mask(folder / "pseudo_labels" / f"{item.name}.png"))
         masks = np.where(stored == UNCERTAIN, IGNORE, stored == 255)
-        layers = (decoded.label, entropy, of_teacher, masks, look(student, decoded.image, config)[1])
+        layers = (decoded.label, entropy, of_teacher, masks, look(student, decoded.image, config, [1.0])[1])
         found.add(*(layer[known] for layer in layers))
+    if not found.error:
+        raise DataError(f"{config.target.root}: no label has a known pixel, so there is nothing to judge by")
     return found
 
 
@@ -132,9 +132,11 @@ def config_of(run: Path) -> Config:
     return load_config(["--config", str(record), "--out", str(run)])
 
 
-def look(network: Segmenter, image: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Normalised entropy and class (H, W) of the main head."""
-    probability = probabilities(network, image, config.data)["main"]
+def look(
+    network: Segmenter, image: np.ndarray, config: Config, scales: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Normalised entropy and class (H, W) of the main head; of the teacher as stage 2 sees it, at all its scales."""
+    probability = mean_over_scales(network, image, config.data, scales)["main"]
     return normalised_entropy(probability[None])[0].numpy(), probability.argmax(0).numpy()
 
 

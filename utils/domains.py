@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -35,7 +35,7 @@ from utils.records import read_json, reading
 Role = Literal["source", "target"]
 SetName = Literal["train", "eval"]
 
-WHOSE = ("root", "bands", "like")  # what a measured scaling is tied to
+WHOSE = ("root", "bands", "like", "how")  # what a measured scaling is tied to
 
 
 def training_images(config: Config, role: Role, *, labels: bool) -> ImageSet:
@@ -142,7 +142,8 @@ def rules_of(config: Config, role: Role) -> Decoder:
 def decoder_of(config: Config, role: Role) -> Decoder:
     """The same with its scaling.
 
-    One that is measured is written to OUT/scaling_ROLE.json by the first stage that needs it, and read by the others.
+    One that is measured is written to OUT/scaling_ROLE.json, or OUT/scaling_target_like_source.json, by the first stage
+    that needs it, and read by the others.
     Given weights bring the scaling of the target that they were adapted to.
     """
     decoder = rules_of(config, role)
@@ -175,17 +176,21 @@ def _stretch(config: Config, role: Role, decoder: Decoder) -> Stretch | None:
     """The measured stretch of a domain; None for files of 8 bits, unless its `scaling` asks for one."""
     domain = domain_of(config, role)
     rule, gamma = domain.scaling, domain.gamma
-    whose = {"root": domain.root, "bands": list(decoder.bands)}
+    whose: dict[str, Any] = {"root": domain.root, "bands": list(decoder.bands)}
     record = Path(config.out) / f"scaling_{role}.json"
     if rule == LIKE_SOURCE:
         whose["like"] = config.source.root
+        whose["how"] = [gamma, config.source.scaling, config.source.gamma]
         record = record.with_stem(f"{record.stem}_like_source")  # the baseline of the same run may have another
     if record.exists():
         with reading(record, "a measured scaling", "restore it, or give another --out", ConfigError):
             known = read_json(record)
             if {key: known.get(key) for key in WHOSE} != {key: whose.get(key) for key in WHOSE}:
                 like = f" like {known['like']}" if "like" in known else ""
-                raise ConfigError(f"{record}: measured for {known['root']}{like}, {known['bands']}; give another --out")
+                raise ConfigError(
+                    f"{record}: measured for {known['root']}{like}, {known['bands']}, with other settings or images "
+                    "than now; give another --out"
+                )
             stretch = recorded_scaling([known["low"], known["high"], gamma, known["dtype"]], len(decoder.bands))
         assert isinstance(stretch, Stretch)
         return stretch

@@ -201,19 +201,17 @@ def draw_tsne(
             raise MissingError("t-SNE compares two domains; give source.root, a folder of labelled images")
         source = Domain("source", config.source, "training images", training_images(config, "source", labels=True))
 
-    def windows(model: str) -> dict[str, list[Window]]:
-        return {
-            domain.role: [_window(item, domain.seen_by(model), config) for item in _evenly(domain.images, TSNE_IMAGES)]
-            for domain in (source, target)
-        }
+    def windows(images: ImageSet) -> list[Window]:
+        return [_window(item, images, config) for item in _evenly(images, TSNE_IMAGES)]
 
     reference = list(models)[-1]
-    pixels, predicted = sample_pixels(windows(reference), models[reference], config.eval.tsne_pixels, config.seed)
+    known = {"source": windows(source.images), "target": windows(target.seen_by(reference))}
+    pixels, predicted = sample_pixels(known, models[reference], config.eval.tsne_pixels, config.seed)
     panels = {}
     for name, model in tqdm(models.items(), desc="t-SNE", unit="model"):
-        seen = windows(name)
-        features = features_at(model, [*seen["source"], *seen["target"]], pixels)
-        panels[_title(name)] = embed(features, pixels, config.seed)
+        as_reference = target.seen_by(name) is target.seen_by(reference)
+        seen = known["target"] if as_reference else windows(target.seen_by(name))
+        panels[_title(name)] = embed(features_at(model, [*known["source"], *seen], pixels), pixels, config.seed)
     embedding_panels(folder / "tsne.png", panels, pixels.source, pixels.cloud, silhouettes=not predicted)
     classes = "labels" if not predicted else f"labels and, where an image has none, what the {reference} predicts"
     numbers = {

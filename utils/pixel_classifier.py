@@ -31,8 +31,8 @@ SURROUNDINGS = (2, 8)  # pixels, deviation of the Gaussian
 UNCERTAIN = 128  # in a stored mask, beside 0 and 255
 
 
-def pixel_features(image: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """What the classifier sees of each pixel, (H, W, F) float32.
+def pixel_features(image: np.ndarray, valid: np.ndarray, places: np.ndarray | None = None) -> np.ndarray:
+    """What the classifier sees of each pixel, (H, W, F) float32; of some valid pixels alone, (N, F).
 
     Mean, smallest, range, and first less last of the bands; mean and deviation of that brightness in its surroundings;
     and of all valid pixels of the image the brightness's mean and its 10th and 90th percentile.
@@ -40,18 +40,24 @@ def pixel_features(image: np.ndarray, valid: np.ndarray) -> np.ndarray:
     Args:
         image: (H, W, C) uint8, 0 where not valid.
         valid: (H, W) bool, True somewhere.
+        places: (N,) which of the valid pixels, in their order; with them, no more than a few layers are in memory.
     """
-    bands = image.astype(np.float32) / 255
-    brightness, darkest = bands.mean(2), bands.min(2)
-    layers = [brightness, darkest, bands.max(2) - darkest, bands[..., 0] - bands[..., -1]]
+
+    def taken(layer: np.ndarray) -> np.ndarray:
+        return layer if places is None else layer[valid][places]
+
+    scale = np.float32(1 / 255)
+    brightness, darkest = image.mean(2, dtype=np.float32) * scale, image.min(2) * scale
+    first_less_last = image[..., 0].astype(np.float32) - image[..., -1]
+    layers = [taken(layer) for layer in (brightness, darkest, image.max(2) * scale - darkest, first_less_last * scale)]
     weight = valid.astype(np.float32)
     for deviation in SURROUNDINGS:
         blurred = partial(cv2.GaussianBlur, ksize=(0, 0), sigmaX=deviation)
         known = np.maximum(blurred(weight), 1e-6)
         mean, square = blurred(brightness * weight) / known, blurred(brightness**2 * weight) / known
-        layers += [mean, np.sqrt(np.maximum(square - mean**2, 0))]
+        layers += [taken(mean), taken(np.sqrt(np.maximum(square - mean**2, 0)))]
     whole = (brightness[valid].mean(), *np.percentile(brightness[valid], (10, 90)))
-    return np.stack([*layers, *(np.full_like(brightness, value) for value in whole)], 2)
+    return np.stack([*layers, *(np.full_like(layers[0], value) for value in whole)], -1)
 
 
 def fit(features: np.ndarray, cloud: np.ndarray) -> HistGradientBoostingClassifier | None:
@@ -111,7 +117,7 @@ def _draw(images: ImageSet, folder: Path, item: Item) -> tuple[np.ndarray, np.nd
     decoded = images.read(item)
     cloud = decoded.taken(_stored(folder, item))[decoded.valid]
     chosen = drawn_places(item.name, len(cloud), len(images))
-    return pixel_features(decoded.image, decoded.valid)[decoded.valid][chosen], cloud[chosen] / LEVELS
+    return pixel_features(decoded.image, decoded.valid, chosen), cloud[chosen] / LEVELS
 
 
 def _write(

@@ -113,7 +113,8 @@ def survey(
             tally.cloud.append(counts.cloud)
     features = [one.features for one in found]
     for name, tally in result.tallies.items():
-        tally.repeatability = repeatability(features, [one.counts[name].drawn for one in found])
+        drawn = [one.counts[name].drawn for one in found]
+        tally.repeatability = repeatability(features, drawn, domain.scenes)
     return result
 
 
@@ -152,6 +153,7 @@ def _look(
     found: dict[str, np.ndarray] = {}
     counts: dict[str, _Counts] = {}
     places = drawn_places(item.name, int(valid.sum()), len(domain.images))
+    features = pixel_features(image, valid, places)
     for name, model in models.items():
         seen = domain.views[name].read(item).image if name in domain.views else image
         probability = probabilities(model, seen, config.data)
@@ -183,5 +185,4 @@ def _look(
         if entropy:
             write_png(folder / "entropy" / place, decoded.placed(colour_entropy(uncertain), UNKNOWN))
     agreement = {pair: float((found[pair[0]] == found[pair[1]]).mean()) for pair in combinations(found, 2)}
-    features = pixel_features(image, valid)[valid][places]
     return _Looked(counts, agreement, 0 if label is None else brightness_counts(image, label), features)

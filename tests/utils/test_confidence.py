@@ -45,6 +45,16 @@ def test_a_rule_that_changes_from_image_to_image_is_not_repeatable() -> None:
     assert repeatability(features, flipped) < 0.2 < repeatability(features, cloud)
 
 
+def test_images_of_one_scene_stay_together() -> None:
+    """Two scenes with opposite rules foretell each other wrongly, though each is regular in itself."""
+    features, cloud = images(0, number=8)
+    scenes = ["a", "a", "b", "b"] * 2
+    flipped = [1 - one if scene == "b" else one for scene, one in zip(scenes, cloud, strict=True)]
+    assert repeatability(features, flipped, scenes) < -0.9
+    assert repeatability(features, cloud, scenes) > 0.97
+    assert math.isnan(repeatability(features, cloud, ["a"] * 8))
+
+
 @pytest.mark.parametrize("value", [0.01, 0.99])
 def test_masks_of_one_class_are_worth_nothing(value: float) -> None:
     features, _ = images(0)

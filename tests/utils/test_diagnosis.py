@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score
 
 from datasets.geometry import IGNORE
@@ -15,8 +17,10 @@ from train_intra import train_intra
 from train_teacher import train_teacher
 from utils.config import load_config
 from utils.diagnosis import LEVELS, Diagnosis, diagnose, report
+from utils.domains import training_images
 from utils.errors import DataError
-from utils.run import make_generated
+from utils.predict import probabilities
+from utils.run import make_generated, trained
 
 
 def test_counts_by_hand() -> None:
@@ -70,7 +74,20 @@ def test_a_trained_run(tmp_path: Path, tiny_arguments: Callable[..., list[str]])
     for stage in (train_teacher, split_entropy, train_intra):
         stage(config)
     one = diagnose(run)
-    assert one.matrices["teacher"].sum() == one.matrices["student"].sum() == one.pixels.sum() > 0
-    assert one.matrices["masks"].sum() == one.stored.sum() <= one.pixels.sum()
+    wanted = {name: np.zeros((2, 2), np.int64) for name in one.matrices}
+    networks = {"teacher": trained(config, "teacher", "teacher"), "student": trained(config, "intra", "student")}
+    for item in training_images(config, "target", labels=False):
+        label = cv2.imread(str(tmp_path / f"target/labels/{item.name}.png"), 0) == 255
+        stored = cv2.imread(str(run / f"split/pseudo_labels/{item.name}.png"), 0)
+        image = cv2.cvtColor(cv2.imread(str(item.image)), cv2.COLOR_BGR2RGB)
+        masks = {name: probabilities(of, image, config.data)["main"].argmax(0) for name, of in networks.items()}
+        masks["masks"] = torch.from_numpy(np.where(stored == 128, IGNORE, stored == 255))
+        for name, mask in masks.items():
+            for truth, found in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                wanted[name][truth, found] += int(((label == truth) & (mask.numpy() == found)).sum())
+    assert {name: matrix.tolist() for name, matrix in one.matrices.items()} == {
+        name: matrix.tolist() for name, matrix in wanted.items()
+    }
+    assert one.pixels.sum() == wanted["student"].sum() and one.stored.sum() == wanted["masks"].sum()
     text = report([run])
     assert text.count(str(run)) == 2 and "tenth 10" in text

@@ -297,8 +297,9 @@ def test_a_scaling_like_the_source_is_measured_once_and_tied_to_it(tmp_path: Pat
     for path in Path(config.source.root).rglob("*.png"):
         path.unlink()  # it is read, not measured again
     assert decoder_of(config, "target") == first
-    with pytest.raises(ConfigError, match=r"like_source\.json: measured for .* like .*; give another --out"):
-        decoder_of(load("--target.scaling=source", f"--source.root={tmp_path}"), "target")
+    for other in (f"--source.root={tmp_path}", "--target.gamma=2.2", "--source.scaling=[0, 100]"):
+        with pytest.raises(ConfigError, match=r"like_source\.json: measured for .* like .*; give another --out"):
+            decoder_of(load("--target.scaling=source", other), "target")
     assert decoder_of(load("--target.scaling=train"), "target") != first  # a record of its own
 
 
