@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from datasets.files import Item
 from datasets.images import Decoder, ImageSet
-from utils.pixel_classifier import LEVELS, UNCERTAIN, fit, pixel_features, relabel
+from utils.pixel_classifier import LEVELS, UNCERTAIN, drawn_places, fit, pixel_features, relabel
 from utils.plots import write_png
 
 Blocky = tuple[ImageSet, dict[str, np.ndarray], Path]  # images, true masks, folder of stage 2
@@ -51,6 +51,22 @@ def test_what_is_not_data_changes_nothing(fill: int) -> None:
     other = np.where(valid[..., None], image, fill).astype(np.uint8)
     first, second = (pixel_features(pixels, valid)[valid] for pixels in (image, other))
     np.testing.assert_allclose(first, second, atol=1e-5)
+
+
+def test_features_of_some_pixels_are_those_of_the_whole() -> None:
+    rng = np.random.default_rng(2)
+    image, valid = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8), rng.random((30, 40)) < 0.7
+    places = rng.integers(valid.sum(), size=50)
+    whole = pixel_features(image * valid[..., None], valid)
+    np.testing.assert_array_equal(pixel_features(image * valid[..., None], valid, places), whole[valid][places])
+
+
+@pytest.mark.parametrize(("images", "each"), [(1, 40_000), (26, 1539), (80, 500), (400, 500), (2000, 100)])
+def test_so_many_pixels_are_drawn_by_the_image_s_name(images: int, each: int) -> None:
+    drawn = drawn_places("scene", 700, images)
+    assert len(drawn) == each and 0 <= drawn.min() and drawn.max() < 700
+    np.testing.assert_array_equal(drawn, drawn_places("scene", 700, images))
+    assert (drawn != drawn_places("other", 700, images)).any()
 
 
 def test_one_class_teaches_nothing() -> None:
