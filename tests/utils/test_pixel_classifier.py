@@ -64,7 +64,7 @@ def test_features_of_some_pixels_are_those_of_the_whole() -> None:
 @pytest.mark.parametrize(("images", "each"), [(1, 40_000), (26, 1539), (80, 500), (400, 500), (2000, 100)])
 def test_so_many_pixels_are_drawn_by_the_image_s_name(images: int, each: int) -> None:
     drawn = drawn_places("scene", 700, images)
-    assert len(drawn) == each and 0 <= drawn.min() and drawn.max() < 700
+    assert len(drawn) == each and drawn.min() >= 0 and drawn.max() < 700
     np.testing.assert_array_equal(drawn, drawn_places("scene", 700, images))
     assert (drawn != drawn_places("other", 700, images)).any()
 
