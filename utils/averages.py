@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
-from utils.comparison import BASELINE, ORACLE, Comparison, Result, table
-from utils.metrics import scores
+from utils.comparison import BASELINE, ORACLE, Comparison, table
 from utils.tables import table as markdown_table
 
 
@@ -84,8 +83,8 @@ def gains(comparisons: Sequence[Comparison]) -> np.ndarray:
         for (method, seed), run in runs.items():
             before = runs.get((comparison.baselines.get(method, BASELINE), seed))
             if method not in starts and before is not None:
-                changes = (run.repeatability - before.repeatability, _miou(run) - _miou(before))  # type: ignore[operator]
-                found.append([100 * change for change in changes])
+                foretold = 100 * (run.repeatability - before.repeatability)  # type: ignore[operator]
+                found.append([foretold, run.miou - before.miou])
     return np.array(found).reshape(-1, 2)
 
 
@@ -102,7 +101,3 @@ def foretelling(comparisons: Sequence[Comparison]) -> str:
         f"{int(harmed.sum())} runs that lost, and in {int((~harmed & warned).sum())} of the {int((~harmed).sum())} "
         "that did not."
     )
-
-
-def _miou(result: Result) -> float:
-    return float(scores(result.matrices.sum(0))["miou"])

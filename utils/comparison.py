@@ -56,6 +56,11 @@ class Result(NamedTuple):
     best_matrices: np.ndarray | None  # as `matrices`, at the checkpoint that is best on the target's labels
     repeatability: float | None = None  # of the masks on the target, see utils/confidence.py; needs no labels
 
+    @property
+    def miou(self) -> float:
+        """On all images together, in percent."""
+        return _score(self.matrices)
+
 
 class Published(NamedTuple):
     """One row of a published table, in percent."""
@@ -93,7 +98,7 @@ def table(comparison: Comparison) -> list[dict[str, Any]]:
         DataError: a method has two results of one seed, or the results are not of the same images and labels.
     """
     runs = _aligned(comparison.results)
-    miou = {method: {seed: _score(of.matrices) for seed, of in seeds.items()} for method, seeds in runs.items()}
+    miou = {method: {seed: of.miou for seed, of in seeds.items()} for method, seeds in runs.items()}
     resampled = _resampled(runs)
     groups = len(set(_units([of for seeds in runs.values() for of in seeds.values()])[1]))
     seeds = {*comparison.seeds, *(result.seed for result in comparison.results)}
