@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 from scipy.stats import spearmanr
 from tqdm import tqdm
@@ -24,7 +23,7 @@ from utils.config import Config, load_config
 from utils.domains import training_images
 from utils.errors import AsdaError, DataError
 from utils.metrics import confusion_matrix, scores
-from utils.pixel_classifier import UNCERTAIN
+from utils.pixel_classifier import UNCERTAIN, read_stored
 from utils.predict import mean_over_scales
 from utils.run import trained
 from utils.tables import table
@@ -115,7 +114,7 @@ def diagnose(run: Path) -> Diagnosis:
         if not known.any():
             continue
         entropy, of_teacher = look(teacher, decoded.image, config, config.split.scales)
-        stored = decoded.taken(read_mask(folder / "pseudo_labels" / f"{item.name}.png"))
+        stored = decoded.taken(read_stored(folder / "pseudo_labels" / f"{item.name}.png"))
         masks = np.where(stored == UNCERTAIN, IGNORE, stored == 255)
         layers = (decoded.label, entropy, of_teacher, masks, look(student, decoded.image, config, [1.0])[1])
         found.add(*(layer[known] for layer in layers))
@@ -138,13 +137,6 @@ def look(
     """Normalised entropy and class (H, W) of the main head; of the teacher as stage 2 sees it, at all its scales."""
     probability = mean_over_scales(network, image, config.data, scales)["main"]
     return normalised_entropy(probability[None])[0].numpy(), probability.argmax(0).numpy()
-
-
-def read_mask(path: Path) -> np.ndarray:
-    found = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if found is None:
-        raise DataError(f"{path}: cannot be read, expected the stored mask of stage 2; make the split anew")
-    return np.asarray(found)
 
 
 def report(runs: Sequence[Path]) -> str:

@@ -115,7 +115,7 @@ def drawn_places(name: str, pixels: int, images: int) -> np.ndarray:
 def _draw(images: ImageSet, folder: Path, item: Item) -> tuple[np.ndarray, np.ndarray]:
     """Features and probability of the drawn pixels of an image."""
     decoded = images.read(item)
-    cloud = decoded.taken(_stored(folder, item))[decoded.valid]
+    cloud = decoded.taken(read_stored(folder / "cloud" / f"{item.name}.png"))[decoded.valid]
     chosen = drawn_places(item.name, len(cloud), len(images))
     return pixel_features(decoded.image, decoded.valid, chosen), cloud[chosen] / LEVELS
 
@@ -132,9 +132,13 @@ def _write(
     return int((mask[decoded.valid] != UNCERTAIN).sum()), int(decoded.valid.sum())
 
 
-def _stored(folder: Path, item: Item) -> np.ndarray:
-    path = folder / "cloud" / f"{item.name}.png"
+def read_stored(path: Path) -> np.ndarray:
+    """A PNG that stage 2 has written, as it is.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     found = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if found is None:
-        raise DataError(f"{path}: cannot be read, expected the PNG that this stage has just written; is the disk full?")
+        raise DataError(f"{path}: cannot be read, expected a PNG of stage 2; is the disk full? Make the split anew")
     return np.asarray(found)
