@@ -642,6 +642,8 @@ def _key_faults(values: dict[str, Any], schema: type, prefix: str = "") -> Itera
             yield from _key_faults(value, branches[0], f"{prefix}{key}.")  # type: ignore[arg-type]
         elif branches and not (value is None and type(None) in options):
             yield f"key {prefix + key!r}: found {type(value).__name__}, expected a mapping of keys to values"
+        elif value is None and type(None) not in options:  # jsonargparse takes null for any key of a file
+            yield f"key {prefix + key!r}: found null, expected a value; leave the key out for its default"
 
 
 def _nearest(key: str, known: list[str]) -> str:

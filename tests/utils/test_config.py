@@ -131,6 +131,15 @@ def test_a_section_that_is_no_mapping_is_not_ignored(file: Write, text: str, key
     assert fault_of(*file(text)).endswith(f"key '{key}': found {found}, expected a mapping of keys to values")
 
 
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [("seed: null", "seed"), ("net: {detail: }", "net.detail"), ("intra: {fuse: ~}", "intra.fuse")],
+)
+def test_null_where_a_value_is_needed(file: Write, text: str, key: str) -> None:
+    message = fault_of(*file(text))
+    assert message.endswith(f"given.yaml: key '{key}': found null, expected a value; leave the key out for its default")
+
+
 def test_generated_may_be_null(file: Write) -> None:
     pair = file("generated: {train: 3}", "a.yaml")
     assert load_config([*DOMAINS, *pair, *file("generated: null", "b.yaml")]).generated is None
