@@ -29,7 +29,7 @@ from tqdm import tqdm
 from datasets.files import Item
 from datasets.images import ImageSet
 from losses import IGNORE, EntropyHistogram, below_threshold, normalised_entropy, quantise
-from nets.segmenter import Segmenter
+from nets.segmenter import HEADS, Segmenter
 from utils import processes
 from utils.cli import run
 from utils.config import Config, SplitConfig
@@ -40,7 +40,7 @@ from utils.files import write_text
 from utils.memory import memory_explained
 from utils.pixel_classifier import UNCERTAIN, relabel
 from utils.plots import write_png
-from utils.predict import mean_over_scales
+from utils.predict import decided, mean_over_scales
 from utils.run import make_generated, open_stage, trained, uses_split
 
 TABLE = "entropy.csv"
@@ -70,18 +70,19 @@ def score_image(
     With a histogram, the entropies are counted there and kept in entropy/, 16 bits a pixel; where a pixel classifier
     will follow, the probability of cloud is kept in cloud/.
 
-    The score is the mean (or sum) over the image's valid pixels of the main head's normalised entropy, minus, if asked
+    The score is the mean (or sum) over the image's valid pixels of the chosen head's normalised entropy, minus, if asked
     for, `iou_weight` times the agreement (IoU of the cloud masks) of the two heads; no label is involved.
     """
     decoded = images.read(item)
-    prob = mean_over_scales(segmenter, decoded.image, config.data, config.split.scales)
+    heads = mean_over_scales(segmenter, decoded.image, config.data, config.split.scales)
+    prob = decided(heads, config.split.head)
     valid = torch.from_numpy(decoded.valid.copy())
-    entropies, mask = normalised_entropy(prob["main"][None])[0], prob["main"].argmax(0) * valid
+    entropies, mask = normalised_entropy(prob[None])[0], prob.argmax(0) * valid
     entropy = entropies[valid].double()
     score = float(entropy.mean() if config.split.score == "mean" else entropy.sum())
     if config.split.iou_weight:
-        aux = prob["aux"].argmax(0) * valid
-        score -= config.split.iou_weight * float((mask & aux).sum() / (mask | aux).sum().clamp(min=1))
+        main, aux = (heads[head].argmax(0) * valid for head in HEADS)
+        score -= config.split.iou_weight * float((main & aux).sum() / (main | aux).sum().clamp(min=1))
     if not math.isfinite(score):
         raise DataError(f"{item.image}: its entropy score is {score}, expected a finite number; is the teacher sound?")
     stored = decoded.placed(mask.mul(255).byte().numpy(), UNCERTAIN)
@@ -90,7 +91,7 @@ def score_image(
         histogram.add(entropies, mask.masked_fill(~valid, IGNORE))
         write_png(folder / "entropy" / f"{item.name}.png", decoded.placed(stored_levels(entropies), 0))
     if config.split.pseudo_label == "pixel_classifier":
-        write_png(folder / "cloud" / f"{item.name}.png", decoded.placed(stored_levels(prob["main"][1]), 0))
+        write_png(folder / "cloud" / f"{item.name}.png", decoded.placed(stored_levels(prob[1]), 0))
     return Ranked(score, item.name, float(mask[valid].double().mean()))
 
 

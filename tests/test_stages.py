@@ -23,6 +23,7 @@ from nets.weights import load_segmenter, load_weights
 from utils.config import Config, SplitConfig, load_config
 from utils.domains import training_images
 from utils.errors import ConfigError, DataError
+from utils.pixel_classifier import read_stored
 from utils.plots import prediction_grid
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -268,3 +269,21 @@ def test_score_is_the_mean_entropy_and_ranks_do_not_depend_on_order(
     prob["main"] = torch.full((2, 40, 48), torch.nan)
     with pytest.raises(DataError, match=images[0].image.name):
         score(images[0])
+
+
+@pytest.mark.parametrize(("head", "cloud"), [("main", 0.3), ("aux", 0.9), ("mean", 0.6), ("union", 0.9)])
+def test_the_chosen_head_gives_score_mask_and_what_the_pixel_classifier_learns(
+    tmp_path: Path, tiny_arguments: Arguments, monkeypatch: pytest.MonkeyPatch, head: str, cloud: float
+) -> None:
+    rules = ("--split.head", head, "--split.pseudo_label", "pixel_classifier")
+    config = load_config([*tiny_arguments(tmp_path), *rules])
+    images = training_images(config, "target", labels=False)
+    shares = {"main": 0.3, "aux": 0.9}
+    prob = {name: torch.tensor([1 - p, p])[:, None, None].expand(2, 40, 48) for name, p in shares.items()}
+    monkeypatch.setattr(split_entropy, "mean_over_scales", lambda *_: prob)
+    ranked = split_entropy.score_image(None, images, images[0], config, tmp_path, None)  # type: ignore[arg-type]
+    name = f"{images[0].name}.png"
+    assert ranked.score == pytest.approx(-(cloud * np.log2(cloud) + (1 - cloud) * np.log2(1 - cloud)), abs=1e-6)
+    assert ranked.cloud_fraction == (cloud > 0.5)
+    assert read_stored(tmp_path / "cloud" / name) == pytest.approx(cloud * 65_535, abs=1)
+    assert set(read_stored(tmp_path / "pseudo_labels" / name).flat) == {255 * (cloud > 0.5)}

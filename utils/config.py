@@ -259,6 +259,8 @@ class SplitConfig:
     """easy split of int(ratio * n) + 1 images, as released, instead of int(ratio * n)"""
     scales: list[float] = field(default_factory=lambda: [1.0])
     """the teacher's probabilities are the mean over the image at these scales"""
+    head: Literal["main", "aux", "mean", "union"] = "main"
+    """which head gives them, see eval.head"""
     iou_weight: float = 0.0
     """rank by score - iou_weight * IoU of the two heads' masks; 0: entropy alone"""
     pseudo_label: Literal["argmax", "class_median", "pixel_classifier"] = "argmax"

@@ -24,7 +24,7 @@ from utils.domains import training_images
 from utils.errors import AsdaError, DataError
 from utils.metrics import confusion_matrix, scores
 from utils.pixel_classifier import UNCERTAIN, read_stored
-from utils.predict import mean_over_scales
+from utils.predict import Head, decided, mean_over_scales
 from utils.run import trained
 from utils.tables import table
 
@@ -113,10 +113,10 @@ def diagnose(run: Path) -> Diagnosis:
         known = decoded.valid & (decoded.label != IGNORE)
         if not known.any():
             continue
-        entropy, of_teacher = look(teacher, decoded.image, config, config.split.scales)
+        entropy, of_teacher = look(teacher, decoded.image, config, config.split.scales, config.split.head)
         stored = decoded.taken(read_stored(folder / "pseudo_labels" / f"{item.name}.png"))
         masks = np.where(stored == UNCERTAIN, IGNORE, stored == 255)
-        layers = (decoded.label, entropy, of_teacher, masks, look(student, decoded.image, config, [1.0])[1])
+        layers = (decoded.label, entropy, of_teacher, masks, look(student, decoded.image, config, [1.0], config.eval.head)[1])
         found.add(*(layer[known] for layer in layers))
     if not found.error:
         raise DataError(f"{config.target.root}: no label has a known pixel, so there is nothing to judge by")
@@ -132,10 +132,10 @@ def config_of(run: Path) -> Config:
 
 
 def look(
-    network: Segmenter, image: np.ndarray, config: Config, scales: Sequence[float]
+    network: Segmenter, image: np.ndarray, config: Config, scales: Sequence[float], head: Head
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Normalised entropy and class (H, W) of the main head; of the teacher as stage 2 sees it, at all its scales."""
-    probability = mean_over_scales(network, image, config.data, scales)["main"]
+    """Normalised entropy and class (H, W) of the mean over scales; of the teacher as stage 2 sees it."""
+    probability = decided(mean_over_scales(network, image, config.data, scales), head)
     return normalised_entropy(probability[None])[0].numpy(), probability.argmax(0).numpy()
 
 
