@@ -70,8 +70,8 @@ def score_image(
     With a histogram, the entropies are counted there and kept in entropy/, 16 bits a pixel; where a pixel classifier
     will follow, the probability of cloud is kept in cloud/.
 
-    The score is the mean (or sum) over the image's valid pixels of the chosen head's normalised entropy, minus, if asked
-    for, `iou_weight` times the agreement (IoU of the cloud masks) of the two heads; no label is involved.
+    The score is the mean (or sum) over the image's valid pixels of the chosen head's normalised entropy, minus, if
+    asked for, `iou_weight` times the agreement (IoU of the cloud masks) of the two heads; no label is involved.
     """
     decoded = images.read(item)
     heads = mean_over_scales(segmenter, decoded.image, config.data, config.split.scales)

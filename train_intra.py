@@ -90,6 +90,8 @@ class IntraStage:
             )
         if w.init == "teacher":
             start.load_state_dict(anchor.state_dict())
+        if w.detail:
+            start.add_detail(w.detail)
         self.trainee = Student(start).to(device).train()
         self.ema = EMA(self.trainee, decay=w.ema_decay, ramp=w.ema_ramp)
         self.follower = cast(Student, self.ema.model)

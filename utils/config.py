@@ -288,6 +288,8 @@ class IntraConfig:
     """learning rate of the segmentation network in this stage, as a multiple of optim.lr"""
     init: Literal["teacher", "fresh"] = "teacher"
     """start of the trainee: the teacher's weights, or the same start as stage 1 (IntraDA)"""
+    detail: int = 0
+    """channels of a branch, as net.detail, that the trainee has and the teacher has not; 0: none"""
     domains: Literal["easy_hard", "source_target"] = "easy_hard"
     """the labelled and the unlabelled side of a batch: easy and hard target images, or source images with their true
     labels and any target images; running batch-norm statistics follow target images alone in either case"""
@@ -713,6 +715,11 @@ def _check_values(config: Config) -> None:
         config.intra.step_every == "iteration" or not config.intra.ema_ramp,
         "intra.ema_ramp",
         "false when stepping per epoch",
+    )
+    need(
+        not (config.intra.detail and config.net.detail),
+        "intra.detail",
+        f"0, since net.detail {config.net.detail} gives a branch to teacher and trainee; or net.detail 0",
     )
     need(0 <= config.intra.ema_decay < 1, "intra.ema_decay", "a number in [0, 1)")
     for stage in ("teacher", "intra"):

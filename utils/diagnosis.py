@@ -116,7 +116,8 @@ def diagnose(run: Path) -> Diagnosis:
         entropy, of_teacher = look(teacher, decoded.image, config, config.split.scales, config.split.head)
         stored = decoded.taken(read_stored(folder / "pseudo_labels" / f"{item.name}.png"))
         masks = np.where(stored == UNCERTAIN, IGNORE, stored == 255)
-        layers = (decoded.label, entropy, of_teacher, masks, look(student, decoded.image, config, [1.0], config.eval.head)[1])
+        of_student = look(student, decoded.image, config, [1.0], config.eval.head)[1]
+        layers = (decoded.label, entropy, of_teacher, masks, of_student)
         found.add(*(layer[known] for layer in layers))
     if not found.error:
         raise DataError(f"{config.target.root}: no label has a known pixel, so there is nothing to judge by")

@@ -59,6 +59,15 @@ def test_main_is_as_fine_as_the_image_and_at_first_the_head_s_own() -> None:
     torch.testing.assert_close(sharp.features, coarse.features)
 
 
+def test_a_branch_put_on_a_taught_network_changes_nothing_at_first() -> None:
+    image = torch.rand(2, 3, 70, 96)
+    plain, fine = small(0), small(0)
+    fine.add_detail(8)
+    with torch.no_grad():
+        torch.testing.assert_close(fine(image).main, resize_logits(plain(image).main, (70, 96)))
+    assert fine.architecture == small(8).architecture and fine.state_dict().keys() == small(8).state_dict().keys()
+
+
 def test_it_learns_with_the_heads_and_is_kept_in_the_file(tmp_path: Path) -> None:
     network = small(8)
     heads = {id(parameter) for parameter in network.head_parameters()}
