@@ -90,14 +90,13 @@ class IntraStage:
             )
         if w.init == "teacher":
             start.load_state_dict(anchor.state_dict())
-        if w.detail:
-            start.add_detail(w.detail)
+        branch = start.add_detail(w.detail).parameters() if w.detail else ()
         self.trainee = Student(start).to(device).train()
         self.ema = EMA(self.trainee, decay=w.ema_decay, ramp=w.ema_ramp)
         self.follower = cast(Student, self.ema.model)
         projection = self.trainee.projection.parameters()
         self.networks: dict[str, nn.Module] = {"trainee": self.trainee, "ema": self.ema}
-        self.optimizers = {"segmenter": segmenter_optimizer(start, config.optim, projection, factor=w.lr_factor)}
+        self.optimizers = {"segmenter": segmenter_optimizer(start, config.optim, projection, w.lr_factor, branch)}
 
         self.contrast, self.alignment = None, None
         if w.contrast != "none":

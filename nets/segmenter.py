@@ -174,10 +174,11 @@ class Segmenter(nn.Module):
             sort_keys=True,
         )
 
-    def add_detail(self, channels: int) -> None:
+    def add_detail(self, channels: int) -> DetailBranch:
         """Put a detail branch on the main head, which at first changes nothing but the size of its logits."""
         self.detail = DetailBranch(self.in_channels, self.classes, channels)
         self.architecture = json.dumps(json.loads(self.architecture) | {"detail": channels}, sort_keys=True)
+        return self.detail
 
     def forward(self, image: Tensor) -> Prediction:
         if image.ndim != 4 or image.shape[1] != self.in_channels:

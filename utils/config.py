@@ -289,7 +289,8 @@ class IntraConfig:
     init: Literal["teacher", "fresh"] = "teacher"
     """start of the trainee: the teacher's weights, or the same start as stage 1 (IntraDA)"""
     detail: int = 0
-    """channels of a branch, as net.detail, that the trainee has and the teacher has not; 0: none"""
+    """channels of a branch, as net.detail, that the trainee has and the teacher has not; 0: none. It starts at 0 and
+    learns at 10 times optim.lr"""
     domains: Literal["easy_hard", "source_target"] = "easy_hard"
     """the labelled and the unlabelled side of a batch: easy and hard target images, or source images with their true
     labels and any target images; running batch-norm statistics follow target images alone in either case"""

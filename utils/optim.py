@@ -10,19 +10,29 @@ from torch import nn
 from nets.segmenter import Segmenter
 from utils.config import OptimConfig
 
+UNTAUGHT = 10.0  # as DeepLab's new layers beside a pretrained backbone
+
 
 def segmenter_optimizer(
-    segmenter: Segmenter, optim: OptimConfig, extra: Iterable[nn.Parameter] = (), factor: float = 1.0
+    segmenter: Segmenter,
+    optim: OptimConfig,
+    extra: Iterable[nn.Parameter] = (),
+    factor: float = 1.0,
+    untaught: Iterable[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
     """SGD or AdamW over the backbone at `optim.lr` and over heads and `extra` at `head_factor` times that.
 
     Args:
         extra: parameters beside the segmenter's own that learn at the heads' rate (the projection head).
         factor: multiplies both rates.
+        untaught: those of the segmenter that begin among taught ones; they learn at `UNTAUGHT` times `optim.lr`.
     """
+    late = list(untaught)
+    heads = [parameter for parameter in segmenter.head_parameters() if all(parameter is not one for one in late)]
     groups = [
         {"params": list(segmenter.backbone_parameters()), "lr": optim.lr * factor},
-        {"params": [*segmenter.head_parameters(), *extra], "lr": optim.lr * factor * optim.head_factor},
+        {"params": [*heads, *extra], "lr": optim.lr * factor * optim.head_factor},
+        *([{"params": late, "lr": optim.lr * UNTAUGHT}] if late else []),
     ]
     if optim.algorithm == "adamw":
         return _with_base_lr(torch.optim.AdamW(groups, weight_decay=optim.weight_decay))
