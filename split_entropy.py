@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -38,7 +37,7 @@ from utils.engine import device_of
 from utils.errors import DataError
 from utils.files import write_text
 from utils.memory import memory_explained
-from utils.pixel_classifier import UNCERTAIN, relabel
+from utils.pixel_classifier import UNCERTAIN, read_stored, relabel
 from utils.plots import write_png
 from utils.predict import decided, mean_over_scales
 from utils.run import make_generated, open_stage, trained, uses_split
@@ -109,10 +108,7 @@ def drop_uncertain(folder: Path, names: Sequence[str], thresholds: Tensor) -> fl
     levels, kept, pixels = quantise(thresholds).cpu(), 0, 0
     for name in tqdm(names, desc="thresholds", unit="image", dynamic_ncols=True):
         path = folder / "pseudo_labels" / f"{name}.png"
-        mask, entropy = (
-            np.asarray(cv2.imread(str(file), cv2.IMREAD_UNCHANGED))
-            for file in (path, folder / "entropy" / f"{name}.png")
-        )
+        mask, entropy = read_stored(path), read_stored(folder / "entropy" / f"{name}.png")
         label = torch.from_numpy(np.where(mask == UNCERTAIN, IGNORE, mask == 255)).long()
         sure = (below_threshold(torch.from_numpy(entropy.astype(np.int64)), label, levels) != IGNORE).numpy()
         kept, pixels = kept + int(sure.sum()), pixels + int((mask != UNCERTAIN).sum())
