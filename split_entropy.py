@@ -117,12 +117,14 @@ def drop_uncertain(folder: Path, names: Sequence[str], thresholds: Tensor) -> fl
 
 
 def easy_count(images: int, split: SplitConfig) -> int:
-    """Size of the easy split: `int(ratio * n)`, released rule plus one.
+    """Size of the easy split: `int(ratio * n)`; with `plus_one` one more, but never all.
 
     Raises:
         DataError: one of the two splits would be empty.
     """
-    count = int(split.ratio * images) + int(split.plus_one)
+    count = int(split.ratio * images)
+    if split.plus_one:
+        count = min(count + 1, images - 1)
     if not 0 < count < images:
         raise DataError(
             f"split.ratio {split.ratio} of {images} target image(s) gives {count} easy and {images - count} hard; "

@@ -264,6 +264,11 @@ def test_known_answer_18(plus_one: bool, easy: int, hard: int) -> None:
     assert split_entropy.easy_count(2095, split) == easy and 2095 - easy == hard
 
 
+@pytest.mark.parametrize(("images", "ratio", "easy"), [(8, 0.9, 7), (8, 0.75, 7), (8, 0.6, 5), (2, 0.9, 1)])
+def test_one_more_easy_image_leaves_a_hard_one(images: int, ratio: float, easy: int) -> None:
+    assert split_entropy.easy_count(images, SplitConfig(ratio=ratio, plus_one=True)) == easy
+
+
 @pytest.mark.parametrize(("images", "ratio"), [(1, 0.67), (2, 0.2), (1, 0.999)])
 def test_a_split_that_would_be_empty_is_refused(images: int, ratio: float) -> None:
     with pytest.raises(DataError, match="both need at least one"):

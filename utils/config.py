@@ -256,7 +256,7 @@ class SplitConfig:
     score: Literal["mean", "sum"] = "mean"
     """mean or sum of the normalised entropy over the image's pixels"""
     plus_one: bool = False
-    """easy split of int(ratio * n) + 1 images, as released, instead of int(ratio * n)"""
+    """easy split of int(ratio * n) + 1 images, as released, but never of all, instead of int(ratio * n)"""
     scales: list[float] = field(default_factory=lambda: [1.0])
     """the teacher's probabilities are the mean over the image at these scales"""
     head: Literal["main", "aux", "mean", "union"] = "main"
