@@ -41,10 +41,10 @@ def repeatability(
     places = {name: place for place, name in enumerate(dict.fromkeys(scenes or map(str, range(len(cloud)))))}
     if len(places) < 2:
         return math.nan
-    parts = np.array([places[name] for name in scenes or places]) % PARTS
+    parts = [places[name] % PARTS for name in scenes or places]
     counts = np.zeros((2, 2), np.int64)
-    for part in np.unique(parts):
-        known, other = np.flatnonzero(parts != part), np.flatnonzero(parts == part)
+    for part in set(parts):
+        known, other = ([i for i, its in enumerate(parts) if (its == part) == same] for same in (False, True))
         taught = np.concatenate([cloud[i] for i in known])
         classifier = fit(np.concatenate([features[i] for i in known]), taught)
         seen = np.concatenate([features[i] for i in other])
