@@ -50,6 +50,10 @@ EXTREMES = 4
 CAM_IMAGES = 5
 TSNE_IMAGES = 60  # of each domain; more would only cost memory, a few pixels are drawn from each
 SHOWN = 1024  # pixels of a side that are kept of a large image
+ERROR_KEY = (  # of `colour_errors`
+    *(("cloud, found", CLOUD), ("clear, found", CLEAR), ("missed cloud", MISS), ("false alarm", FALSE_ALARM)),
+    ("no label", UNKNOWN),
+)
 
 
 def draw_masks(result: Survey, config: Config, folder: Path) -> list[Picture]:
@@ -95,11 +99,8 @@ def draw_masks(result: Survey, config: Config, folder: Path) -> list[Picture]:
             for model in models
         }
         columns = truth | columns | errors
-    key = (
-        *(("cloud, found", CLOUD), ("clear, found", CLEAR), ("missed cloud", MISS), ("false alarm", FALSE_ALARM)),
-        ("no label", UNKNOWN),
-    )
-    picture_grid(folder / "masks" / f"{role}_errors.png", names, columns, key=key if domain.labelled else ())
+    key = ERROR_KEY if domain.labelled else ()
+    picture_grid(folder / "masks" / f"{role}_errors.png", names, columns, key=key)
     caption = "The outline of the cloud drawn over the image." + (
         " In the error views red is cloud that the model missed, blue is clear ground that it calls cloud."
         if domain.labelled
