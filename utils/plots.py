@@ -123,7 +123,7 @@ def picture_grid(
             if j == 0:
                 axes[i][j].set_ylabel(_short(names[i]), fontsize=6)
     if caption:
-        figure.supxlabel(caption, fontsize=7)
+        (figure.suptitle if key else figure.supxlabel)(caption, fontsize=7)  # a legend takes the place below
     if entropy_bar:
         colours = ListedColormap(colour_entropy(np.linspace(0, 1, 256)) / 255)
         bar = figure.colorbar(
