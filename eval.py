@@ -36,17 +36,11 @@ from utils.gallery import draw_entropy, draw_gradcam, draw_masks, draw_tsne
 from utils.memory import memory_explained
 from utils.records import reading
 from utils.report import Picture, remember_pictures, write_report
-from utils.run import make_generated, trained
+from utils.run import MODELS, make_generated, trained
 from utils.scene_scores import score_scenes
 from utils.survey import Domain, Survey, survey
 from utils.tables import write_tables
 
-MODELS = (
-    ("source_only", "source_only", "source_only"),
-    ("teacher", "teacher", "teacher"),
-    ("student", "intra", "student"),
-    ("oracle", "oracle", "oracle"),
-)
 HELD_BACK = "held-back images"
 TRANSDUCTIVE = "transductive: the images adapted to, labels hidden"
 FROM_PREDICTIONS = {"scores", "masks", "entropy"}

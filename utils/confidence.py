@@ -44,7 +44,8 @@ def repeatability(
     parts = [places[name] % PARTS for name in scenes or places]
     counts = np.zeros((2, 2), np.int64)
     for part in set(parts):
-        known, other = ([i for i, its in enumerate(parts) if (its == part) == same] for same in (False, True))
+        known = [i for i, its in enumerate(parts) if its != part]
+        other = [i for i, its in enumerate(parts) if its == part]
         taught = np.concatenate([cloud[i] for i in known])
         classifier = fit(np.concatenate([features[i] for i in known]), taught)
         seen = np.concatenate([features[i] for i in other])

@@ -8,6 +8,7 @@ judge finished runs: nothing that trains reads this, or the labels.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,12 +24,11 @@ from nets.segmenter import Segmenter
 from utils.config import Config, load_config
 from utils.domains import evaluation_images
 from utils.errors import AsdaError, DataError
-from utils.gallery import ERROR_KEY, thinned, visible
-from utils.plots import colour_errors, colour_mask, picture_grid
+from utils.gallery import thinned, visible
+from utils.plots import ERROR_KEY, colour_errors, colour_mask, picture_grid
 from utils.predict import decide, probabilities
-from utils.run import trained
+from utils.run import MODELS, trained
 
-FINAL = (("intra", "student"), ("oracle", "oracle"), ("teacher", "teacher"), ("source_only", "source_only"))
 WORST = 5
 
 
@@ -49,7 +49,7 @@ class Look(NamedTuple):
         mask = decide(probabilities(self.network, decoded.image, self.config.data), self.config.eval.head)
         predicted = mask.byte().numpy()
         known = decoded.label != IGNORE
-        share = float((predicted != decoded.label)[known].mean()) if known.any() else float("nan")
+        share = float((predicted != decoded.label)[known].mean()) if known.any() else math.nan
         return decoded.placed(decoded.label, IGNORE), decoded.placed(predicted, IGNORE), share
 
 
@@ -59,7 +59,7 @@ def look_at(run: Path) -> Look:
     Raises:
         DataError: there is none.
     """
-    for stage, weights in FINAL:
+    for _, stage, weights in reversed(MODELS):
         if (run / stage / f"{weights}.safetensors").exists():
             config = load_config(["--config", str(run / stage / "config.yaml"), "--out", str(run)])
             return Look(config, trained(config, stage, weights), evaluation_images(config, "target"))
@@ -80,13 +80,15 @@ def draw_failures(runs: Sequence[Path], picture: Path, count: int = WORST) -> No
     judge = look_at(runs[-1])
     items = {item.name: item for item in judge.images if item.label is not None}
     shares = {name: judge.errors(item)[2] for name, item in tqdm(items.items(), desc=str(runs[-1]), unit="image")}
-    order = sorted((name for name in shares if shares[name] == shares[name]), key=lambda name: (-shares[name], name))
-    worst = order[:count]
+    judged = [name for name, share in shares.items() if not math.isnan(share)]
+    worst = sorted(judged, key=lambda name: (-shares[name], name))[:count]
     if not worst:
         raise DataError(f"{judge.config.target.root}: no evaluation image has a label, so there is nothing to judge by")
     columns: dict[str, list[np.ndarray]] = {"image": [visible(judge.images.read(items[name])) for name in worst]}
     titles = [run.name for run in runs]
-    for run, title in zip(runs, titles if len(set(titles)) == len(runs) else map(str, runs), strict=True):
+    if len(set(titles)) < len(titles):
+        titles = [str(run) for run in runs]
+    for run, title in zip(runs, titles, strict=True):
         look = judge if run == runs[-1] else look_at(run)
         found = {item.name: item for item in look.images if item.label is not None}
         if found.keys() != items.keys():
@@ -96,7 +98,7 @@ def draw_failures(runs: Sequence[Path], picture: Path, count: int = WORST) -> No
         columns[f"{title}: {100 * np.mean(wrong):.0f} %"] = [
             thinned(colour_errors(label, mask)) for label, mask in zip(labels, masks, strict=True)
         ]
-    caption = f"The {len(worst)} of {len(order)} images on which {titles[-1]} is worst; percent of their pixels wrong"
+    caption = f"The {len(worst)} of {len(judged)} images on which {titles[-1]} is worst; percent of their pixels wrong"
     picture_grid(picture, worst, columns, caption, key=ERROR_KEY)
 
 

@@ -25,11 +25,8 @@ from utils.errors import MissingError
 from utils.files import write_text
 from utils.gradcam import grad_cam
 from utils.plots import (
-    CLEAR,
     CLOUD,
-    FALSE_ALARM,
-    MISS,
-    UNKNOWN,
+    ERROR_KEY,
     as_rgb,
     colour_mask,
     embedding_panels,
@@ -50,10 +47,6 @@ EXTREMES = 4
 CAM_IMAGES = 5
 TSNE_IMAGES = 60  # of each domain; more would only cost memory, a few pixels are drawn from each
 SHOWN = 1024  # pixels of a side that are kept of a large image
-ERROR_KEY = (  # of `colour_errors`
-    *(("cloud, found", CLOUD), ("clear, found", CLEAR), ("missed cloud", MISS), ("false alarm", FALSE_ALARM)),
-    ("no label", UNKNOWN),
-)
 
 
 def draw_masks(result: Survey, config: Config, folder: Path) -> list[Picture]:

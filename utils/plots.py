@@ -19,6 +19,13 @@ CLEAR, CLOUD, UNKNOWN = (176, 235, 180), (255, 255, 255), (90, 90, 90)
 MISS, FALSE_ALARM = (213, 62, 79), (50, 100, 190)
 RELIABLE, UNRELIABLE = (255, 237, 120), (189, 0, 38)
 OUTLINE = (255, 220, 0)
+ERROR_KEY = (  # of `colour_errors`
+    ("cloud, found", CLOUD),
+    ("clear, found", CLEAR),
+    ("missed cloud", MISS),
+    ("false alarm", FALSE_ALARM),
+    ("no label", UNKNOWN),
+)
 
 
 def colour_mask(mask: np.ndarray) -> np.ndarray:

@@ -47,6 +47,12 @@ FREE_KEYS = (
 Kind = Literal["teacher", "split", "intra"]
 COMMAND = "# command: "
 WARNINGS = "warnings.txt"  # of a training stage
+MODELS = (  # name, folder and weights of each network that a run may hold, in the order of their making
+    ("source_only", "source_only", "source_only"),
+    ("teacher", "teacher", "teacher"),
+    ("student", "intra", "student"),
+    ("oracle", "oracle", "oracle"),
+)
 LATER_KEYS: dict[Kind, tuple[str, ...]] = {"teacher": ("split.", "intra."), "split": ("intra.",), "intra": ()}
 
 
