@@ -11,8 +11,8 @@ Writes OUT/PAIR/seedS/METHOD/ (the runs) and OUT/NAME/: table.{md,csv,tex}, resu
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from utils.cli import configure
-    from utils.config import load_compare_config
+    from config.schema import load_compare_config
+    from engine.cli import configure
 
     CONFIG = configure(__doc__, load_compare_config)
 
@@ -37,27 +37,27 @@ import torch
 import yaml
 from tqdm import tqdm
 
+from comparison.averages import grouped
+from comparison.table import Comparison, Result, read_published, write
+from config.schema import CompareConfig, Config, flatten, load_config, to_yaml
 from datasets.files import Item
 from datasets.readers import READERS
+from engine.cli import run
+from engine.domains import expected_images, listed, training_images
+from engine.lock import LOCK, one_writer
+from engine.loop import SNAPSHOTS, device_of, intra_length, stage_length
+from engine.memory import memory_explained
+from engine.run import Kind, bound_settings, differences, make_generated, read_warnings, uses_split
 from eval import HELD_BACK, LESS_MEMORY, TRANSDUCTIVE, evaluation_domains
 from nets.weights import load_segmenter
+from report.evaluation import Domain, Tally, survey
+from report.metrics import scores
 from split_entropy import split_entropy
 from train_intra import train_intra
 from train_teacher import train_teacher
-from utils.averages import grouped
-from utils.cli import run
-from utils.comparison import Comparison, Result, read_published, write
-from utils.config import CompareConfig, Config, flatten, load_config, to_yaml
-from utils.domains import expected_images, listed, training_images
-from utils.engine import SNAPSHOTS, device_of, intra_length, stage_length
 from utils.errors import ConfigError, EvaluationError
 from utils.files import write_text
-from utils.lock import LOCK, one_writer
-from utils.memory import memory_explained
-from utils.metrics import scores
 from utils.records import read_json, reading
-from utils.run import Kind, bound_settings, differences, make_generated, read_warnings, uses_split
-from utils.survey import Domain, Tally, survey
 
 METHODS = Path(__file__).resolve().parent / "configs" / "methods"
 RESULT = "result.json"

@@ -13,7 +13,7 @@ Labels, where there are any, are used here alone.
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from utils.cli import configure
+    from engine.cli import configure
 
     CONFIG = configure(__doc__)  # before torch is imported: --help and faults of the configuration answer at once
 
@@ -23,23 +23,23 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from config.schema import Config, recorded_config
+from engine import processes
+from engine.cli import run
+from engine.domains import Role, domain_of, evaluation_images, with_scaling_of
+from engine.loop import device_of
+from engine.memory import memory_explained
+from engine.run import MODELS, make_generated, trained
 from nets.segmenter import Segmenter
 from nets.weights import load_segmenter
-from utils import processes
-from utils.cli import run
-from utils.config import Config, recorded_config
-from utils.domains import Role, domain_of, evaluation_images, with_scaling_of
-from utils.engine import device_of
+from report.evaluation import Domain, Survey, survey
+from report.figures import draw_entropy, draw_gradcam, draw_masks, draw_tsne
+from report.page import Picture, remember_pictures, write_report
+from report.scene_scores import score_scenes
+from report.tables import write_tables
 from utils.errors import ConfigError, DataError, EvaluationError, MissingError, WeightsError
 from utils.files import write_text
-from utils.gallery import draw_entropy, draw_gradcam, draw_masks, draw_tsne
-from utils.memory import memory_explained
 from utils.records import reading
-from utils.report import Picture, remember_pictures, write_report
-from utils.run import MODELS, make_generated, trained
-from utils.scene_scores import score_scenes
-from utils.survey import Domain, Survey, survey
-from utils.tables import write_tables
 
 HELD_BACK = "held-back images"
 TRANSDUCTIVE = "transductive: the images adapted to, labels hidden"

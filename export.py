@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.cli import configure, run
+from engine.cli import configure, run
+from scenes.network import CloudNetwork, load_network, weights_of_run
 from utils.errors import ConfigError, WeightsError, unwritable
 from utils.files import put_in_place, write_text
-from utils.scenes.network import CloudNetwork, load_network, weights_of_run
 
 TOLERANCE = 1e-4  # of a probability
 
@@ -60,7 +60,7 @@ def export(request: Request) -> None:
     except ImportError as error:
         raise ConfigError(f"export needs {error.name}, which is not installed; pip install onnx onnxscript") from None
     from nets.weights import load_segmenter, save_segmenter
-    from utils.export import model_card, to_onnx
+    from scenes.export import model_card, to_onnx
 
     weights, out = request
     network, segmenter = load_network(weights, "cpu"), load_segmenter(weights)

@@ -27,14 +27,14 @@ from typing import Any
 from tqdm import tqdm
 
 from datasets.files import SUFFIXES, by_name
-from utils import processes
-from utils.cli import configure, run
+from engine import processes
+from engine.cli import configure, run
+from engine.memory import keep_memory_flat, memory_explained
+from scenes import Options, Summary, load_network, predict_scene, weights_of_run
+from scenes.rasters import is_picture
 from utils.errors import CONTROL, AsdaError, ConfigError, DataError
 from utils.files import write_text
-from utils.memory import keep_memory_flat, memory_explained
 from utils.records import read_json, reading
-from utils.scenes import Options, Summary, load_network, predict_scene, weights_of_run
-from utils.scenes.rasters import is_picture
 
 SETTINGS, SUMMARY = "predict.json", "summary.csv"
 ON_REQUEST = ("probability", "entropy", "quicklook")

@@ -8,7 +8,7 @@ Writes OUT/split/: entropy.csv, easy.txt, hard.txt, pseudo_labels/. Memory does 
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from utils.cli import configure
+    from engine.cli import configure
 
     CONFIG = configure(__doc__)  # before torch is imported: --help and faults of the configuration answer at once
 
@@ -25,22 +25,22 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from config.schema import Config, SplitConfig
 from datasets.files import Item
 from datasets.images import ImageSet
+from engine import processes
+from engine.cli import run
+from engine.domains import training_images
+from engine.inference import decided, mean_over_scales
+from engine.loop import device_of
+from engine.memory import memory_explained
+from engine.pixel_classifier import UNCERTAIN, read_stored, relabel
+from engine.run import make_generated, open_stage, trained, uses_split
 from losses import IGNORE, EntropyHistogram, below_threshold, normalised_entropy, quantise
 from nets.segmenter import HEADS, Segmenter
-from utils import processes
-from utils.cli import run
-from utils.config import Config, SplitConfig
-from utils.domains import training_images
-from utils.engine import device_of
+from report.plots import write_png
 from utils.errors import DataError
 from utils.files import write_text
-from utils.memory import memory_explained
-from utils.pixel_classifier import UNCERTAIN, read_stored, relabel
-from utils.plots import write_png
-from utils.predict import decided, mean_over_scales
-from utils.run import make_generated, open_stage, trained, uses_split
 
 TABLE = "entropy.csv"
 LESS_MEMORY = (

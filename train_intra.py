@@ -13,7 +13,7 @@ Writes OUT/intra/: student.safetensors, checkpoint.pt, metrics.jsonl, tensorboar
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from utils.cli import configure
+    from engine.cli import configure
 
     CONFIG = configure(__doc__)  # before torch is imported: --help and faults of the configuration answer at once
 
@@ -26,24 +26,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from config.schema import Config
 from datasets.files import read_names
 from datasets.images import ImageSet
-from losses import IGNORE, Side, consistency, cross_entropy, fuse, mean_entropy, weighted_cross_entropy
-from losses.registry import ALIGNMENTS, CONTRASTS, SELF_TRAINING
-from nets.discriminator import Discriminator
-from nets.ema import EMA
-from nets.projection import ProjectionHead
-from nets.segmenter import HEADS, Prediction, Segmenter, resize_logits, statistics_held, upsampled
-from nets.sharing import shared
-from nets.weights import save_segmenter
-from utils import processes
-from utils.cli import run
-from utils.config import Config
-from utils.domains import data_record, training_images
-from utils.engine import Batch, Losses, device_of, fit, intra_length
-from utils.errors import DataError, WeightsError
-from utils.optim import discriminator_optimizer, segmenter_optimizer
-from utils.run import (
+from engine import processes
+from engine.cli import run
+from engine.domains import data_record, training_images
+from engine.forward import shared
+from engine.loop import Batch, Losses, device_of, fit, intra_length
+from engine.optim import discriminator_optimizer, segmenter_optimizer
+from engine.run import (
     build_choice,
     build_segmenter,
     make_generated,
@@ -53,7 +45,15 @@ from utils.run import (
     training_stream,
     uses_split,
 )
-from utils.schedule import Clock
+from engine.schedule import Clock
+from losses import IGNORE, Side, consistency, cross_entropy, fuse, mean_entropy, weighted_cross_entropy
+from losses.registry import ALIGNMENTS, CONTRASTS, SELF_TRAINING
+from nets.discriminator import Discriminator
+from nets.ema import EMA
+from nets.projection import ProjectionHead
+from nets.segmenter import HEADS, Prediction, Segmenter, resize_logits, statistics_held, upsampled
+from nets.weights import save_segmenter
+from utils.errors import DataError, WeightsError
 
 FEATURES = 128  # of the projection, docs/method.md, section 5.3
 SIDES = {"easy_hard": ("easy", "hard"), "source_target": ("source", "target")}  # labelled, unlabelled

@@ -9,7 +9,7 @@ Writes OUT/teacher/: teacher.safetensors, checkpoint.pt, metrics.jsonl, tensorbo
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from utils.cli import configure
+    from engine.cli import configure
 
     CONFIG = configure(__doc__)  # before torch is imported: --help and faults of the configuration answer at once
 
@@ -18,21 +18,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from config.schema import Config
+from engine import processes
+from engine.cli import run
+from engine.domains import data_record, training_images
+from engine.forward import shared
+from engine.loop import Batch, Losses, device_of, fit, stage_length
+from engine.optim import discriminator_optimizer, segmenter_optimizer
+from engine.run import build_choice, build_segmenter, make_generated, open_stage, training_stream
+from engine.schedule import Clock
 from losses import Side, cross_entropy, focal, mean_entropy, soft_jaccard
 from losses.registry import ALIGNMENTS
 from nets.discriminator import Discriminator
 from nets.segmenter import HEADS, Segmenter, statistics_held, upsampled
-from nets.sharing import shared
 from nets.weights import save_segmenter
-from utils import processes
-from utils.cli import run
-from utils.config import Config
-from utils.domains import data_record, training_images
-from utils.engine import Batch, Losses, device_of, fit, stage_length
 from utils.errors import ConfigError
-from utils.optim import discriminator_optimizer, segmenter_optimizer
-from utils.run import build_choice, build_segmenter, make_generated, open_stage, training_stream
-from utils.schedule import Clock
 
 
 class TeacherStage:

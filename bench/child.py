@@ -13,7 +13,7 @@ SCRIPT = """
 import runpy, sys
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
-from utils.memory import process_peak_mib
+from engine.memory import process_peak_mib
 print(process_peak_mib())
 """
 

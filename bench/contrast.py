@@ -29,8 +29,8 @@ from child import run
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.memory import process_peak_mib
 from losses import ContrastMemory, high_entropy_contrast
-from utils.memory import process_peak_mib
 
 FASTER, MORE = 20.0, 20.0  # times, MiB
 IMAGES, SIDE, LENGTH = 2, 64, 128

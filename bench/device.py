@@ -30,10 +30,10 @@ import numpy as np
 import torch
 from stages import STAGES, built, configured, train
 
-from utils.config import Config
-from utils.engine import device_of
-from utils.predict import probabilities
-from utils.run import build_segmenter
+from config.schema import Config
+from engine.inference import probabilities
+from engine.loop import device_of
+from engine.run import build_segmenter
 
 WAYS: dict[str, dict[str, Any]] = {
     "float32": {"speed.precision": "float32"},

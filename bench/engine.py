@@ -1,4 +1,4 @@
-"""Overhead of the engine in stage 1: `utils.engine.fit` against the same steps written by hand in plain PyTorch.
+"""Overhead of the engine in stage 1: `engine.loop.fit` against the same steps written by hand in plain PyTorch.
 
     python bench/engine.py
     python bench/engine.py --batch 2 --size 32
@@ -30,13 +30,13 @@ import torch
 from small_run import TakingTurns, configured, teacher_streams, train
 from torch import Tensor, nn
 
+from config.schema import Config, LogConfig
 from datasets.samples import EndlessSamples
+from engine.run import build_segmenter
 from losses import SOURCE, TARGET, cross_entropy, discriminator_loss, mean_entropy, soft_jaccard
 from losses import weighted_self_information as self_information
 from nets.discriminator import Discriminator
 from nets.segmenter import resize_logits
-from utils.config import Config, LogConfig
-from utils.run import build_segmenter
 
 LIMIT = 0.02
 EXACT, WARM = 12, 3  # steps that are compared, and pairs of steps that do not count

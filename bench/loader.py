@@ -27,12 +27,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from config.schema import AugmentConfig
 from datasets.cache import Cache
 from datasets.files import Item, from_folders
 from datasets.generated import SENSORS, render_scene
 from datasets.images import Decoder, checked
 from datasets.samples import EndlessSamples
-from utils.config import AugmentConfig
 
 IMAGES, BATCH, ROUNDS, IN_A_ROW = 24, 8, 12, 5
 HEIGHT, WIDTH, SIZE = 720, 1280, 256

@@ -30,8 +30,8 @@ from datasets.files import from_folders
 from datasets.images import Decoder, checked
 from datasets.samples import EndlessSamples
 from pathlib import Path
-from utils.config import AugmentConfig
-from utils.memory import process_peak_mib
+from config.schema import AugmentConfig
+from engine.memory import process_peak_mib
 root, samples = Path(sys.argv[1]), int(sys.argv[2])
 decoder = Decoder(("red", "green", "blue"))
 items = from_folders(root, "images", "labels", partial=False).items

@@ -19,7 +19,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.metrics import confusion_matrix
+from report.metrics import confusion_matrix
 
 SIDE, CALLS = 1024, 60
 
@@ -47,7 +47,7 @@ def main() -> None:
             if metric.compute().numpy().tolist() != matrix.tolist():
                 sys.exit(f"the matrices differ: {matrix.tolist()} and {metric.compute().tolist()}")
     print(f"{SIDE}x{SIDE} pixels, {torch.get_num_threads()} threads, median of {CALLS} calls each, equal matrices")
-    print(f"utils.metrics.confusion_matrix (uint8): {1e3 * np.median(ours):.2f} ms")
+    print(f"report.metrics.confusion_matrix (uint8): {1e3 * np.median(ours):.2f} ms")
     for kind, times in theirs.items():
         ratio = np.median(times) / np.median(ours)
         print(f"torchmetrics {kind}: {1e3 * np.median(times):.2f} ms, ratio {ratio:.1f}")

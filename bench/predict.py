@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from nets.segmenter import Segmenter
 from nets.weights import save_segmenter
-from utils.scenes import load_network, predict_array
+from scenes import load_network, predict_array
 
 BANDS = (
     "B01",

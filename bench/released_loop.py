@@ -32,14 +32,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from config.schema import Config
 from datasets.samples import EndlessSamples
+from engine.domains import training_images
+from engine.optim import discriminator_optimizer, segmenter_optimizer
+from engine.run import build_segmenter, training_stream
+from engine.schedule import poly
 from nets.discriminator import Discriminator
 from nets.segmenter import resize_logits
-from utils.config import Config
-from utils.domains import training_images
-from utils.optim import discriminator_optimizer, segmenter_optimizer
-from utils.run import build_segmenter, training_stream
-from utils.schedule import poly
 
 WANTED = 1.15  # times as fast
 SAME, WARM = 2, 3  # steps whose losses are compared, and pairs of steps that do not count

@@ -13,12 +13,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from child import REPOSITORY
 
+from config.schema import Config, load_config
 from datasets.samples import EndlessSamples
+from engine.domains import training_images
+from engine.loop import fit
+from engine.run import make_generated, training_stream
 from train_teacher import TeacherStage
-from utils.config import Config, load_config
-from utils.domains import training_images
-from utils.engine import fit
-from utils.run import make_generated, training_stream
 
 SCENES = 24  # of each domain
 

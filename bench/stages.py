@@ -12,13 +12,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from child import REPOSITORY
 
+from config.schema import Config, load_config
 from datasets.samples import EndlessSamples
+from engine.domains import training_images
+from engine.loop import Stage, fit
+from engine.run import build_segmenter, make_generated, training_stream
 from train_intra import IntraStage
 from train_teacher import TeacherStage
-from utils.config import Config, load_config
-from utils.domains import training_images
-from utils.engine import Stage, fit
-from utils.run import build_segmenter, make_generated, training_stream
 
 STAGES = ("teacher", "intra")
 SCENES = 16  # of each domain

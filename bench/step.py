@@ -30,12 +30,12 @@ from stages import STAGES, built, configured, train
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from config.schema import Config
+from engine import loop as engine
+from engine.log import Logger
+from engine.loop import device_of
 from nets.discriminator import Discriminator
 from nets.segmenter import Segmenter
-from utils import engine
-from utils.config import Config
-from utils.engine import device_of
-from utils.log import Logger
 
 PARTS = (
     *("data", "forward", "discriminators", "contrast", "losses", "backward", "checks", "update"),

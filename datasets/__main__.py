@@ -13,7 +13,7 @@ from __future__ import annotations
 if __name__ == "__main__":
     import sys
 
-    from utils.cli import configure
+    from engine.cli import configure
 
     if sys.argv[1:2] != ["check"]:
         wanted = " ".join(sys.argv[1:2]) or "nothing"
@@ -29,15 +29,15 @@ from pathlib import Path
 
 import numpy as np
 
+from config.schema import Config, DomainConfig
 from datasets.check import Part, against_published, survey_part, warnings_of
 from datasets.images import Decoded, ImageSet, has_8_bits, measured_stretch
 from datasets.readers import READERS
-from utils.cli import run
-from utils.config import Config, DomainConfig
-from utils.domains import Role, SetName, domain_of, rules_of, search
+from engine.cli import run
+from engine.domains import Role, SetName, domain_of, rules_of, search
+from report.plots import as_rgb, colour_mask, picture_grid
 from utils.errors import DataError, printable
 from utils.files import write_text
-from utils.plots import as_rgb, colour_mask, picture_grid
 
 SAMPLES = 8  # in the sheet of a domain
 
@@ -48,7 +48,7 @@ def check(config: Config) -> None:
     Raises:
         DataError: a file cannot be used; the report has been written.
     """
-    from utils.run import make_generated
+    from engine.run import make_generated
 
     make_generated(config)
     folder = Path(config.out) / "check"

@@ -16,7 +16,7 @@ FROM_YIQ = np.linalg.inv(TO_YIQ)
 
 
 class Amounts(Protocol):
-    """How much may change; `utils.config.AugmentConfig` documents each field."""
+    """How much may change; `config.schema.AugmentConfig` documents each field."""
 
     @property
     def hflip(self) -> float: ...

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from datasets.augment import Amounts, colour_change, flip, tone_change
 from datasets.geometry import IGNORE, crop, fitted_size, letterbox, scale_to
 from datasets.images import ImageSet
-from utils import processes
+from engine import processes
 
 STREAMS = ("source", "target", "easy", "hard")
 IDLE = -1

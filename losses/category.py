@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.forward import counted_once
 from losses.adversarial import SOURCE, TARGET
-from nets.sharing import counted_once
 
 
 def discrepancy(prob_a: Tensor, prob_b: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The choices that a configuration can name; `utils/config.py` lists the same names."""
+"""The choices that a configuration can name; `config/schema.py` lists the same names."""
 
 from losses.alignment import ALIGNMENTS
 from losses.contrast import Contrast, HighEntropyContrast, PixContrast

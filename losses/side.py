@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Moment(Protocol):
-    """When a term is computed; `utils.schedule.Clock` is one."""
+    """When a term is computed; `engine.schedule.Clock` is one."""
 
     @property
     def progress(self) -> float:

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from nets.sharing import shared
+from engine.forward import shared
 
 MIN_SIZE = 32  # five halvings leave one pixel
 

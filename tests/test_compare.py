@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 import compare
-from utils.config import CompareConfig, Config, load_compare_config
+from config.schema import CompareConfig, Config, load_compare_config
 from utils.errors import ConfigError, DataError, EvaluationError
 
 ROOT = Path(__file__).resolve().parents[1]

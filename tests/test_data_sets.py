@@ -15,9 +15,9 @@ import eval as evaluation
 import split_entropy
 import train_intra
 import train_teacher
+from config.schema import Config, load_config
 from datasets.__main__ import check
 from nets.weights import load_weights
-from utils.config import Config, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"

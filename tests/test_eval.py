@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import eval as evaluation
-import utils.gallery
+import report.figures
+from config.schema import load_config, to_yaml
 from nets.segmenter import Segmenter
 from nets.weights import save_segmenter
-from utils.config import load_config, to_yaml
 from utils.errors import ConfigError, DataError, EvaluationError, WeightsError
 
 Arguments = Callable[..., list[str]]
@@ -206,8 +206,8 @@ def test_one_hot_predictions_give_the_reliable_colour_and_the_pixels_own_mask(
         cloud = torch.from_numpy(image.mean(2) > 140).float()
         return dict.fromkeys(("main", "aux"), torch.stack([1 - cloud, cloud]))
 
-    monkeypatch.setattr("utils.survey.probabilities", certain)
-    monkeypatch.setattr(utils.gallery, "probabilities", certain)
+    monkeypatch.setattr("report.evaluation.probabilities", certain)
+    monkeypatch.setattr(report.figures, "probabilities", certain)
     evaluation.evaluate(load_config([*arguments, "--eval.parts", "scores,masks,entropy"]))
     folder = tmp_path / "run/eval"
     entropy = cv2.imread(str(folder / "entropy/target/student/scene_03.png"))[..., ::-1]
@@ -295,4 +295,4 @@ def test_a_damaged_split_is_named(arguments: list[str], file: str, text: str) ->
     path = Path(config.out) / "split" / file
     path.write_text(text)
     with pytest.raises(DataError, match=f"split/{file}: "):
-        utils.gallery.draw_entropy([], {}, config, Path(config.out) / "eval")
+        report.figures.draw_entropy([], {}, config, Path(config.out) / "eval")

@@ -17,8 +17,8 @@ from nets.segmenter import Segmenter
 from nets.weights import load_weights, save_segmenter
 from predict import predict
 from predict import read_request as read_predict_request
+from scenes import CloudNetwork, load_network, predict_array
 from utils.errors import ConfigError, DataError, WeightsError
-from utils.scenes import CloudNetwork, load_network, predict_array
 
 CONFIG = """# python 3.11, torch 2.14, commit 0123abc
 # command: python train_intra.py --config configs/mine.yaml

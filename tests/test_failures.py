@@ -42,18 +42,18 @@ import eval as evaluation
 import export
 import predict
 import utils.files
+from comparison.table import Comparison, Result
+from comparison.table import write as write_comparison
+from config.schema import Config, load_config, to_yaml
 from datasets.generated import make_pair
+from engine.lock import LOCK, one_writer
 from nets.segmenter import AtrousHead, Segmenter
 from nets.weights import load_segmenter, save_segmenter
+from report.gradcam import grad_cam
+from report.plots import prediction_grid
+from scenes import load_network, predict_array
 from split_entropy import split_entropy
-from utils.comparison import Comparison, Result
-from utils.comparison import write as write_comparison
-from utils.config import Config, load_config, to_yaml
 from utils.errors import DataError, EvaluationError, WeightsError
-from utils.gradcam import grad_cam
-from utils.lock import LOCK, one_writer
-from utils.plots import prediction_grid
-from utils.scenes import load_network, predict_array
 
 ROOT = Path(__file__).resolve().parents[1]
 FORK = multiprocessing.get_context("fork")
@@ -84,7 +84,7 @@ def network_of(seed: int) -> Segmenter:
 @pytest.fixture(autouse=True)
 def same_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody may commit between two evaluations."""
-    monkeypatch.setattr("utils.tables.versions", lambda: "")
+    monkeypatch.setattr("report.tables.versions", lambda: "")
 
 
 @pytest.fixture
@@ -548,7 +548,7 @@ def test_a_prediction_that_fails_leaves_whole_scenes(
             fail_in_forward(patch, 2, FAULTS[fault]())
         else:
             stop_half_way(patch, name, FAULTS[fault]())
-            patch.setattr("utils.scenes.rasters.put_in_place", utils.files.put_in_place)
+            patch.setattr("scenes.rasters.put_in_place", utils.files.put_in_place)
         predicted(scene_weights, out, scenes, "--quicklook")
     if fault == "disk":
         assert f"{name}: cannot be written (No space left on device)" in str(e.value)
@@ -570,7 +570,7 @@ def quick_export(monkeypatch: pytest.MonkeyPatch) -> None:
     identity = onnx.helper.make_node("Identity", ["x"], ["y"])
     ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
     model = onnx.helper.make_model(onnx.helper.make_graph([identity], "graph", ends[:1], ends[1:]))
-    monkeypatch.setattr("utils.export.to_onnx", lambda *_: model)
+    monkeypatch.setattr("scenes.export.to_onnx", lambda *_: model)
     monkeypatch.setattr(export, "largest_difference", lambda *_: 0.0)
     real = export.load_network
     monkeypatch.setattr(export, "load_network", lambda path, *device: real(path, *device) if device else None)
@@ -751,7 +751,7 @@ def test_a_full_or_read_only_disk_is_told_and_leaves_earlier_files(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     if script == "export.py":  # whose main module is a new one, without what is patched in the other
-        monkeypatch.setattr("utils.scenes.network.load_network", export.load_network)
+        monkeypatch.setattr("scenes.network.load_network", export.load_network)
     words = commands(script, disk)
     (disk / "earlier").write_text("earlier")
     before = files_in(disk)

@@ -23,10 +23,10 @@ import pytest
 import yaml
 
 import compare
+from config.schema import Config, load_compare_config, load_config
 from datasets.readers import READERS, find_images
-from utils.config import Config, load_compare_config, load_config
-from utils.domains import training_images
-from utils.run import make_generated
+from engine.domains import training_images
+from engine.run import make_generated
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = sorted(path.stem for path in (ROOT / "configs/methods").glob("*.yaml") if path.stem != "oracle")

@@ -16,12 +16,12 @@ import yaml
 import split_entropy
 import train_intra
 import train_teacher
+from config import schema
+from config.schema import Config, load_config
+from engine.run import WARNINGS
 from losses import registry
 from nets.weights import load_segmenter
-from utils import config as schema
-from utils.config import Config, load_config
 from utils.errors import ConfigError
-from utils.run import WARNINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = sorted(path.stem for path in (ROOT / "configs" / "methods").glob("*.yaml"))

@@ -23,13 +23,13 @@ import torch
 from PIL import Image
 from rasterio.transform import from_origin
 
+from engine.lock import LOCK
 from nets.segmenter import Segmenter
 from nets.weights import save_segmenter
 from predict import open_folder, predict, read_request, read_summary
+from scenes import predict_array, predict_scene
+from scenes.network import load_network
 from utils.errors import ConfigError, DataError, WeightsError
-from utils.lock import LOCK
-from utils.scenes import predict_array, predict_scene
-from utils.scenes.network import load_network
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PLACE = {"crs": "EPSG:32633", "transform": from_origin(499_980, 5_300_040, 10, 10)}
@@ -334,8 +334,8 @@ def test_the_command_ends_with_a_sentence_and_its_status(tmp_path: Path, weights
     assert child.returncode == 1 and "error: 1 of 2 scenes failed" in child.stderr and "Traceback" not in child.stderr
     assert (tmp_path / "out" / "good_mask.tif").exists()
     loaded = set(child.stderr.splitlines()[-1].split()) | set(" ".join(child.stderr.splitlines()[-3:]).split())
-    assert "utils.scenes.predict" in loaded
-    training = ("losses", "utils.engine", "utils.run", "datasets.samples", "datasets.augment", "train_", "tensorboardX")
+    assert "scenes.predict" in loaded
+    training = ("losses", "engine.loop", "engine.run", "datasets.samples", "datasets.augment", "train_", "tensorboardX")
     assert not [name for name in loaded if name.startswith(training)]
 
 

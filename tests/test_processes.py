@@ -20,10 +20,10 @@ import eval as evaluation
 import split_entropy
 import train_intra
 import train_teacher
+from config.schema import load_config
+from engine.cli import run
 from predict import predict, read_request
 from tests.conftest import make_domain as domain_maker
-from utils.cli import run
-from utils.config import load_config
 from utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,10 +33,10 @@ DRIVER = """
 import json, sys
 import eval as evaluation, split_entropy, train_intra, train_teacher
 from predict import predict, read_request
-from utils.cli import run
-from utils.config import load_config
+from engine.cli import run
+from config.schema import load_config
 from utils.errors import ConfigError
-from utils.processes import joined
+from engine.processes import joined
 with joined():
     for stage, words in json.loads(sys.argv[1]):
         if stage == "predict":

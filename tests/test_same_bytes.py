@@ -25,9 +25,9 @@ import torch
 import split_entropy
 import train_intra
 import train_teacher
+from config.schema import Config, load_config
+from engine.run import build_segmenter
 from nets.weights import save_segmenter
-from utils.config import Config, load_config
-from utils.run import build_segmenter
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning"),

@@ -19,13 +19,13 @@ import eval as evaluation
 import split_entropy
 import train_intra
 import train_teacher
+from config.schema import Config, SplitConfig, load_config
+from engine.domains import training_images
+from engine.pixel_classifier import read_stored
 from nets.segmenter import resize_logits
 from nets.weights import load_segmenter, load_weights
-from utils.config import Config, SplitConfig, load_config
-from utils.domains import training_images
+from report.plots import prediction_grid
 from utils.errors import ConfigError, DataError
-from utils.pixel_classifier import read_stored
-from utils.plots import prediction_grid
 
 ROOT = Path(__file__).resolve().parents[1]
 Arguments = Callable[..., list[str]]

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 
+from config.schema import Config, NetConfig, load_config
+from engine.run import build_segmenter
 from eval import load_models
-from utils.config import Config, NetConfig, load_config
+from scenes import load_network
 from utils.errors import AsdaError
-from utils.run import build_segmenter
-from utils.scenes import load_network
 
 SMALL = "mobilenetv3_small_050"
 

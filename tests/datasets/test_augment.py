@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.functional import adjust_saturation
 
+from config.schema import AugmentConfig
 from datasets.augment import LUMA, colour_change, flip, tone_change
 from datasets.geometry import Raster
-from utils.config import AugmentConfig
 
 NOTHING = AugmentConfig(hflip=0, vflip=0, jitter=1, brightness=0, contrast=0, saturation=0, hue=0)
 BANDS = [1, 2, 3, 4, 13]

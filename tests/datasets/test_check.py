@@ -15,11 +15,11 @@ import pytest
 import rasterio
 from PIL import Image
 
+from config.schema import Config, load_config
 from datasets.__main__ import check
 from datasets.check import against_published, warnings_of
 from datasets.readers import Published
-from utils.config import Config, load_config
-from utils.domains import training_images
+from engine.domains import training_images
 from utils.errors import AsdaError, DataError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,11 +12,11 @@ import pytest
 import rasterio
 from PIL import Image
 
+from config.schema import DomainConfig
 from datasets.files import Found, Item
 from datasets.images import Decoder, checked
 from datasets.readers import READERS, SENTINEL_2, find_images
-from utils.config import DomainConfig
-from utils.domains import drawn_scenes, search
+from engine.domains import drawn_scenes, search
 from utils.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")

@@ -17,6 +17,7 @@ import pytest
 import rasterio
 import torch
 
+from config.schema import AugmentConfig
 from datasets.augment import LUMA
 from datasets.cache import Cache
 from datasets.files import Item
@@ -24,7 +25,6 @@ from datasets.geometry import IGNORE
 from datasets.images import Decoder, ImageSet, checked
 from datasets.readers import find_images
 from datasets.samples import STREAMS, EndlessSamples, network_input, to_tensor
-from utils.config import AugmentConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 Make = Callable[..., Path]

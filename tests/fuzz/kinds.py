@@ -14,6 +14,8 @@ import matplotlib.font_manager  # noqa: F401  it makes its folder when it is imp
 import numpy as np
 
 import compare
+from comparison.table import read_published
+from config.schema import Config, NetConfig, load_compare_config, load_config
 from datasets.__main__ import check
 from datasets.cache import Cache
 from datasets.check import survey_part
@@ -21,23 +23,21 @@ from datasets.decode import RGB, read_bands, read_label, size_of
 from datasets.files import Item, Window, raise_all
 from datasets.images import Decoder, Stretch, checked, measured_stretch
 from datasets.readers import READERS, find_images
+from engine.checkpoint import MARK, NAME, PREVIOUS, TRAILER, resume
+from engine.domains import decoder_of, expected_images, listed, rules_of, with_scaling_of
+from engine.loop import device_of
+from engine.run import build_segmenter
 from eval import load_models
 from nets.weights import import_deeplab_v2, is_segmenter_file, load_segmenter
+from scenes import CloudNetwork, Images, load_network, predict_scene
+from scenes.export import model_card
+from scenes.rasters import grid_of
+from scenes.windows import plan
 from tests.fuzz.mutate import WORDS, mutated
 from tests.fuzz.records import record
 from tests.fuzz.runner import Case, Try
 from tests.fuzz.seeds import ABOUT, parts, words
 from tests.fuzz.shared import deeplab, settings_of, valid
-from utils.checkpoint import MARK, NAME, PREVIOUS, TRAILER, resume
-from utils.comparison import read_published
-from utils.config import Config, NetConfig, load_compare_config, load_config
-from utils.domains import decoder_of, expected_images, listed, rules_of, with_scaling_of
-from utils.engine import device_of
-from utils.export import model_card
-from utils.run import build_segmenter
-from utils.scenes import CloudNetwork, Images, load_network, predict_scene
-from utils.scenes.rasters import grid_of
-from utils.scenes.windows import plan
 
 
 def given(*calls: Callable[[], object], names: tuple[str, ...]) -> Case:

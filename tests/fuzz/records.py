@@ -11,27 +11,27 @@ from pathlib import Path
 from random import Random
 
 import compare
+from comparison.table import table
+from config.schema import CompareConfig, Config
 from datasets.cache import Cache
 from datasets.decode import RGB
 from datasets.files import Item
 from datasets.generated import make_pair
 from datasets.images import Decoder, ImageSet
+from engine.domains import decoder_of
+from engine.log import Logger
+from engine.run import open_stage, read_warnings
 from eval import check_view
 from predict import open_folder, read_request, read_summary
+from report.figures import draw_entropy
+from report.page import remember_pictures, write_report
+from report.summary import summary
+from scenes import Images, load_network
+from scenes.export import model_card
 from tests.fuzz.mutate import mutated
 from tests.fuzz.runner import Case, Try
 from tests.fuzz.shared import settings_of, small
 from train_intra import STORED, sides
-from utils.comparison import table
-from utils.config import CompareConfig, Config
-from utils.domains import decoder_of
-from utils.export import model_card
-from utils.gallery import draw_entropy
-from utils.log import Logger
-from utils.report import remember_pictures, write_report
-from utils.run import open_stage, read_warnings
-from utils.scenes import Images, load_network
-from utils.summary import summary
 
 Read = Callable[[Config, Path, Path], object]  # the run's configuration, the folder of the seeds, that of the case
 

@@ -20,20 +20,20 @@ from rasterio.enums import ColorInterp
 from torch import nn
 
 from compare import RESULT
+from config.schema import load_config
 from datasets.cache import Cache
 from datasets.files import Item
 from datasets.generated import make_pair
 from datasets.images import Decoder, ImageSet
+from engine.checkpoint import save_checkpoint
+from engine.domains import data_record
+from engine.run import build_segmenter, open_stage
 from eval import evaluate
 from nets.segmenter import Segmenter
 from nets.weights import save_segmenter
 from predict import open_folder, read_request, write_summary
+from scenes import Summary
 from split_entropy import split_entropy
-from utils.checkpoint import save_checkpoint
-from utils.config import load_config
-from utils.domains import data_record
-from utils.run import build_segmenter, open_stage
-from utils.scenes import Summary
 
 ROOT = Path(__file__).resolve().parents[2]
 HEIGHT, WIDTH = 40, 48

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+from config.schema import Config, load_config
 from nets.segmenter import Segmenter
 from tests.fuzz.seeds import words
-from utils.config import Config, load_config
 
 
 @cache

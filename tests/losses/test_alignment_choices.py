@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.schedule import Clock
 from losses import Side
 from losses.registry import ALIGNMENTS
-from utils.schedule import Clock
 
 HEADS = ("main", "aux")
 WEIGHTS = {"main": 0.5, "aux": 0.25}

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from engine.schedule import Clock
 from losses import (
     CONTRASTS,
     IGNORE,
@@ -20,7 +21,6 @@ from losses import (
     normalised_entropy,
     pix_contrast,
 )
-from utils.schedule import Clock
 
 DIM = 6
 

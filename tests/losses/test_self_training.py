@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from engine.schedule import Clock
 from losses import IGNORE, SELF_TRAINING, cross_entropy, strong_colour, unsupervised_loss, weighted_cross_entropy
-from utils.schedule import Clock
 
 HEADS = ("main", "aux")
 

@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.schedule import Clock
 from losses import IGNORE, ClassStatistics, SemanticContrast, Side, semantic_contrast
-from utils.schedule import Clock
 
 CLOCK = Clock(0, 10, 5, 0)
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from engine.schedule import Clock
 from losses import IGNORE, Side, UncertainContrast, cross_entropy, entropy_drop, unsupervised_loss
-from utils.schedule import Clock
 
 
 def clock(progress=0.0, seed=0):

@@ -1,0 +1,1 @@
+"""What compare.py plans and runs, its statistics, tables and plots."""

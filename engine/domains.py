@@ -1,0 +1,227 @@
+"""The images of a configuration: which train and which are scored, and how their files are understood."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from config.schema import LIKE_SOURCE, SHIFT8, Config, DomainConfig
+from datasets.cache import Cache
+from datasets.decode import size_of
+from datasets.files import SUFFIXES, Found, Item, raise_all
+from datasets.images import (
+    Decoder,
+    ImageSet,
+    Stretch,
+    checked,
+    has_8_bits,
+    matched_stretch,
+    measured_stretch,
+    recorded_scaling,
+)
+from datasets.readers import READERS, find_images
+from engine.processes import is_first
+from utils.errors import ConfigError, DataError, WeightsError
+from utils.files import write_text
+from utils.records import read_json, reading
+
+Role = Literal["source", "target"]
+SetName = Literal["train", "eval"]
+
+WHOSE = ("root", "bands", "like", "how")  # what a measured scaling is tied to
+
+
+def training_images(config: Config, role: Role, *, labels: bool) -> ImageSet:
+    """The checked training images of a domain, large ones cut into tiles; without `labels` none is even looked for.
+
+    Raises:
+        DataError: lists all files that cannot be used.
+    """
+    items = listed(config, role, "train", labels=labels)
+    what = f"{role} ({domain_of(config, role).root})"
+    return checked(items, decoder_of(config, role), what, cache_of(config), config.data.tile)
+
+
+def evaluation_images(config: Config, role: Role) -> ImageSet:
+    """The checked images on which a domain is scored, whole; those of a target may lack labels.
+
+    Raises:
+        DataError: lists all files that cannot be used.
+    """
+    items = listed(config, role, "eval", labels=True, partial=role == "target")
+    what = f"{role} evaluation ({domain_of(config, role).root})"
+    return checked(items, decoder_of(config, role), what, cache_of(config))
+
+
+def domain_of(config: Config, role: Role) -> DomainConfig:
+    return config.source if role == "source" else config.target
+
+
+def listed(config: Config, role: Role, part: SetName, *, labels: bool, partial: bool = False) -> list[Item]:
+    """The images of a domain that train or are scored, by its lists or by the share that is held back.
+
+    Raises:
+        DataError: everything that is wrong with the listing.
+    """
+    domain = domain_of(config, role)
+    found = search(domain, part, labels=labels, partial=partial)
+    raise_all(found.faults, f"the domain {domain.root}")
+    if not found.items:
+        raise DataError(f"{domain.root}: lists no image as {domain.reader}; expected {', '.join(SUFFIXES)} files")
+    return found.items
+
+
+def search(domain: DomainConfig, part: SetName, *, labels: bool, partial: bool = False) -> Found:
+    """The same with the faults beside it."""
+    rows = domain.eval if part == "eval" and domain.eval is not None else domain.train
+    found = find_images(domain.root, rows, reader=domain.reader, scene=domain.scene, labels=labels, partial=partial)
+    if not domain.eval_share:
+        return found
+    held_back = drawn_scenes(found.items, domain)
+    return Found([i for i in found.items if ((i.scene or i.name) in held_back) == (part == "eval")], found.faults)
+
+
+def drawn_scenes(items: Sequence[Item], domain: DomainConfig) -> set[str]:
+    """The scenes, or names of images without one, that are held back: the same for the same images; at least one, and
+    at least one is left.
+
+    Raises:
+        DataError: there are fewer than two.
+    """
+    scenes = sorted({item.scene or item.name for item in items})
+    if len(scenes) < 2:
+        raise DataError(
+            f"{domain.root}: found {len(scenes)} scene(s), expected two or more, to train on and to hold back; mend "
+            "the domain's scene, or set eval_share to 0"
+        )
+    order = np.random.default_rng(len(scenes)).permutation(len(scenes))
+    count = min(len(scenes) - 1, max(1, round(domain.eval_share * len(scenes))))
+    return {scenes[i] for i in order[:count]}
+
+
+def expected_images(config: Config, role: Role) -> int:
+    """About how many images train, tiles counted, by the files' headers alone."""
+    count, side = 0, config.data.tile
+    for item in listed(config, role, "train", labels=False):
+        try:
+            height, width = size_of(item.image) if side is not None else (1, 1)
+        except DataError:  # the check names it
+            continue
+        count += math.ceil(height / side) * math.ceil(width / side) if side is not None else 1
+    return count
+
+
+def rules_of(config: Config, role: Role) -> Decoder:
+    """How a domain's files are understood, by the reader's own rules unless the config says otherwise; a scaling that
+    has to be measured is left out."""
+    domain = domain_of(config, role)
+    reader = READERS[domain.reader]
+    bands = tuple(band.lower() for band in config.data.bands)
+    scaling: Stretch | str | None = None
+    if isinstance(domain.scaling, list):
+        low, high = domain.scaling
+        scaling = Stretch((low,) * len(bands), (high,) * len(bands), domain.gamma)
+    elif domain.scaling == SHIFT8:
+        scaling = SHIFT8
+    return Decoder(
+        bands=bands,
+        file_bands=reader.bands if domain.bands is None else tuple(band.lower() for band in domain.bands),
+        scaling=scaling,
+        nodata=reader.nodata if domain.nodata is None else domain.nodata,
+        label_map=reader.label_map if domain.label_map is None else domain.label_map,
+    )
+
+
+def decoder_of(config: Config, role: Role) -> Decoder:
+    """The same with its scaling.
+
+    One that is measured is written to OUT/scaling_ROLE.json, or OUT/scaling_target_like_source.json, by the first stage
+    that needs it, and read by the others.
+    Given weights bring the scaling of the target that they were adapted to.
+    """
+    decoder = rules_of(config, role)
+    if role == "target" and config.eval.weights is not None:
+        return with_scaling_of(config.eval.weights, decoder)
+    if decoder.scaling is not None:
+        return decoder
+    return replace(decoder, scaling=_stretch(config, role, decoder))
+
+
+def with_scaling_of(weights: str, decoder: Decoder) -> Decoder:
+    """A decoder with the scaling that a weights file names; unchanged if it names none.
+
+    Raises:
+        WeightsError: the file cannot be read, or what it says of the scaling cannot be used.
+    """
+    try:
+        with safe_open(weights, framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{weights}: cannot be read as safetensors ({error})") from None
+    if "data" not in metadata:
+        return decoder
+    with reading(Path(weights), "a weights file with a sound record of its data", "train again", WeightsError):
+        scaling = recorded_scaling(json.loads(metadata["data"])["target"]["scaling"], len(decoder.bands))
+    return replace(decoder, scaling=scaling)
+
+
+def _stretch(config: Config, role: Role, decoder: Decoder) -> Stretch | None:
+    """The measured stretch of a domain; None for files of 8 bits, unless its `scaling` asks for one."""
+    domain = domain_of(config, role)
+    rule, gamma = domain.scaling, domain.gamma
+    whose: dict[str, Any] = {"root": domain.root, "bands": list(decoder.bands)}
+    record = Path(config.out) / f"scaling_{role}.json"
+    if rule == LIKE_SOURCE:
+        whose["like"] = config.source.root
+        whose["how"] = [gamma, config.source.scaling, config.source.gamma]
+        record = record.with_stem(f"{record.stem}_like_source")  # the baseline of the same run may have another
+    if record.exists():
+        with reading(record, "a measured scaling", "restore it, or give another --out", ConfigError):
+            known = read_json(record)
+            if {key: known.get(key) for key in WHOSE} != {key: whose.get(key) for key in WHOSE}:
+                like = f" like {known['like']}" if "like" in known else ""
+                raise ConfigError(
+                    f"{record}: measured for {known['root']}{like}, {known['bands']}, with other settings or images "
+                    "than now; give another --out"
+                )
+            stretch = recorded_scaling([known["low"], known["high"], gamma, known["dtype"]], len(decoder.bands))
+        assert isinstance(stretch, Stretch)
+        return stretch
+    items = listed(config, role, "train", labels=False)
+    if rule == LIKE_SOURCE:
+        other = listed(config, "source", "train", labels=False)
+        stretch = matched_stretch(items, decoder, other, decoder_of(config, "source"), gamma)
+    elif rule == "train" or not has_8_bits(items, decoder):
+        stretch = measured_stretch(items, decoder)._replace(gamma=gamma)
+    elif gamma != 1:
+        raise ConfigError(f"{role}.gamma is {gamma}, but the files have 8 bits; give {role}.scaling: train, or gamma 1")
+    else:
+        return None
+    if is_first():  # all measure the same
+        record.parent.mkdir(parents=True, exist_ok=True)
+        write_text(record, json.dumps({**whose, **stretch._asdict()}, indent=2) + "\n")
+    return stretch
+
+
+def cache_of(config: Config) -> Cache | None:
+    return None if config.data.cache is None else Cache(config.data.cache)
+
+
+def data_record(config: Config) -> dict[str, str]:
+    """What a weights file says of the images that its network is for."""
+    target = decoder_of(config, "target")
+    record = {
+        "bands": target.bands,
+        "size": config.data.size,
+        "geometry": config.data.geometry,
+        "tile": config.data.tile,
+        "target": {"bands": target.file_bands, "scaling": target.scaling, "nodata": target.nodata},
+    }
+    return {"data": json.dumps(record)}

@@ -1,0 +1,205 @@
+"""How a batch passes a network: in the chosen precision, by shares of several processes, in pieces that fit memory.
+
+Every process holds the whole batch and passes its share of it through the network; the outputs are gathered, so that
+losses, statistics and discriminators see the whole batch, as in a single process. Backward, each process follows the
+gradient of its own share alone, and the gradients of the parameters have to be added up over the processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
+
+from engine import processes
+from nets.segmenter import statistics_held
+
+
+class Passing(NamedTuple):
+    """`dtype`: of the numbers within a network, None for that of its weights. `pieces`: with more than one, activations
+    are kept for one piece at a time, and each is computed once more in the backward pass."""
+
+    dtype: torch.dtype | None = None
+    pieces: int = 1
+
+
+PLAIN = Passing()
+_PASSING = ContextVar("passing", default=PLAIN)
+
+
+@contextmanager
+def passing(how: Passing) -> Iterator[None]:
+    """Within it, batches pass in this way."""
+    token = _PASSING.set(how)
+    try:
+        yield
+    finally:
+        _PASSING.reset(token)
+
+
+def shared(network: nn.Module, batch: Tensor, without: str = "") -> Any:
+    """`network(batch)` in the way of `passing`, each process computing its share.
+
+    Args:
+        network: gives a tensor, or a named tuple of tensors and None, whose first axis is the batch's.
+        batch: (B, ...), the same in all processes; B is a multiple of their number times the number of pieces.
+        without: name of a field that nobody looks at, which is None in what is returned.
+
+    Returns:
+        What the network gives for the whole batch, in its order; in float32, if anything was chosen or is shared.
+
+    Raises:
+        ValueError: B cannot be divided so.
+    """
+    how, sharers = _PASSING.get(), processes.size()
+    if len(batch) % (sharers * how.pieces):
+        raise ValueError(f"{len(batch)} images cannot be divided among {sharers} processes and {how.pieces} pieces")
+    share = _Share.apply(batch) if sharers > 1 else batch
+    done = [_piece(network, share[i :: how.pieces], without, how) for i in range(how.pieces)]
+    return done[0] if how == PLAIN and sharers == 1 else _each(_joined, done)
+
+
+def counted_once(parameter: Tensor) -> Tensor:
+    """A parameter for a loss that all processes compute alike, not by shares: its gradient is not added up."""
+    return _Once.apply(parameter) if processes.size() > 1 else parameter
+
+
+def _piece(network: nn.Module, images: Tensor, without: str, how: Passing) -> Any:
+    def forward(images: Tensor) -> Any:
+        with torch.autocast(images.device.type, how.dtype) if how.dtype else nullcontext():
+            output = network(images)
+        return output._replace(**{without: None}) if without else output
+
+    if how.pieces == 1 or not torch.is_grad_enabled():
+        with _whole_statistics():
+            return forward(images)
+    return checkpoint(
+        forward, images, use_reentrant=False, context_fn=lambda: (_whole_statistics(), _repeating(network))
+    )
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """The whole batch of the pieces of all shares: their members alternate."""
+    whole = torch.stack([part.float() for part in parts], 1).flatten(0, 1)
+    return _Whole.apply(whole) if processes.size() > 1 else whole
+
+
+@contextmanager
+def _repeating(network: nn.Module) -> Iterator[None]:
+    """A forward that was done before leaves no second trace in the running statistics."""
+    counters = [buffer for name, buffer in network.named_buffers() if name.endswith("num_batches_tracked")]
+    before = [counter.clone() for counter in counters]
+    try:
+        with statistics_held(network), _whole_statistics():
+            yield
+    finally:  # PyTorch leaves it by an exception, as soon as it has all that it needs
+        for counter, count in zip(counters, before, strict=True):
+            counter.copy_(count)
+
+
+def _each(function: Callable[[Sequence[Tensor]], Tensor], outputs: list[Any]) -> Any:
+    if isinstance(outputs[0], Tensor):
+        return function(outputs)
+    return type(outputs[0])(*(None if parts[0] is None else function(parts) for parts in zip(*outputs, strict=True)))
+
+
+class _Share(torch.autograd.Function):
+    """This process's members of a batch; backward, the gradients of all members."""
+
+    @staticmethod
+    def forward(ctx: Any, batch: Tensor) -> Tensor:
+        return batch[processes.rank() :: processes.size()].contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return processes.gather(gradient)
+
+
+class _Whole(torch.autograd.Function):
+    """The batch of which each process has a share; backward, the gradient of this process's share."""
+
+    @staticmethod
+    def forward(ctx: Any, share: Tensor) -> Tensor:
+        return processes.gather(share)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient[processes.rank() :: processes.size()]
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor) -> Tensor:
+        return parameter.view_as(parameter)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient / processes.size()
+
+
+class _Sum(torch.autograd.Function):
+    """A sum over the processes, on which the outputs of all of them depend."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        processes.add_up([total])
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        processes.add_up([total])
+        return total
+
+
+def _whole_statistics() -> AbstractContextManager[Any]:
+    """Within it, batch normalisation in train mode uses the statistics of the shares of all processes together."""
+    return _WholeBatchNorm() if processes.size() > 1 else nullcontext()
+
+
+class _WholeBatchNorm(TorchFunctionMode):
+    """Takes the place of `F.batch_norm`, by which every kind of batch normalisation computes; PyTorch's own
+    SyncBatchNorm does the same on GPUs alone."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (_batch_norm if function is F.batch_norm else function)(*args, **(kwargs or {}))
+
+
+def _batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`torch.nn.functional.batch_norm` over the shares of all processes, which have equal shapes."""
+    if not training:
+        return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+    axes = [0, *range(2, x.ndim)]
+    shape = [1, -1] + [1] * (x.ndim - 2)
+    count = x.numel() // x.shape[1] * processes.size()
+    values = x.float()
+    mean = _Sum.apply(values.sum(axes)) / count
+    centred = values - mean.view(shape)
+    variance = _Sum.apply(centred.square().sum(axes)) / count
+    if running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_((variance * count / max(count - 1, 1)).to(running_var.dtype), momentum)
+    scaled = centred * torch.rsqrt(variance + eps).view(shape)
+    if weight is not None:
+        scaled = scaled * weight.view(shape)
+    if bias is not None:
+        scaled = scaled + bias.view(shape)
+    return scaled.to(x.dtype)

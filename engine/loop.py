@@ -1,0 +1,410 @@
+"""The one training loop of both stages."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from config.schema import Config
+from engine import processes
+from engine.checkpoint import resume, save_checkpoint
+from engine.forward import Passing, passing
+from engine.log import Logger
+from engine.memory import peak_mib, ran_out, reuse_memory
+from engine.run import WARNINGS
+from engine.schedule import Clock, asda_released, poly
+from engine.signals import CONTINUES, deferred
+from nets.discriminator import Discriminator
+from nets.segmenter import Segmenter
+from nets.weights import save_segmenter
+from report.plots import prediction_grid
+from utils.errors import ConfigError, Interrupted, TrainingError
+from utils.files import write_text
+
+EARLY = 50  # steps after which a term that was always 0 is reported for the first time
+SNAPSHOTS = "snapshots"
+Batch = dict[str, dict[str, Any]]  # stream -> image, valid, name and, in a labelled stream, label
+
+
+class Losses(NamedTuple):
+    """What a step returns: `terms[name] = (weight, raw loss)`, whose weighted sum is minimised, and numbers for the
+    log, or what computes them when a row is written."""
+
+    terms: dict[str, tuple[float, Tensor]]
+    stats: dict[str, Tensor | Callable[[], Tensor]]
+
+
+class Stage(Protocol):
+    """A training stage: its parts, and one step that reads like the formula."""
+
+    networks: dict[str, nn.Module]  # everything that belongs into a checkpoint
+    optimizers: dict[str, torch.optim.Optimizer]  # "segmenter" and, with an adversary, "discriminators"
+
+    @property
+    def exported(self) -> Segmenter:
+        """The network that the stage is for."""
+        ...
+
+    def step(self, batch: Batch, clock: Clock) -> Losses:
+        """The losses of one batch; the engine differentiates, checks and updates."""
+        ...
+
+    def after_update(self, clock: Clock) -> None:
+        """What follows an update, such as the EMA."""
+        ...
+
+
+class Ledger(nn.Module):
+    """Counts, for each term and each share of accepted pseudo-labels, the steps on which it was not exactly 0, and the
+    steps that were skipped.
+
+    A term that is 0 on every step trains nothing, and nobody would notice. The counts are part of the checkpoint.
+    """
+
+    active: Tensor
+    skipped: Tensor
+
+    def __init__(self, capacity: int = 64) -> None:
+        super().__init__()
+        self.register_buffer("active", torch.zeros(capacity, dtype=torch.int64))
+        self.register_buffer("skipped", torch.zeros((), dtype=torch.int64))
+        self.names: list[str] = []
+
+    @torch.no_grad()
+    def count(self, losses: Losses) -> None:
+        watched = {f"term {name}": value for name, (weight, value) in losses.terms.items() if weight}
+        accepted = {name: value for name, value in losses.stats.items() if name.startswith("accepted")}
+        watched |= {name: value for name, value in accepted.items() if isinstance(value, Tensor)}
+        self.names = list(watched)
+        self.active[: len(watched)] += torch.stack([value.detach() for value in watched.values()]) != 0
+
+    def silent(self, steps: int) -> list[str]:
+        """A sentence for each name that was 0 on all of `steps` steps, and one for skipped steps."""
+        skipped = int(self.skipped)
+        return [f"{skipped} of {steps} steps were skipped: their numbers were not finite"] * bool(skipped) + [
+            f"{name} was exactly 0 on each of {steps} steps: "
+            + ("it trained nothing" if name.startswith("term ") else "every pseudo-label was ignored")
+            for name, count in zip(self.names, self.active.tolist(), strict=False)
+            if count == 0
+        ]
+
+
+class Stream(Protocol):
+    """An endless stream of samples, cut into batches; `ready` makes one what a stage looks at, on the device."""
+
+    def batches(self, batch: int, start: int, stop: int, workers: int, timeout: int) -> Iterator[Any]: ...
+
+    def ready(self, batch: Any, device: torch.device) -> dict[str, Any]: ...
+
+    def culprit(self, error: Exception) -> str | None:
+        """The image at which a loader process of this stream was, if `error` says that one died or hangs."""
+        ...
+
+
+def stage_length(steps: int, epochs: float | None, images: int, batch: int) -> tuple[int, int]:
+    """Optimiser steps of a stage and of one epoch, an epoch being one pass over `images`."""
+    epoch_steps = math.ceil(images / batch)
+    return (steps if epochs is None else max(1, round(epochs * epoch_steps))), epoch_steps
+
+
+def intra_length(config: Config, targets: int) -> tuple[int, int]:
+    """The same for stage 3, where an epoch is one pass over as many images as are hard, whatever a method learns from.
+
+    Args:
+        targets: training images of the target.
+    """
+    intra, teacher = config.intra, config.teacher
+    hard = max(1, targets - int(config.split.ratio * targets) - int(config.split.plus_one))
+    if intra.steps is None:
+        steps, _ = stage_length(teacher.steps, teacher.epochs, targets, teacher.batch)
+        return steps, stage_length(0, None, hard, intra.batch)[1]
+    return stage_length(intra.steps, intra.epochs, hard, intra.batch)
+
+
+def fit(
+    stage: Stage,
+    streams: Mapping[str, Stream],
+    folder: Path,
+    config: Config,
+    *,
+    batch: int,
+    steps: int,
+    epoch_steps: int,
+    warmup_epochs: int,
+    update_every: int = 1,
+    described: Mapping[str, str] | None = None,
+) -> None:
+    """Train a stage to its last step, from its checkpoint if there is one.
+
+    The result is a pure function of configuration and data: a run that was killed and started again ends with the
+    same bytes, because samples, learning rates and random numbers follow from the seed and the step alone. On CUDA
+    this holds up to operations that have no deterministic kernel, such as the gradient of bilinear resizing.
+
+    Args:
+        folder: receives checkpoint.pt, metrics.jsonl, timing.jsonl and tensorboard/.
+        batch: samples per step and stream.
+        warmup_epochs: of the released schedule.
+        described: what the weights files say of the images; see `engine.domains.data_record`.
+        update_every: steps between two updates; only the last one's gradient counts (1 but for the released defect).
+
+    Several processes (`engine.processes`) each load and compute their share of every batch, and the first one writes.
+
+    Raises:
+        TrainingError: a loss, gradient or optimizer is not finite (nothing was updated in that step), memory ran out,
+            or a loader process died or hangs.
+        Interrupted: SIGTERM or Ctrl-C came; the step was finished and a checkpoint written.
+    """
+    device = device_of(config)
+    ledger = Ledger().to(device)
+    networks = {**stage.networks, "ledger": ledger}
+    about = {"architecture": stage.exported.architecture, **(described or {})}
+    how = prepared(stage, device, config, batch, folder)
+    with processes.first_alone():
+        start = resume(folder, networks, stage.optimizers, about)
+    loader = config.data.workers, config.data.timeout
+    sources = {name: stream.batches(batch, start, steps, *loader) for name, stream in streams.items()}
+    allowed, first = config.optim.skip_not_finite, processes.is_first()
+    bar_style: dict[str, Any] = {"desc": folder.name, "unit": "step", "dynamic_ncols": True, "disable": not first}
+    with (
+        Logger(folder, start) if first else nullcontext() as log,
+        tqdm(total=steps, initial=start, **bar_style) as bar,
+        deferred() as signals,
+        _explained(streams, folder, config, batch, device, signals),
+        passing(how),
+    ):
+        since, data_time, last_logged = time.perf_counter(), 0.0, start
+        for step in range(start, steps):
+            clock = Clock(step, steps, epoch_steps, _step_seed(config.seed, step))
+            asked = time.perf_counter()
+            batches = {name: streams[name].ready(next(source), device) for name, source in sources.items()}
+            data_time += time.perf_counter() - asked
+
+            torch.manual_seed(clock.seed)
+            lr = set_rates(stage.optimizers, clock, config, warmup_epochs)
+            for optimizer in stage.optimizers.values():
+                optimizer.zero_grad(set_to_none=True)
+            before = [(buffer, buffer.clone()) for buffer in _buffers(stage)] if allowed else []
+            losses = stage.step(batches, clock)
+            torch.stack([weight * value for weight, value in losses.terms.values()]).sum().backward()
+            processes.add_up(parameter.grad for parameter in _trained(stage) if parameter.grad is not None)
+            norms = {name: gradient_norm(optimizer) for name, optimizer in stage.optimizers.items()}
+            fault = _not_finite(losses, norms, stage.optimizers, batches, step)
+            if fault:
+                ledger.skipped += 1
+                if ledger.skipped > allowed:
+                    raise TrainingError(f"{fault} Look at these files, or lower optim.lr; {CONTINUES}")
+                bar.write(f"WARNING: {fault} The step is skipped")
+                for buffer, value in before:
+                    buffer.copy_(value)
+            else:
+                if (step + 1) % update_every == 0:
+                    for optimizer in stage.optimizers.values():
+                        optimizer.step()
+                    stage.after_update(clock)
+                ledger.count(losses)
+
+            done = step + 1
+            bar.update()
+            if done == EARLY < steps:
+                _warn(bar, ledger.silent(done))
+            stop = [number for noted in processes.gathered_objects(signals[:1]) for number in noted]
+            if log and not fault and (done % config.log.every == 0 or done == steps):
+                elapsed, count = time.perf_counter() - since, done - last_logged
+                metrics = _row(losses, norms, lr)
+                timing = {
+                    "data_time": data_time / count,
+                    "step_time": elapsed / count,
+                    "images_per_s": count * batch * len(streams) / elapsed,
+                    "peak_mib": peak_mib(device),
+                }
+                log.scalars(done, metrics, timing)
+                bar.set_postfix(loss=f"{metrics['loss']:.3f}", lr=f"{lr:.1e}", data=f"{timing['data_time']:.2f}s")
+                since, data_time, last_logged = time.perf_counter(), 0.0, done
+            if log and (done % config.log.pictures == 0 or done == steps):
+                log.picture(done, "predictions", prediction_grid(stage.exported, batches))
+            if log and config.log.snapshots and done % config.log.snapshots == 0 and done < steps:
+                (folder / SNAPSHOTS).mkdir(exist_ok=True)
+                save_segmenter(folder / SNAPSHOTS / f"step_{done:08d}.safetensors", stage.exported, described)
+            if log and done == steps and (warnings := ledger.silent(steps)):
+                _warn(bar, warnings)
+                write_text(folder / WARNINGS, "".join(f"{warning}\n" for warning in warnings))
+            if log and (done % config.log.checkpoint == 0 or done == steps or stop):
+                save_checkpoint(folder, done, networks, stage.optimizers, about)
+            if stop:
+                processes.barrier()  # the first one has to finish its checkpoint
+                raise Interrupted(f"{folder}: stopped after step {done} of {steps}; {CONTINUES}", stop[0])
+
+
+def prepared(stage: Stage, device: torch.device, config: Config, batch: int, folder: Path) -> Passing:
+    """Set PyTorch and the networks of a stage up for `config.speed`, and say how batches pass.
+
+    Raises:
+        ConfigError: the batch cannot be divided, or the device cannot do it.
+    """
+    if device.type == "cpu":
+        reuse_memory()
+    speed, cuda, parts = config.speed, device.type == "cuda", processes.size() * config.speed.pieces
+    if batch % parts:
+        raise ConfigError(
+            f"{_section(folder)}.batch is {batch}, the images of a step over all processes, and cannot be divided into "
+            f"{parts} parts ({processes.size()} processes, speed.pieces {speed.pieces}); give a multiple of {parts}"
+        )
+    if speed.compile and processes.size() > 1:
+        raise ConfigError("speed.compile is true: several processes share batch statistics uncompiled; set it to false")
+    torch.backends.cudnn.benchmark = cuda and not speed.deterministic
+    torch.backends.cudnn.deterministic = not torch.backends.cudnn.benchmark
+    if cuda and speed.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    able = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    half = speed.precision == "bfloat16" or (speed.precision == "auto" and able)
+    networks = [part for part in vars(stage).values() if isinstance(part, nn.Module)]  # frozen ones too
+    for network in networks:
+        network.to(memory_format=torch.channels_last)  # convolutions are faster, on CPUs too
+    for module in {module for network in networks for module in network.modules()}:
+        if speed.compile and isinstance(module, Segmenter):
+            module.compile()
+        if speed.compile and isinstance(module, Discriminator):
+            module.layers.compile()
+    return Passing(torch.bfloat16 if half else None, speed.pieces)
+
+
+def _trained(stage: Stage) -> Iterator[nn.Parameter]:
+    groups = [group for optimizer in stage.optimizers.values() for group in optimizer.param_groups]
+    return (parameter for group in groups for parameter in group["params"])
+
+
+def _section(folder: Path) -> str:
+    """Where the configuration has the settings of the stage that a folder belongs to."""
+    return "intra" if folder.name == "intra" else "teacher"
+
+
+@contextmanager
+def _explained(
+    streams: Mapping[str, Stream],
+    folder: Path,
+    config: Config,
+    batch: int,
+    device: torch.device,
+    signals: Sequence[int],
+) -> Iterator[None]:
+    """Within it, PyTorch's errors of memory and of loader processes say which setting or file to look at."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if ran_out(error):
+            section = _section(folder)
+            raise TrainingError(
+                f"{folder}: {device} has not enough memory for {section}.batch {batch} of "
+                f"{' and '.join(streams)} images with data.size {config.data.size} (peak {peak_mib(device):,.0f} MiB). "
+                f"Raise speed.pieces, lower {section}.batch or data.size, take a smaller net.backbone, or a larger "
+                "net.output_stride; with another --out, since these decide the result"
+            ) from error
+        for name, stream in streams.items():
+            culprit = stream.culprit(error)
+            if culprit and signals:  # the loaders were asked to stop as well
+                raise Interrupted(f"{folder}: stopped within a step; {CONTINUES}", signals[0]) from None
+            if culprit:
+                raise TrainingError(
+                    f"{folder}: a loader process of the {name} images died or gave nothing for {config.data.timeout} s "
+                    f"({str(error).splitlines()[0]}). It was at {culprit}. Look at this file and at the memory that is "
+                    f"free, or set data.workers to 0; {CONTINUES}"
+                ) from error
+        raise
+
+
+def _warn(bar: tqdm, warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        bar.write(f"\n{'!' * 78}\nWARNING: {warning}\n{'!' * 78}\n")
+
+
+def device_of(config: Config) -> torch.device:
+    """The device that `config.device` names; "auto" is CUDA where there is one.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(config.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device is {config.device!r}, which cannot be used here ({reason}); give auto or cpu"
+        ) from None
+    return device
+
+
+def set_rates(
+    optimizers: Mapping[str, torch.optim.Optimizer], clock: Clock, config: Config, warmup_epochs: int
+) -> float:
+    """Set every group's learning rate for this step and return that of the segmenter's first group."""
+    for name, optimizer in optimizers.items():
+        for group in optimizer.param_groups:
+            if config.optim.schedule == "poly":
+                group["lr"] = poly(group["base_lr"], clock.step, clock.steps, config.optim.power)
+            elif name == "segmenter":
+                group["lr"] = asda_released(clock.epoch, warmup_epochs)
+    return float(optimizers["segmenter"].param_groups[0]["lr"])
+
+
+def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
+    """Euclidean norm of all gradients that an optimiser is about to apply."""
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+@torch.no_grad()
+def _row(losses: Losses, norms: Mapping[str, Tensor], lr: float) -> dict[str, float]:
+    raw = {name: value.item() for name, (_, value) in losses.terms.items()}
+    weighted = {name: weight * raw[name] for name, (weight, _) in losses.terms.items()}
+    groups = {
+        "raw": raw,
+        "weighted": weighted,
+        "stats": {
+            name: (value if isinstance(value, Tensor) else value()).item() for name, value in losses.stats.items()
+        },
+        "grad_norm": {name: norm.item() for name, norm in norms.items()},
+    }
+    row = {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
+    return {"lr": lr, "loss": sum(weighted.values()), **row}
+
+
+def _not_finite(
+    losses: Losses,
+    norms: Mapping[str, Tensor],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    batches: Batch,
+    step: int,
+) -> str:
+    """A sentence that names step, terms and files if a loss, a gradient or an optimizer's state is not finite."""
+    values = {name: value.detach() for name, (_, value) in losses.terms.items()}
+    values |= {f"gradient norm of {name}": norm for name, norm in norms.items()}
+    for name, optimizer in optimizers.items():
+        if state := [part for slots in optimizer.state.values() for part in slots.values() if isinstance(part, Tensor)]:
+            values[f"norm of the state of the optimizer of {name}"] = torch.nn.utils.get_total_norm(state)
+    if bool(torch.isfinite(torch.stack([value.float() for value in values.values()])).all()):
+        return ""
+    faults = ", ".join(f"{name} = {float(value)}" for name, value in values.items() if not torch.isfinite(value))
+    files = "; ".join(f"{stream}: {', '.join(part['name'])}" for stream, part in batches.items())
+    return f"step {step}: {faults}, expected finite numbers. Nothing was updated. The batch: {files}."
+
+
+def _buffers(stage: Stage) -> Iterator[Tensor]:
+    return (buffer for network in stage.networks.values() for buffer in network.buffers())
+
+
+def _step_seed(seed: int, step: int) -> int:
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint32)[0])

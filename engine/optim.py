@@ -1,0 +1,53 @@
+"""Optimisers of the two sides of the training game; every parameter stands in one group, once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from config.schema import OptimConfig
+from nets.segmenter import Segmenter
+
+UNTAUGHT = 10.0  # as DeepLab's new layers beside a pretrained backbone
+
+
+def segmenter_optimizer(
+    segmenter: Segmenter,
+    optim: OptimConfig,
+    extra: Iterable[nn.Parameter] = (),
+    factor: float = 1.0,
+    untaught: Iterable[nn.Parameter] = (),
+) -> torch.optim.Optimizer:
+    """SGD or AdamW over the backbone at `optim.lr` and over heads and `extra` at `head_factor` times that.
+
+    Args:
+        extra: parameters beside the segmenter's own that learn at the heads' rate (the projection head).
+        factor: multiplies both rates.
+        untaught: those of the segmenter that begin among taught ones; they learn at `UNTAUGHT` times `optim.lr`.
+    """
+    late = list(untaught)
+    heads = [parameter for parameter in segmenter.head_parameters() if all(parameter is not one for one in late)]
+    groups = [
+        {"params": list(segmenter.backbone_parameters()), "lr": optim.lr * factor},
+        {"params": [*heads, *extra], "lr": optim.lr * factor * optim.head_factor},
+        *([{"params": late, "lr": optim.lr * UNTAUGHT}] if late else []),
+    ]
+    if optim.algorithm == "adamw":
+        return _with_base_lr(torch.optim.AdamW(groups, weight_decay=optim.weight_decay))
+    return _with_base_lr(torch.optim.SGD(groups, momentum=optim.momentum, weight_decay=optim.weight_decay))
+
+
+def discriminator_optimizer(discriminators: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+    """Adam over all discriminators at `optim.discriminator_lr`."""
+    first, second = optim.discriminator_betas
+    return _with_base_lr(
+        torch.optim.Adam(discriminators.parameters(), lr=optim.discriminator_lr, betas=(first, second))
+    )
+
+
+def _with_base_lr(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    for group in optimizer.param_groups:
+        group["base_lr"] = group["lr"]  # the schedule is a pure function of this and the step
+    return optimizer

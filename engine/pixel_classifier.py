@@ -1,0 +1,144 @@
+"""A second opinion on pseudo-labels: a classifier of single pixels, taught by the network on the same images.
+
+The network looks at shapes, on a grid of its stride, and was taught on another sensor. A classifier that sees a pixel's
+colour and its near surroundings can only repeat what the network says of most such pixels *in this domain*. So it mends
+what is a matter of place: a block that reaches over the edge of a cloud, or a cloud that the network missed although it
+looks like all the others. What the network gets wrong wherever it occurs, such as snow, it learns as it is told.
+
+Source: co-training (Blum and Mitchell, COLT 1998), with a per-pixel gradient-boosted classifier as in s2cloudless.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from sklearn.ensemble import HistGradientBoostingClassifier
+
+from datasets.files import Item
+from datasets.images import ImageSet
+from engine import processes
+from report.plots import write_png
+from utils.errors import DataError
+
+PIXELS, MOST = 40_000, 200_000  # of all images together, to learn from: at least, and at most
+ENOUGH = 500  # of each image, where there are many
+LEVELS = 65_535  # of a stored probability
+SURROUNDINGS = (2, 8)  # pixels, deviation of the Gaussian
+UNCERTAIN = 128  # in a stored mask, beside 0 and 255
+
+
+def pixel_features(image: np.ndarray, valid: np.ndarray, places: np.ndarray | None = None) -> np.ndarray:
+    """What the classifier sees of each pixel, (H, W, F) float32; of some valid pixels alone, (N, F).
+
+    Mean, smallest, range, and first less last of the bands; mean and deviation of that brightness in its surroundings;
+    and of all valid pixels of the image the brightness's mean and its 10th and 90th percentile.
+
+    Args:
+        image: (H, W, C) uint8, 0 where not valid.
+        valid: (H, W) bool, True somewhere.
+        places: (N,) which of the valid pixels, in their order; with them, no more than a few layers are in memory.
+    """
+
+    def taken(layer: np.ndarray) -> np.ndarray:
+        return layer if places is None else layer[valid][places]
+
+    scale = np.float32(1 / 255)
+    brightness, darkest = image.mean(2, dtype=np.float32) * scale, image.min(2) * scale
+    first_less_last = image[..., 0].astype(np.float32) - image[..., -1]
+    layers = [taken(layer) for layer in (brightness, darkest, image.max(2) * scale - darkest, first_less_last * scale)]
+    weight = valid.astype(np.float32)
+    for deviation in SURROUNDINGS:
+        blurred = partial(cv2.GaussianBlur, ksize=(0, 0), sigmaX=deviation)
+        known = np.maximum(blurred(weight), 1e-6)
+        mean, square = blurred(brightness * weight) / known, blurred(brightness**2 * weight) / known
+        layers += [taken(mean), taken(np.sqrt(np.maximum(square - mean**2, 0)))]
+    whole = (brightness[valid].mean(), *np.percentile(brightness[valid], (10, 90)))
+    return np.stack([*layers, *(np.full_like(layers[0], value) for value in whole)], -1)
+
+
+def fit(features: np.ndarray, cloud: np.ndarray) -> HistGradientBoostingClassifier | None:
+    """A classifier taught by probabilities of cloud.
+
+    Args:
+        features: (N, F).
+        cloud: (N,) in [0, 1]; a pixel weighs as much as it is sure, `|2 cloud - 1|`.
+
+    Returns:
+        The classifier, or None where all pixels that weigh anything are of one class.
+    """
+    label, weight = cloud > 0.5, np.abs(2 * cloud - 1)
+    if not 0 < weight[label].sum() < weight.sum():
+        return None
+    classifier = HistGradientBoostingClassifier(
+        max_iter=60, max_leaf_nodes=8, min_samples_leaf=200, l2_regularization=1, early_stopping=False, random_state=0
+    )
+    return classifier.fit(features, label, sample_weight=weight)
+
+
+def relabel(images: ImageSet, folder: Path, floor: float) -> float:
+    """Write the stored masks anew, as the pixel classifier says that was taught by the network.
+
+    Args:
+        folder: of stage 2; holds cloud/NAME.png, the network's probability of cloud in 16 bits, and the masks
+            pseudo_labels/NAME.png: 0, 255 and, where there is no data or neither class reaches `floor`, 128.
+
+    Returns:
+        The share of the pixels with data that has a label.
+    """
+    drawn = processes.divided(partial(_draw, images, folder), list(images), desc="pixels", unit="image")
+    features, cloud = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
+    classifier = fit(features, cloud)
+    if classifier is None:
+        print("pixel classifier: the teacher sees one class alone, so its masks stay as they are")
+        return 1.0
+    write = partial(_write, images, folder, classifier, floor)
+    counts = processes.divided(write, list(images), desc="relabel", unit="image")
+    kept, known = np.sum(counts, axis=0)
+    return float(kept / known)
+
+
+def drawn_places(name: str, pixels: int, images: int) -> np.ndarray:
+    """Which of an image's valid pixels to learn from, (N,) in [0, pixels): with repetition, by its name.
+
+    Args:
+        pixels: their number, 1 or more.
+        images: of the domain; the fewer, the more of each.
+    """
+    number = max(math.ceil(PIXELS / images), min(ENOUGH, math.ceil(MOST / images)))
+    return np.random.default_rng(list(name.encode())).integers(pixels, size=number)
+
+
+def _draw(images: ImageSet, folder: Path, item: Item) -> tuple[np.ndarray, np.ndarray]:
+    """Features and probability of the drawn pixels of an image."""
+    decoded = images.read(item)
+    cloud = decoded.taken(read_stored(folder / "cloud" / f"{item.name}.png"))[decoded.valid]
+    chosen = drawn_places(item.name, len(cloud), len(images))
+    return pixel_features(decoded.image, decoded.valid, chosen), cloud[chosen] / LEVELS
+
+
+def _write(
+    images: ImageSet, folder: Path, classifier: HistGradientBoostingClassifier, floor: float, item: Item
+) -> tuple[int, int]:
+    """One mask; how many pixels have a label, and how many have data."""
+    decoded = images.read(item)
+    features = pixel_features(decoded.image, decoded.valid)
+    cloud = classifier.predict_proba(features.reshape(-1, features.shape[2]))[:, 1].reshape(decoded.valid.shape)
+    mask = np.where(np.maximum(cloud, 1 - cloud) < floor, UNCERTAIN, np.where(cloud > 0.5, 255, 0)).astype(np.uint8)
+    write_png(folder / "pseudo_labels" / f"{item.name}.png", decoded.placed(mask, UNCERTAIN))
+    return int((mask[decoded.valid] != UNCERTAIN).sum()), int(decoded.valid.sum())
+
+
+def read_stored(path: Path) -> np.ndarray:
+    """A PNG that stage 2 has written, as it is.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    found = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if found is None:
+        raise DataError(f"{path}: cannot be read, expected a PNG of stage 2; is the disk full? Make the split anew")
+    return np.asarray(found)

@@ -1,0 +1,1 @@
+"""A trained model and a domain to scores, tables, figures and report.html."""

@@ -1,0 +1,111 @@
+"""Where a run fails, and whether others fail there too: its worst target images with the errors of several runs.
+
+    python -m report.failures runs/compare_demo/demo/seed0/source_only runs/compare_demo/demo/seed0/asda failures.png
+
+The images are those of which the last run named has the greatest share of pixels wrong, the worst first. For people who
+judge finished runs: nothing that trains reads this, or the labels.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from config.schema import Config, load_config
+from datasets.files import Item
+from datasets.geometry import IGNORE
+from datasets.images import ImageSet
+from engine.domains import evaluation_images
+from engine.inference import decide, probabilities
+from engine.run import MODELS, trained
+from nets.segmenter import Segmenter
+from report.figures import thinned, visible
+from report.plots import ERROR_KEY, colour_errors, colour_mask, picture_grid
+from utils.errors import AsdaError, DataError
+
+WORST = 5
+
+
+class Look(NamedTuple):
+    """A finished run: its last network, and the target's evaluation images as it sees them."""
+
+    config: Config
+    network: Segmenter
+    images: ImageSet
+
+    def errors(self, item: Item) -> tuple[np.ndarray, np.ndarray, float]:
+        """Label and mask (H, W) of an image that has a label, and the share of its known pixels that are wrong.
+
+        The share is NaN where no pixel is known.
+        """
+        decoded = self.images.read(item)
+        assert decoded.label is not None
+        mask = decide(probabilities(self.network, decoded.image, self.config.data), self.config.eval.head)
+        predicted = mask.byte().numpy()
+        known = decoded.label != IGNORE
+        share = float((predicted != decoded.label)[known].mean()) if known.any() else math.nan
+        return decoded.placed(decoded.label, IGNORE), decoded.placed(predicted, IGNORE), share
+
+
+def look_at(run: Path) -> Look:
+    """The last network that a run of bash.sh or compare.py has finished.
+
+    Raises:
+        DataError: there is none.
+    """
+    for _, stage, weights in reversed(MODELS):
+        if (run / stage / f"{weights}.safetensors").exists():
+            config = load_config(["--config", str(run / stage / "config.yaml"), "--out", str(run)])
+            return Look(config, trained(config, stage, weights), evaluation_images(config, "target"))
+    raise DataError(
+        f"{run}: holds no trained network; give the folder of a finished run (an oracle's folds are fold*/)"
+    )
+
+
+def draw_failures(runs: Sequence[Path], picture: Path, count: int = WORST) -> None:
+    """Write a grid as PNG: image, label, and for each run where its mask is wrong, with its share over these images.
+
+    Raises:
+        DataError: a run holds no network, the runs have other evaluation images than the last one, none of them has a
+            label, or `picture` exists or cannot be written.
+    """
+    if picture.exists():
+        raise DataError(f"{picture}: exists and is left as it is; give another name, or remove it")
+    judge = look_at(runs[-1])
+    items = {item.name: item for item in judge.images if item.label is not None}
+    shares = {name: judge.errors(item)[2] for name, item in tqdm(items.items(), desc=str(runs[-1]), unit="image")}
+    judged = [name for name, share in shares.items() if not math.isnan(share)]
+    worst = sorted(judged, key=lambda name: (-shares[name], name))[:count]
+    if not worst:
+        raise DataError(f"{judge.config.target.root}: no evaluation image has a label, so there is nothing to judge by")
+    columns: dict[str, list[np.ndarray]] = {"image": [visible(judge.images.read(items[name])) for name in worst]}
+    titles = [run.name for run in runs]
+    if len(set(titles)) < len(titles):
+        titles = [str(run) for run in runs]
+    for run, title in zip(runs, titles, strict=True):
+        look = judge if run == runs[-1] else look_at(run)
+        found = {item.name: item for item in look.images if item.label is not None}
+        if found.keys() != items.keys():
+            raise DataError(f"{run}: has other labelled evaluation images than {runs[-1]}; give runs on one target")
+        labels, masks, wrong = zip(*(look.errors(found[name]) for name in worst), strict=True)
+        columns.setdefault("label", [thinned(colour_mask(label)) for label in labels])
+        columns[f"{title}: {100 * np.mean(wrong):.0f} %"] = [
+            thinned(colour_errors(label, mask)) for label, mask in zip(labels, masks, strict=True)
+        ]
+    caption = f"The {len(worst)} of {len(judged)} images on which {titles[-1]} is worst; percent of their pixels wrong"
+    picture_grid(picture, worst, columns, caption, key=ERROR_KEY)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3 or not sys.argv[-1].endswith(".png") or sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
+    try:
+        draw_failures([Path(run) for run in sys.argv[1:-1]], Path(sys.argv[-1]))
+    except AsdaError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,271 @@
+"""Pictures: masks in the paper's colours, grids while training, the overview of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from losses import normalised_entropy
+from nets.segmenter import Segmenter, evaluating, resize_logits
+from utils.files import whole
+
+CLEAR, CLOUD, UNKNOWN = (176, 235, 180), (255, 255, 255), (90, 90, 90)
+MISS, FALSE_ALARM = (213, 62, 79), (50, 100, 190)
+RELIABLE, UNRELIABLE = (255, 237, 120), (189, 0, 38)
+OUTLINE = (255, 220, 0)
+ERROR_KEY = (  # of `colour_errors`
+    ("cloud, found", CLOUD),
+    ("clear, found", CLEAR),
+    ("missed cloud", MISS),
+    ("false alarm", FALSE_ALARM),
+    ("no label", UNKNOWN),
+)
+
+
+def colour_mask(mask: np.ndarray) -> np.ndarray:
+    """A mask (H, W) of 0, 1, 255 as (H, W, 3) uint8: clear pale green, cloud white, unknown grey."""
+    colours = np.empty((*mask.shape, 3), np.uint8)
+    colours[:] = UNKNOWN
+    colours[mask == 0], colours[mask == 1] = CLEAR, CLOUD
+    return colours
+
+
+def colour_entropy(entropy: np.ndarray) -> np.ndarray:
+    """Normalised entropy (H, W) in [0, 1] as (H, W, 3) uint8, from yellow (reliable) to red (unreliable)."""
+    position = np.clip(entropy, 0, 1)[..., None]
+    return np.round((1 - position) * RELIABLE + position * UNRELIABLE).astype(np.uint8)
+
+
+def colour_errors(label: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Where a mask is right and wrong, (H, W, 3) uint8: as `colour_mask`, but missed cloud red, false alarm blue."""
+    colours = colour_mask(label)
+    colours[(label == 1) & (mask == 0)] = MISS
+    colours[(label == 0) & (mask == 1)] = FALSE_ALARM
+    return colours
+
+
+def outlined(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = OUTLINE) -> np.ndarray:
+    """A copy of an image (H, W, 3) uint8 with the outline of the cloud (mask (H, W) of 0, 1, 255) drawn over it."""
+    contours, _ = cv2.findContours((mask == 1).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(image.copy(), contours, -1, colour, max(1, max(mask.shape) // 200))
+
+
+def laid_over(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """A heat map (H, W) in [0, 1] over the greyed image (H, W, 3) uint8, from dark (0) to bright (1)."""
+    colours = cv2.applyColorMap((np.clip(heat, 0, 1) * 255).round().astype(np.uint8), cv2.COLORMAP_INFERNO)
+    grey = image.mean(2, keepdims=True)
+    return np.round(0.45 * grey + 0.55 * cv2.cvtColor(colours, cv2.COLOR_BGR2RGB)).astype(np.uint8)
+
+
+def grid(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.ndarray:
+    """Tiles (h, w, 3) of one size as one white-ruled picture."""
+    height, width = rows[0][0].shape[:2]
+    canvas = np.full((len(rows) * (height + gap) - gap, len(rows[0]) * (width + gap) - gap, 3), 255, np.uint8)
+    for i, row in enumerate(rows):
+        for j, tile in enumerate(row):
+            canvas[i * (height + gap) :, j * (width + gap) :][:height, :width] = tile
+    return canvas
+
+
+@torch.no_grad()
+def prediction_grid(segmenter: Segmenter, batch: Mapping[str, Mapping[str, Any]], images: int = 4) -> np.ndarray:
+    """Per stream of a batch: images, labels where the stream has them, predicted masks, entropy maps."""
+    rows = []
+    for samples in batch.values():
+        image: Tensor = samples["image"][:images]
+        with evaluating(segmenter):
+            prob = resize_logits(segmenter(image).main, image.shape[-2:]).softmax(1)
+        rows.append([_pixels(i) for i in image])
+        if "label" in samples:
+            rows.append([colour_mask(label.cpu().numpy()) for label in samples["label"][:images]])
+        rows.append([colour_mask(mask.cpu().numpy()) for mask in prob.argmax(1)])
+        rows.append([colour_entropy(entropy.cpu().numpy()) for entropy in normalised_entropy(prob)])
+    return grid(rows)
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    return as_rgb((image.permute(1, 2, 0).clamp(0, 1) * 255).byte().cpu().numpy())
+
+
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """An image (H, W, C) for the eye, (H, W, 3): its first three bands; of one or two bands the first, in grey."""
+    return image[..., :3] if image.shape[2] >= 3 else image[..., [0, 0, 0]]
+
+
+def picture_grid(
+    path: Path,
+    names: Sequence[str],
+    columns: Mapping[str, Sequence[np.ndarray]],
+    caption: str = "",
+    *,
+    key: Sequence[tuple[str, tuple[int, int, int]]] = (),
+    entropy_bar: bool = False,
+) -> None:
+    """Draw pictures side by side, one row per image, as a PNG for a paper.
+
+    Args:
+        names: one per row.
+        columns: title -> one picture (H, W, 3) uint8 per row.
+        key: (text, RGB colour) for a legend below.
+        entropy_bar: draw the colour bar of `colour_entropy`.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
+    side = 1.55
+    figure = new_figure(side * len(columns) + 0.6 * entropy_bar, side * len(names) + 0.45 + 0.3 * bool(key))
+    axes = figure.subplots(len(names), len(columns), squeeze=False)
+    for j, (title, pictures) in enumerate(columns.items()):
+        axes[0][j].set_title(title, fontsize=8)
+        for i, picture in enumerate(pictures):
+            axes[i][j].imshow(picture)
+            axes[i][j].set(xticks=[], yticks=[])
+            if j == 0:
+                axes[i][j].set_ylabel(_short(names[i]), fontsize=6)
+    if caption:
+        (figure.suptitle if key else figure.supxlabel)(caption, fontsize=7)  # a legend takes the place below
+    if entropy_bar:
+        colours = ListedColormap(colour_entropy(np.linspace(0, 1, 256)) / 255)
+        bar = figure.colorbar(
+            ScalarMappable(cmap=colours), ax=axes, fraction=0.05, shrink=min(1.0, 4 / len(names)), pad=0.02
+        )
+        bar.set_label("normalised entropy: 0 reliable, 1 unreliable", fontsize=7)
+        bar.ax.tick_params(labelsize=6)
+    if key:
+        patches = [
+            Patch(facecolor=(colour[0] / 255, colour[1] / 255, colour[2] / 255), edgecolor="0.6", label=text)
+            for text, colour in key
+        ]
+        figure.legend(handles=patches, loc="outside lower center", ncols=len(key), fontsize=7, frameon=False)
+    save_figure(figure, path)
+
+
+def _short(name: str, length: int = 24) -> str:
+    return name if len(name) <= length else f"{name[: length // 3]}…{name[-(length - length // 3 - 1) :]}"
+
+
+def new_figure(width: float, height: float) -> Any:
+    """A matplotlib figure of `width` x `height` inches that needs no display and no global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Any, path: Path, **options: Any) -> None:
+    """Write a matplotlib figure as PNG; the file is whole or not there.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    with whole(path) as temporary:
+        figure.savefig(temporary, format="png", **options)
+
+
+def entropy_histograms(path: Path, values: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Distributions of pixel entropy, one panel per model, one line per split.
+
+    Args:
+        values: model -> {"easy": pixels, "hard": pixels}, normalised entropies in [0, 1].
+    """
+    figure = new_figure(2.6 * len(values), 2.3)
+    axes = figure.subplots(1, len(values), squeeze=False, sharey=True)[0]
+    for panel, (model, splits) in zip(axes, values.items(), strict=True):
+        for (name, pixels), colour in zip(splits.items(), ("#1b7837", "#b2182b"), strict=True):
+            weights = np.full(pixels.size, 100 / max(1, pixels.size))
+            label = f"{name}, mean {pixels.mean():.3f}"
+            panel.hist(pixels, bins=25, range=(0, 1), weights=weights, histtype="step", color=colour, label=label)
+        panel.set_yscale("log")
+        panel.set_title(model, fontsize=8)
+        panel.set_xlabel("normalised entropy", fontsize=7)
+        panel.tick_params(labelsize=6)
+        panel.legend(fontsize=6)
+    axes[0].set_ylabel("% of pixels", fontsize=7)
+    save_figure(figure, path)
+
+
+EMBEDDED = (  # (is source, is cloud) -> name and colour
+    ((True, False), "source clear", "#a6cee3"),
+    ((True, True), "source cloud", "#1f78b4"),
+    ((False, False), "target clear", "#fdbf6f"),
+    ((False, True), "target cloud", "#e31a1c"),
+)
+
+
+def embedding_panels(
+    path: Path, panels: Mapping[str, Any], source: np.ndarray, cloud: np.ndarray, *, silhouettes: bool = True
+) -> None:
+    """The t-SNE of every model, side by side; see `report.embedding.Panel`.
+
+    Args:
+        source, cloud: (N,) bool, domain and class of each point.
+        silhouettes: write the silhouette below each panel.
+    """
+    figure = new_figure(2.9 * len(panels), 3.4)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (model, panel) in zip(axes, panels.items(), strict=True):
+        for (is_source, is_cloud), name, colour in EMBEDDED:
+            chosen = (source == is_source) & (cloud == is_cloud)
+            axis.scatter(*panel.points[chosen].T, s=3, c=colour, linewidths=0, label=name)
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(model, fontsize=8)
+        probe = "not possible, one image" if np.isnan(panel.probe) else f"{panel.probe:.0%}"
+        silhouette = f", silhouette {panel.silhouette:.2f}" if silhouettes else ""
+        axis.set_xlabel(f"domain probe {probe}{silhouette}", fontsize=7)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=7, markerscale=3, frameon=False)
+    save_figure(figure, path)
+
+
+def training_curves(path: Path, stages: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+    """Losses, shares (entropies, accepted pseudo-labels) and learning rates by step, a row of panels per stage.
+
+    Args:
+        stages: name -> the rows of its metrics.jsonl.
+    """
+    figure = new_figure(8.6, 2.2 * len(stages))
+    rows = figure.subplots(len(stages), 3, squeeze=False)
+    for axes, (stage, log) in zip(rows, stages.items(), strict=True):
+        steps = [row["step"] for row in log]
+        keys = list(log[0])
+        for axis, prefix, title in zip(
+            axes, ("raw/", "stats/", "lr"), ("losses (unweighted)", "shares", "learning rate"), strict=True
+        ):
+            for key in (key for key in keys if key.startswith(prefix) and "contrast_" not in key):
+                axis.plot(steps, [row[key] for row in log], label=key.removeprefix(prefix) or key, linewidth=0.9)
+            axis.set_title(f"{stage}: {title}", fontsize=7)
+            axis.tick_params(labelsize=6)
+            if prefix != "lr":
+                axis.legend(fontsize=4.5, ncols=2)
+        axes[0].set_yscale("symlog", linthresh=1e-2)
+        axes[0].set_xlabel("step", fontsize=6)
+    save_figure(figure, path)
+
+
+def read_png(path: Path) -> np.ndarray:
+    """The pixels (H, W, 3) of what `write_png` wrote in colour."""
+    pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+    assert pixels is not None, path
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Write (H, W) or RGB (H, W, 3) uint8 pixels; the folder is made if need be, the file is whole or not there.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    done, data = cv2.imencode(".png", pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
+    assert done
+    with whole(path, data.nbytes) as temporary:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data.tobytes())

@@ -1,0 +1,77 @@
+"""Did adaptation help? A score of a model's masks on a domain that needs no labels.
+
+Within one domain clouds look alike, so right masks can be foretold: a classifier of single pixels that learns from the
+masks of most images gives those of the others. Mistakes that come from a change of sensor hang on the place,
+and cannot. Entropy is no such sign: self-training lowers it, right or wrong. Nor is this one a proof: a model that
+takes all snow for cloud is as regular as one that does not.
+
+Source: the agreement of two views as a bound on error (Blum and Mitchell, COLT 1998; Dasgupta et al., NeurIPS 2001);
+docs/results.md has its correlation with the true gain.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from engine.pixel_classifier import fit
+from report.metrics import confusion_matrix
+
+PARTS = 8  # of a domain's scenes, each foretold from the others; with two the score says less, see docs/results.md
+
+
+def repeatability(
+    features: Sequence[np.ndarray], cloud: Sequence[np.ndarray], scenes: Sequence[str] | None = None
+) -> float:
+    """Cohen's kappa of a model's masks and what they say of one another, on drawn pixels.
+
+    Scenes, or images where scenes are unknown, are dealt in turn to `PARTS` parts, as many as there are scenes where
+    these are fewer; a classifier foretells the masks of each part, having learnt those of all others.
+
+    Args:
+        features: (N, F) of each image, see `pixel_classifier.pixel_features`.
+        cloud: (N,) of each image, the model's probability of cloud in [0, 1].
+        scenes: of each image, if known.
+
+    Returns:
+        At most 1, 0 for masks that are unrelated or all of one class; NaN for fewer than two images or scenes.
+    """
+    places = {name: place for place, name in enumerate(dict.fromkeys(scenes or map(str, range(len(cloud)))))}
+    if len(places) < 2:
+        return math.nan
+    parts = [places[name] % PARTS for name in scenes or places]
+    counts = np.zeros((2, 2), np.int64)
+    for part in set(parts):
+        known = [i for i, its in enumerate(parts) if its != part]
+        other = [i for i, its in enumerate(parts) if its == part]
+        taught = np.concatenate([cloud[i] for i in known])
+        classifier = fit(np.concatenate([features[i] for i in known]), taught)
+        seen = np.concatenate([features[i] for i in other])
+        foretold = np.full(len(seen), taught.mean() > 0.5) if classifier is None else classifier.predict(seen)
+        mask = np.concatenate([cloud[i] for i in other]) > 0.5
+        counts += confusion_matrix(label=mask.astype(int), prediction=foretold.astype(int))
+    return kappa(counts)
+
+
+def kappa(counts: np.ndarray) -> float:
+    """Cohen's kappa of two classifications from their counts (2, 2); 0 where both are of one class throughout."""
+    shares = counts / counts.sum()
+    by_chance = float(shares.sum(0) @ shares.sum(1))
+    return 0.0 if by_chance == 1 else (float(np.trace(shares)) - by_chance) / (1 - by_chance)
+
+
+def harm_foretold(scores: Mapping[str, float]) -> list[str]:
+    """Warnings where an adapted model's masks are less repeatable than those of the model trained on the source alone.
+
+    Args:
+        scores: repeatability of a run's models on its target, by the names that `eval.py` gives them.
+    """
+    before = scores.get("source_only", math.nan)
+    return [
+        f"{name}: adaptation may have harmed. Its masks are less repeatable ({100 * scores[name]:.1f}) than those of "
+        f"source_only ({100 * before:.1f}); look at both before you trust it"
+        for name in ("teacher", "student")
+        if scores.get(name, math.nan) < before
+    ]

@@ -1,0 +1,140 @@
+"""The official score of 38-Cloud: patches put together to scenes, scored scene by scene, averaged over scenes.
+
+It is not the score of the other tables: every pixel of a scene counts, black margins included, only the cloud class is
+scored, a scene counts as much as any other, and a pixel is cloud from a probability of 13/255 on. Both that threshold
+and the usual 1/2 are given.
+
+Source: evaluation of Cloud-Net by the authors of 38-Cloud (version 1.5).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from config.schema import Config
+from datasets.decode import read_bands
+from datasets.files import Item
+from datasets.readers import READERS
+from engine.domains import listed
+from engine.inference import decided, probabilities
+from nets.segmenter import Segmenter
+from report.evaluation import Domain
+from utils.errors import DataError
+from utils.files import write_text
+
+OFFICIAL = "12/255"
+THRESHOLDS = {OFFICIAL: 12, "1/2": 127}  # in 255ths; a pixel above it is cloud
+SCORES = ("precision", "recall", "specificity", "jaccard", "accuracy")
+PLACE = re.compile(r"_(\d+)_by_(\d+)_LC")
+
+
+def place_of(name: str) -> tuple[int, int]:
+    """Row and column of a patch in its scene, from 0, by a name such as patch_192_10_by_12_LC08_....
+
+    Raises:
+        ValueError: the name has none.
+    """
+    found = PLACE.search(name)
+    if found is None:
+        raise ValueError(f"{name} has no place such as 10_by_12")
+    return int(found[1]) - 1, int(found[2]) - 1
+
+
+def stitched(patches: Sequence[tuple[tuple[int, int], np.ndarray]], rows: int, columns: int) -> np.ndarray:
+    """Patches of one size (S, S), each at its (row, column) of a grid, as one array; 0 where there is no patch."""
+    side = len(patches[0][1])
+    whole = np.zeros((rows * side, columns * side), patches[0][1].dtype)
+    for (row, column), patch in patches:
+        whole[row * side : (row + 1) * side, column * side : (column + 1) * side] = patch
+    return whole
+
+
+def stripped(whole: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The middle (height, width) of an array; of an odd surplus the larger half goes at the bottom and right."""
+    top, left = (whole.shape[0] - height) // 2, (whole.shape[1] - width) // 2
+    return whole[top : top + height, left : left + width]
+
+
+def scene_scores(truth: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
+    """Precision, recall, specificity, Jaccard index and accuracy of the cloud class in one scene, in [0, 1].
+
+    Args:
+        truth, prediction: (H, W) bool, True for cloud. A share of nothing is NaN.
+    """
+    both, only_truth = int((truth & prediction).sum()), int((truth & ~prediction).sum())
+    only_found = int((~truth & prediction).sum())
+    neither = truth.size - both - only_truth - only_found
+
+    def share(part: int, whole: int) -> float:
+        return part / whole if whole else float("nan")
+
+    return {
+        "precision": share(both, both + only_found),
+        "recall": share(both, both + only_truth),
+        "specificity": share(neither, neither + only_found),
+        "jaccard": share(both, both + only_found + only_truth),
+        "accuracy": share(both + neither, truth.size),
+    }
+
+
+def score_scenes(domain: Domain, models: Mapping[str, Segmenter], config: Config, folder: Path) -> None:
+    """Write scenes.json and scenes.md, where the domain publishes the truth of whole scenes; nothing otherwise.
+
+    One scene is in memory at a time, for every model.
+    """
+    truths = READERS[domain.config.reader].scene_truth(Path(domain.config.root))
+    patches: dict[str, list[Item]] = {}
+    for item in domain.images:
+        if item.scene in truths:
+            patches.setdefault(str(item.scene), []).append(item)
+    if not patches:
+        (folder / "scenes.json").unlink(missing_ok=True)  # one of an earlier evaluation must not stand for this one
+        return
+    grids: dict[str, tuple[int, int]] = {}  # of all patches: those without data are not predicted, but have their place
+    for item in listed(config, domain.role, "eval", labels=False):
+        row, column = place_of(item.name) if item.scene in patches else (0, 0)
+        rows, columns = grids.get(str(item.scene), (0, 0))
+        grids[str(item.scene)] = (max(rows, row + 1), max(columns, column + 1))
+    found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    bar = tqdm(total=sum(map(len, patches.values())) * len(models), desc="scenes", unit="patch", dynamic_ncols=True)
+    for scene, items in sorted(patches.items()):
+        truth = read_bands(truths[scene]).pixels[..., 0] > 0
+        for name, model in models.items():
+            tiles = []
+            for item in items:
+                decoded = domain.seen_by(name).read(item)
+                cloud = decided(probabilities(model, decoded.image, config.data), config.eval.head)[1]
+                levels = (cloud * 255).round().byte().numpy()
+                tiles.append((place_of(item.name), decoded.placed(levels, 0)))
+                bar.update()
+            whole = stitched(tiles, *grids[scene])
+            if whole.shape[0] < truth.shape[0] or whole.shape[1] < truth.shape[1]:
+                raise DataError(
+                    f"{truths[scene]}: found patches of {whole.shape[1]}x{whole.shape[0]} pixels, expected at least "
+                    f"the scene's {truth.shape[1]}x{truth.shape[0]}; patches of the scene are missing"
+                )
+            whole = stripped(whole, *truth.shape)
+            for title, threshold in THRESHOLDS.items():
+                found.setdefault(name, {}).setdefault(title, {})[scene] = scene_scores(truth, whole > threshold)
+    bar.close()
+    write_text(folder / "scenes.json", json.dumps(found, indent=2) + "\n")
+    table = scene_table(found)
+    text = "\n".join(f"| {' | '.join(row)} |" for row in [table[0], ["---"] * len(table[0]), *table[1:]])
+    write_text(folder / "scenes.md", f"38-Cloud, official: mean over {len(patches)} scenes, percent\n\n{text}\n")
+    print(f"\n{(folder / 'scenes.md').read_text('utf-8')}")
+
+
+def scene_table(found: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> list[list[str]]:
+    """Header and rows of the means over scenes, by model and threshold; a mean over a missing share is a dash."""
+    rows: list[list[str]] = [["model", "cloud above", *SCORES]]
+    for model, thresholds in found.items():
+        for title, scenes in thresholds.items():
+            means = (np.mean([scores[key] for scores in scenes.values()]) for key in SCORES)
+            rows.append([model, title, *("-" if np.isnan(mean) else f"{100 * mean:.2f}" for mean in means)])
+    return rows

@@ -1,0 +1,23 @@
+"""Cloud masks of whole scenes of any size, in memory that depends on a scene's width alone.
+
+    network = load_network("runs/demo/intra/student.safetensors")
+    mask, probability, entropy = predict_array(network, image)                   # (H, W, C) -> three of (H, W)
+    summary = predict_scene(network, "scene.tif", {"mask": Path("mask.tif")})    # file -> file
+
+Nothing here imports a part of the training.
+"""
+
+from scenes.network import CloudNetwork, Images, load_network, weights_of_run
+from scenes.predict import Options, Result, Summary, predict_array, predict_scene
+
+__all__ = [
+    "CloudNetwork",
+    "Images",
+    "Options",
+    "Result",
+    "Summary",
+    "load_network",
+    "predict_array",
+    "predict_scene",
+    "weights_of_run",
+]

@@ -1,0 +1,251 @@
+"""A trained network as prediction sees it: 8-bit windows in, the probability of cloud out, by torch or onnxruntime."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from config.schema import recorded_config
+from datasets.decode import RGB
+from datasets.images import Decoder, recorded_scaling
+from utils.errors import ConfigError, DataError, WeightsError
+
+if TYPE_CHECKING:
+    import torch
+
+# The best that a run holds, first the student.
+WEIGHTS = ("intra/student", "teacher/teacher", "oracle/oracle", "source_only/source_only")
+SMALLEST, LARGEST = 32, 4096  # pixels: side of a network's input
+TARGET = {"bands": "file_bands", "scaling": "scaling", "nodata": "nodata"}  # in a weights file: in a decoder
+Cloud = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images that a network was trained for.
+
+    Attributes:
+        decoder: how its files are understood: bands, scaling, where there is no data.
+        size: side in pixels of what the network saw in training.
+        geometry: "crop", windows at native resolution; "letterbox", images scaled to `size`.
+        tile: with "letterbox", the longer side of the largest image that was scaled as a whole; None: there was none.
+    """
+
+    decoder: Decoder
+    size: int
+    geometry: str
+    tile: int | None
+
+    @property
+    def record(self) -> str:
+        """As it stands in a weights file, below "data"."""
+        target = {key: getattr(self.decoder, name) for key, name in TARGET.items()}
+        head = {"bands": self.decoder.bands, "size": self.size, "geometry": self.geometry, "tile": self.tile}
+        return json.dumps({**head, "target": target})
+
+
+@dataclass(frozen=True)
+class CloudNetwork:
+    """A network that finds clouds.
+
+    Attributes:
+        path: its file.
+        images: what it was trained for.
+        cloud: windows (B, h, w, C) uint8, bands in the order of `images.decoder.bands`, and a size (H, W), to the
+            probability of cloud (B, H, W) float32 on the grid of that size.
+        workers: threads that may call `cloud` at the same time. On a CPU they share the cores, one core each: on a busy
+            machine several cores on one window would wait for one another at every layer.
+        settle: to be called once in each of them.
+        device: PyTorch's, where it is in use.
+    """
+
+    path: Path
+    images: Images
+    cloud: Cloud
+    workers: int = 1
+    settle: Callable[[], object] = lambda: None
+    device: torch.device | None = None
+
+
+def weights_of_run(run: Path) -> Path:
+    """The weights file of a run that prediction takes: the student, else teacher, oracle or source-only.
+
+    Raises:
+        DataError: it has none.
+    """
+    for name in WEIGHTS:
+        if (path := run / f"{name}.safetensors").is_file():
+            return path
+    raise DataError(
+        f"{run}: holds no weights, expected one of {', '.join(f'{name}.safetensors' for name in WEIGHTS)}; "
+        "give the folder of a trained run, or a file as --weights"
+    )
+
+
+def load_network(path: str | Path, device: str | None = None) -> CloudNetwork:
+    """Load a weights file of this project, or what export.py made of it, for prediction.
+
+    Args:
+        path: .safetensors, run by torch; or .onnx, run by onnxruntime on the CPU, without torch.
+        device: torch's name of a device; None takes a GPU where there is one.
+
+    Raises:
+        WeightsError: the file cannot be read, is no network of this project, or does not say what images it is for.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file")
+    return _load_onnx(path) if path.suffix == ".onnx" else _load_torch(path, device)
+
+
+def _load_torch(path: Path, device: str | None) -> CloudNetwork:
+    import torch  # seconds, which nobody pays who runs an ONNX file
+
+    from nets.segmenter import resize_logits
+    from nets.weights import load_segmenter, load_weights
+
+    segmenter = load_segmenter(path)
+    images = images_of(path, load_weights(path)[1])
+    check_network(path, images, segmenter.in_channels, segmenter.classes)
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        network = main_head_alone(segmenter).to(place)
+    except (RuntimeError, AssertionError) as error:
+        raise WeightsError(f"{path}: cannot be put on the device {device!r} ({error}); give --device cpu") from None
+
+    @torch.inference_mode()
+    def cloud(windows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        # Seen as (B, C, h, w), an array (B, h, w, C) is what torch calls channels last.
+        image = torch.from_numpy(windows).to(place).permute(0, 3, 1, 2).float().div_(255)
+        logits = network(image).main
+        # Two classes: softmax is the sigmoid of the difference, and resizing is linear, so one map is resized.
+        score = resize_logits(logits[:, 1:] - logits[:, :1], size)
+        return score[:, 0].sigmoid_().cpu().numpy()
+
+    if place.type != "cpu":
+        return CloudNetwork(path, images, cloud, device=place)
+    return CloudNetwork(path, images, cloud, torch.get_num_threads(), partial(torch.set_num_threads, 1), place)
+
+
+def main_head_alone(segmenter: Any) -> Any:
+    """A segmenter in eval mode whose auxiliary head, which serves training, does nothing; changes it in place."""
+    from torch import nn
+
+    segmenter.add_module("head_aux", nn.Identity())
+    return segmenter.eval().requires_grad_(False)
+
+
+def _load_onnx(path: Path) -> CloudNetwork:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise WeightsError(f"{path}: needs onnxruntime, which is not installed; pip install onnxruntime") from None
+    one_thread = onnxruntime.SessionOptions()
+    one_thread.intra_op_num_threads = 1
+    try:
+        session: Any = onnxruntime.InferenceSession(str(path), one_thread, providers=["CPUExecutionProvider"])
+        shapes = {value.name: value.shape for value in session.get_inputs()}
+        metadata = session.get_modelmeta().custom_metadata_map
+    except Exception as error:  # onnxruntime's own, one for each kind of damage
+        raise WeightsError(f"{path}: cannot be read as an ONNX model ({error})") from None
+    if [*shapes] != ["image", "size"] or len(shapes["image"]) != 4:
+        raise WeightsError(f"{path}: has the inputs {', '.join(shapes)}, expected image, size; make it with export.py")
+    images = images_of(path, metadata)
+    check_network(path, images, shapes["image"][1], 2)
+
+    def cloud(windows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        image = windows.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+        try:
+            found: np.ndarray = session.run(["cloud"], {"image": image, "size": np.array(size, np.int64)})[0]
+        except Exception as error:
+            raise WeightsError(f"{path}: cannot be run by onnxruntime ({error})") from None
+        if found.shape != (len(windows), *size):
+            raise WeightsError(f"{path}: gave {found.shape}, expected {(len(windows), *size)}; make it with export.py")
+        return found
+
+    workers = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+    return CloudNetwork(path, images, cloud, workers)
+
+
+def check_network(path: Path, images: Images, bands: int, classes: int) -> None:
+    """
+    Raises:
+        WeightsError: network and record are not of one number of bands, or there are more classes than clear and cloud.
+    """
+    if bands != len(images.decoder.bands):
+        raise WeightsError(
+            f"{path}: takes {bands} band(s), and its record names {', '.join(images.decoder.bands)}; export it again"
+        )
+    if classes != 2:
+        raise WeightsError(f"{path}: has {classes} classes, expected 2: clear and cloud")
+
+
+def images_of(path: Path, metadata: Mapping[str, str]) -> Images:
+    """What a weights file says of the images that its network is for.
+
+    A file from before this was written down means 8-bit red, green and blue, and has the rest in the config.yaml
+    beside it.
+
+    Raises:
+        WeightsError: it says nothing that can be used.
+    """
+    if "data" not in metadata:
+        return _images_of_config(path)
+    try:
+        record = json.loads(metadata["data"])
+        target = record["target"]
+        bands = _bands(record["bands"])
+        decoder = Decoder(
+            bands=bands,
+            file_bands=None if target["bands"] is None else _bands(target["bands"]),
+            scaling=recorded_scaling(target["scaling"], len(bands)),
+            nodata=target["nodata"],
+        )
+        return _images(decoder, record["size"], record["geometry"], record["tile"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise WeightsError(
+            f"{path}: its 'data' entry cannot be used ({type(error).__name__}: {error}), found "
+            f"{metadata['data'][:500]!r}; write the file again with the stage that made it"
+        ) from None
+
+
+def _bands(names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"found the bands {names}, expected a list of names")
+    return tuple(names)
+
+
+def _images(decoder: Decoder, size: Any, geometry: Any, tile: Any) -> Images:
+    """
+    Raises:
+        ValueError: a value that means nothing.
+    """
+    if type(size) is not int or not SMALLEST <= size <= LARGEST:
+        raise ValueError(f"found size {size!r}, expected {SMALLEST} to {LARGEST} pixels")
+    if tile is not None and (type(tile) is not int or tile < size):
+        raise ValueError(f"found tile {tile!r}, expected {size} pixels, the size, or more, or null")
+    if geometry not in ("crop", "letterbox"):
+        raise ValueError(f"found geometry {geometry!r}, expected crop or letterbox")
+    rule = decoder.nodata
+    if isinstance(rule, bool) or not isinstance(rule, str | int | float):
+        raise ValueError(f"found nodata {rule!r}, expected a rule or a number")
+    return Images(decoder, size, geometry, tile)
+
+
+def _images_of_config(path: Path) -> Images:
+    config = path.parent / "config.yaml"
+    try:
+        data = recorded_config(config)["data"]
+        return _images(Decoder(RGB), data["size"], data["geometry"], data.get("tile"))
+    except (ConfigError, ValueError, KeyError, TypeError, AttributeError):
+        raise WeightsError(
+            f"{path}: does not say what images it is for, and {config} does not either, expected data.size and "
+            "data.geometry in it; put the run's config.yaml beside the file, or train again"
+        ) from None

@@ -1,0 +1,262 @@
+"""Scenes read in slabs of rows, and layers written as cloud-optimised GeoTIFF or PNG, in bounded memory."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from datasets.decode import PICTURES, open_raster, require_room, size_of
+from datasets.files import Item, Window
+from datasets.images import Decoder
+from engine.memory import ran_out
+from scenes.masks import CLEAR, CLOUD, UNKNOWN
+from scenes.windows import Rows
+from utils.errors import DataError, unwritable
+from utils.files import put_in_place
+
+BLOCK = 512  # side of a tile of what is written
+PIECE = 2**20  # pixels that are decoded at once, where the file's own blocks are not larger
+ROWS = 64  # that a slab has at least
+STRIP = 8  # bytes a pixel that are held of a slab at least
+TRAILER = 4  # bytes that GDAL puts after each tile of a cloud-optimised GeoTIFF
+QUICKLOOK = 1024  # longest side of the picture
+COLOURS = {CLEAR: (176, 235, 180), CLOUD: (255, 255, 255), UNKNOWN: (90, 90, 90)}  # as in the pictures of eval.py
+
+
+class Grid(NamedTuple):
+    """Where a scene lies: `height` and `width` in pixels, `place` what rasterio is told of it (CRS and transform, or
+    ground control points), `blocks` (h, w) the file's own; a picture has no place and no blocks."""
+
+    height: int
+    width: int
+    place: dict[str, Any] | None = None
+    blocks: tuple[int, int] | None = None
+
+
+class Layer(NamedTuple):
+    """A kind of raster: its values, and how it is packed and made coarser."""
+
+    dtype: str
+    nodata: float
+    predictor: int
+    overviews: str
+
+
+MASK = Layer("uint8", UNKNOWN, 1, "mode")
+SHARE = Layer("float32", float("nan"), 3, "average")  # probability or entropy
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is PNG, JPEG or BMP, by its first bytes.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return file.read(8).startswith(tuple(PICTURES))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def grid_of(path: Path) -> Grid:
+    """
+    Raises:
+        DataError: the file's header cannot be read, or announces more than there is memory for.
+    """
+    height, width = size_of(path)
+    if is_picture(path):
+        require_room(path, height, width, 1)
+        return Grid(height, width)
+    # All windows are planned before anything is decoded, so that a header alone could ask for any number of them.
+    for rows, columns in ((ROWS, width), (height, ROWS)):
+        require_room(path, rows, columns, STRIP, "a strip of the scene")
+    with open_raster(path) as dataset:
+        points, crs = dataset.gcps
+        place = {"gcps": points, "crs": crs} if points and crs else {"transform": dataset.transform, "crs": dataset.crs}
+        return Grid(height, width, place, dataset.block_shapes[0])
+
+
+def slabs(path: Path, decoder: Decoder, grid: Grid) -> Iterator[Rows]:
+    """The 8-bit bands (h, W, C) of a scene and where it has data, from the top down, each pixel decoded once.
+
+    A slab is as high as the file's blocks, or several of them; it is decoded in pieces, since decoding takes several
+    times the memory of its result. A picture is one slab.
+
+    Raises:
+        DataError: the file cannot be decoded, or its bands are not those that the decoder expects.
+    """
+    if grid.blocks is None:
+        yield Rows(*decoder.pixels(Item(path.name, (path,))))
+        return
+    block_rows, block_columns = grid.blocks
+    rows = min(block_rows * -(-ROWS // block_rows), max(ROWS, PIECE // block_columns))
+    columns = block_columns * max(1, PIECE // (rows * block_columns))
+    for top in range(0, grid.height, rows):
+        height = min(rows, grid.height - top)
+        parts = [
+            decoder.pixels(Item(path.name, (path,), window=Window(top, left, height, min(columns, grid.width - left))))
+            for left in range(0, grid.width, columns)
+        ]
+        image, valid = zip(*parts, strict=True)
+        yield Rows(np.concatenate(image, axis=1), np.concatenate(valid, axis=1))
+
+
+class Output:
+    """A layer on its way to a file: rows are added from the top down, and `finish` gives the whole its name.
+
+    Args:
+        path: .png, or else a cloud-optimised GeoTIFF of tiles of 512 pixels, with overviews. The layer `SHARE` is
+            stored in a PNG as 16 bits, 65534 for 1, and 65535 without data.
+        scratch: a folder on the same disk for what is not finished.
+
+    Raises:
+        DataError: by every method, if it cannot be written.
+    """
+
+    def __init__(self, path: Path, grid: Grid, layer: Layer, scratch: Path) -> None:
+        self.path, self.grid, self.layer, self.scratch = path, grid, layer, scratch
+        self.top = 0
+        self.held = np.empty((0, grid.width), layer.dtype)
+        self.tiles: Any = None
+        self.checksum = 0
+        if path.suffix != ".png":
+            with writing(path):
+                self.tiles = self._open_tiles()
+
+    def add(self, rows: np.ndarray) -> None:
+        """Rows are gathered to whole tiles, so that each is packed and written once."""
+        self.held = np.concatenate([self.held, rows])
+        ready = len(self.held)
+        if self.top + ready < self.grid.height:
+            ready -= ready % BLOCK
+        if self.tiles is not None and ready:
+            from rasterio.windows import Window as Part
+
+            with writing(self.path):
+                self.tiles.write(self.held[:ready], 1, window=Part(0, self.top, self.grid.width, ready))
+            self.checksum = zlib.crc32(self.held[:ready].data, self.checksum)
+            self.top, self.held = self.top + ready, self.held[ready:]
+
+    def finish(self) -> None:
+        finished = self.scratch / f"finished_{self.path.name}"
+        with writing(self.path):
+            if self.tiles is None:
+                self._to_png(finished)
+            else:
+                self.tiles.close()
+                self._to_cog(finished)
+                self._check(finished)
+            put_in_place(finished, self.path)
+
+    def close(self) -> None:
+        """Let go of what is not finished."""
+        if self.tiles is not None:
+            with suppress(Exception):  # it is thrown away
+                self.tiles.close()
+
+    def _open_tiles(self) -> Any:
+        import rasterio
+
+        grid, layer = self.grid, self.layer
+        shape = {"height": grid.height, "width": grid.width, "count": 1, "dtype": layer.dtype, "nodata": layer.nodata}
+        tiled = {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "bigtiff": "IF_SAFER"}
+        packed = {"compress": "deflate", "zlevel": 1, "predictor": layer.predictor}
+        path = self.scratch / self.path.name
+        tiles = rasterio.open(path, "w", driver="GTiff", **(grid.place or {}), **shape, **tiled, **packed)
+        if layer is MASK:
+            tiles.write_colormap(1, COLOURS)
+        return tiles
+
+    def _to_cog(self, finished: Path) -> None:
+        import rasterio.shutil
+
+        predictor = {1: "NO", 3: "FLOATING_POINT"}[self.layer.predictor]
+        rasterio.shutil.copy(
+            self.scratch / self.path.name,
+            finished,
+            driver="COG",
+            blocksize=BLOCK,
+            bigtiff="IF_SAFER",
+            compress="DEFLATE",
+            predictor=predictor,
+            overview_predictor=predictor,
+            overview_resampling=self.layer.overviews,
+            num_threads=os.cpu_count() or 1,
+        )
+        (self.scratch / self.path.name).unlink()
+
+    def _check(self, finished: Path) -> None:
+        """Read all of it again, and see that it ends where it should: GDAL does not report every failure to write."""
+        import rasterio
+        from rasterio.windows import Window as Part
+
+        checksum, height, width = 0, self.grid.height, self.grid.width
+        with rasterio.open(finished) as file:
+            for top in range(0, height, BLOCK):
+                rows = file.read(1, window=Part(0, top, width, min(BLOCK, height - top)))
+                checksum = zlib.crc32(rows.data, checksum)
+            last = f"{(width - 1) // BLOCK}_{(height - 1) // BLOCK}"
+            begin, size = (int(file.get_tag_item(f"BLOCK_{what}_{last}", "TIFF", 1)) for what in ("OFFSET", "SIZE"))
+        if checksum != self.checksum or finished.stat().st_size < begin + size + TRAILER:
+            raise OSError("it is not what was written")
+
+    def _to_png(self, finished: Path) -> None:
+        if self.layer is MASK:
+            picture = Image.fromarray(self.held)
+            picture.putpalette([part for value in range(256) for part in COLOURS.get(value, (0, 0, 0))])
+        else:
+            depth = np.where(np.isnan(self.held), 65535, np.nan_to_num(self.held) * 65534 + 0.5)
+            picture = Image.fromarray(depth.astype(np.uint16))
+        picture.save(finished)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within it, whatever is raised becomes a `DataError` that names `path`, unless memory ran out."""
+    try:
+        yield
+    except Exception as error:  # rasterio's, GDAL's own, which have no public class, and the system's
+        if ran_out(error):
+            raise
+        cause = error.__cause__
+        raise unwritable(path, cause if isinstance(cause, Exception) else error) from error
+
+
+class Thumbnail:
+    """Every n-th pixel of a layer that comes in rows, so many that the longer side has at most `QUICKLOOK` of them."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.step = -(-max(grid.height, grid.width) // QUICKLOOK)
+        self.top = 0
+        self.parts: list[np.ndarray] = []
+
+    def add(self, rows: np.ndarray) -> None:
+        self.parts.append(rows[-self.top % self.step :: self.step, :: self.step].copy())
+        self.top += len(rows)
+
+    @property
+    def picture(self) -> np.ndarray:
+        return np.concatenate(self.parts)
+
+
+def write_quicklook(path: Path, image: Thumbnail, mask: Thumbnail, bands: tuple[str, ...], scratch: Path) -> None:
+    """The scene beside its mask, as PNG: red, green and blue where the network has them, else its first bands.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    visible = [bands.index(band) for band in ("red", "green", "blue") if band in bands]
+    chosen = visible if len(visible) == 3 else [0, 1, 2] if len(bands) >= 3 else [0, 0, 0]
+    table = np.zeros((256, 3), np.uint8)
+    table[list(COLOURS)] = list(COLOURS.values())
+    with writing(path):
+        Image.fromarray(np.hstack([image.picture[..., chosen], table[mask.picture]])).save(scratch / "quicklook.png")
+        put_in_place(scratch / "quicklook.png", path)

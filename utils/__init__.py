@@ -1,0 +1,1 @@
+"""What knows nothing of clouds or training: errors, files, records."""
