@@ -36,11 +36,13 @@ from engine.loop import device_of
 from engine.memory import memory_explained
 from engine.pixel_classifier import UNCERTAIN, read_stored, relabel
 from engine.run import make_generated, open_stage, trained, uses_split
-from losses import IGNORE, EntropyHistogram, below_threshold, normalised_entropy, quantise
+from losses.class_threshold import EntropyHistogram, below_threshold, quantise
+from losses.entropy import normalised_entropy
 from nets.segmenter import HEADS, Segmenter
 from report.plots import write_png
 from utils.errors import DataError
 from utils.files import write_text
+from utils.labels import IGNORE
 
 TABLE = "entropy.csv"
 LESS_MEMORY = (

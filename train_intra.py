@@ -32,7 +32,7 @@ from datasets.images import ImageSet
 from engine import processes
 from engine.cli import run
 from engine.domains import data_record, training_images
-from engine.forward import shared
+from engine.forward import ForwardBatchDiscriminator, head_weights, shared
 from engine.loop import Batch, Losses, device_of, fit, intra_length
 from engine.optim import discriminator_optimizer, segmenter_optimizer
 from engine.run import (
@@ -46,14 +46,19 @@ from engine.run import (
     uses_split,
 )
 from engine.schedule import Clock
-from losses import IGNORE, Side, consistency, cross_entropy, fuse, mean_entropy, weighted_cross_entropy
+from losses.consistency import consistency
+from losses.entropy import mean_entropy
+from losses.pseudo_label import fuse
 from losses.registry import ALIGNMENTS, CONTRASTS, SELF_TRAINING
-from nets.discriminator import Discriminator
+from losses.segmentation import cross_entropy
+from losses.self_training import weighted_cross_entropy
+from losses.side import Side
 from nets.ema import EMA
 from nets.projection import ProjectionHead
 from nets.segmenter import HEADS, Prediction, Segmenter, resize_logits, statistics_held, upsampled
 from nets.weights import save_segmenter
 from utils.errors import DataError, WeightsError
+from utils.labels import IGNORE
 
 FEATURES = 128  # of the projection, docs/method.md, section 5.3
 SIDES = {"easy_hard": ("easy", "hard"), "source_target": ("source", "target")}  # labelled, unlabelled
@@ -104,7 +109,7 @@ class IntraStage:
             self.contrast = build_choice(CONTRASTS, w.contrast, w.options, *given).to(device)
             self.networks["contrast"] = self.contrast
         if w.alignment != "none":
-            discriminator = partial(Discriminator, width=config.net.discriminator_width)
+            discriminator = partial(ForwardBatchDiscriminator, width=config.net.discriminator_width)
             weights = {"main": w.adv_main, "aux": w.adv_aux}
             self.alignment = build_choice(ALIGNMENTS, w.alignment, w.options, start.classes, discriminator, weights).to(
                 device
@@ -164,7 +169,7 @@ class IntraStage:
             terms["contrast"] = (w.contrast_weight, contrast)
             stats |= {f"contrast_{name}": value for name, value in contrast_stats.items()}
         if self.alignment is not None:
-            terms |= self.alignment(first, second, self.trainee.segmenter.heads, clock)
+            terms |= self.alignment(first, second, head_weights(self.trainee.segmenter), clock)
 
         for name, side in zip(SIDES[w.domains], (first, second), strict=True):
             stats[f"entropy_{name}"] = partial(mean_entropy, side.logits["main"], side.valid)

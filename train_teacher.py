@@ -22,14 +22,15 @@ from config.schema import Config
 from engine import processes
 from engine.cli import run
 from engine.domains import data_record, training_images
-from engine.forward import shared
+from engine.forward import ForwardBatchDiscriminator, head_weights, shared
 from engine.loop import Batch, Losses, device_of, fit, stage_length
 from engine.optim import discriminator_optimizer, segmenter_optimizer
 from engine.run import build_choice, build_segmenter, make_generated, open_stage, training_stream
 from engine.schedule import Clock
-from losses import Side, cross_entropy, focal, mean_entropy, soft_jaccard
+from losses.entropy import mean_entropy
 from losses.registry import ALIGNMENTS
-from nets.discriminator import Discriminator
+from losses.segmentation import cross_entropy, focal, soft_jaccard
+from losses.side import Side
 from nets.segmenter import HEADS, Segmenter, statistics_held, upsampled
 from nets.weights import save_segmenter
 from utils.errors import ConfigError
@@ -46,7 +47,7 @@ class TeacherStage:
         self.optimizers = {"segmenter": segmenter_optimizer(self.segmenter, config.optim)}
         self.aligned = self.w.alignment != "none"
         if self.aligned:
-            discriminator = partial(Discriminator, width=config.net.discriminator_width)
+            discriminator = partial(ForwardBatchDiscriminator, width=config.net.discriminator_width)
             weights = {"main": self.w.adv_main, "aux": self.w.adv_aux}
             given = (self.segmenter.classes, discriminator, weights)
             self.alignment = build_choice(ALIGNMENTS, self.w.alignment, self.w.options, *given).to(device)
@@ -69,7 +70,7 @@ class TeacherStage:
 
         if self.aligned:
             target = self.look(batch["target"])
-            terms |= self.alignment(source, target, self.segmenter.heads, clock)
+            terms |= self.alignment(source, target, head_weights(self.segmenter), clock)
             sides["target"] = target
         entropy = {
             f"entropy_{name}": partial(mean_entropy, side.logits["main"], side.valid) for name, side in sides.items()

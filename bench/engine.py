@@ -33,8 +33,10 @@ from torch import Tensor, nn
 from config.schema import Config, LogConfig
 from datasets.samples import EndlessSamples
 from engine.run import build_segmenter
-from losses import SOURCE, TARGET, cross_entropy, discriminator_loss, mean_entropy, soft_jaccard
-from losses import weighted_self_information as self_information
+from losses.adversarial import SOURCE, TARGET, discriminator_loss
+from losses.entropy import mean_entropy
+from losses.entropy import weighted_self_information as self_information
+from losses.segmentation import cross_entropy, soft_jaccard
 from nets.discriminator import Discriminator
 from nets.segmenter import resize_logits
 

@@ -96,8 +96,8 @@ def foretelling(comparisons: Sequence[Comparison]) -> str:
     harmed, warned = true < 0, foretold < 0
     return (
         f"Repeatability (report/repeatability.py), which needs no labels: over {len(true)} runs its change from "
-        f"{BASELINE} has a correlation of {pearsonr(foretold, true).statistic:+.2f} with the gain in mIoU, and of their ranks "
-        f"{spearmanr(foretold, true).statistic:+.2f}. It falls in {int((harmed & warned).sum())} of the "
+        f"{BASELINE} has a correlation of {pearsonr(foretold, true).statistic:+.2f} with the gain in mIoU, of their "
+        f"ranks {spearmanr(foretold, true).statistic:+.2f}. It falls in {int((harmed & warned).sum())} of the "
         f"{int(harmed.sum())} runs that lost, and in {int((~harmed & warned).sum())} of the {int((~harmed).sum())} "
         "that did not."
     )

@@ -12,10 +12,10 @@ import numpy as np
 
 from datasets.cache import content_hash
 from datasets.files import Item
-from datasets.geometry import IGNORE
 from datasets.images import Decoder, in_parallel
 from datasets.readers import Published
 from utils.errors import DataError
+from utils.labels import IGNORE
 
 
 class Seen(NamedTuple):

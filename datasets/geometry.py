@@ -10,7 +10,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-IGNORE = 255  # the label of a pixel of which nothing is known
+from utils.labels import IGNORE
 
 
 class Raster(NamedTuple):

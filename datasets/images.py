@@ -22,8 +22,9 @@ from tqdm import tqdm
 from datasets.cache import Cache
 from datasets.decode import DTYPES, read_bands, read_label
 from datasets.files import Item, Window, raise_all, unique
-from datasets.geometry import IGNORE, Raster
+from datasets.geometry import Raster
 from utils.errors import DataError
+from utils.labels import IGNORE
 
 PERCENTILES = (0.5, 99.5)
 STRETCH_IMAGES, STRETCH_PIXELS = 200, 10_000  # what scalings are measured on: images, and pixels of each

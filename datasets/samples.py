@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from datasets.augment import Amounts, colour_change, flip, tone_change
-from datasets.geometry import IGNORE, crop, fitted_size, letterbox, scale_to
+from datasets.geometry import crop, fitted_size, letterbox, scale_to
 from datasets.images import ImageSet
 from engine import processes
+from utils.labels import IGNORE
 
 STREAMS = ("source", "target", "easy", "hard")
 IDLE = -1

@@ -19,7 +19,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from engine import processes
-from nets.segmenter import statistics_held
+from nets.discriminator import Discriminator
+from nets.segmenter import Segmenter, statistics_held
 
 
 class Passing(NamedTuple):
@@ -66,9 +67,20 @@ def shared(network: nn.Module, batch: Tensor, without: str = "") -> Any:
     return done[0] if how == PLAIN and sharers == 1 else _each(_joined, done)
 
 
-def counted_once(parameter: Tensor) -> Tensor:
-    """A parameter for a loss that all processes compute alike, not by shares: its gradient is not added up."""
-    return _Once.apply(parameter) if processes.size() > 1 else parameter
+class ForwardBatchDiscriminator(Discriminator):
+    """A discriminator whose maps pass in this way."""
+
+    def forward(self, entropy_map: Tensor) -> Tensor:
+        self.require_size(entropy_map)
+        result: Tensor = shared(self.layers, entropy_map)
+        return result
+
+
+def head_weights(segmenter: Segmenter) -> dict[str, list[Tensor]]:
+    """The parameters of each head for a loss that all processes compute alike, not by shares: their gradients are not
+    added up."""
+    once = _Once.apply if processes.size() > 1 else lambda parameter: parameter
+    return {name: [once(parameter) for parameter in head.parameters()] for name, head in segmenter.heads.items()}
 
 
 def _piece(network: nn.Module, images: Tensor, without: str, how: Passing) -> Any:

@@ -6,7 +6,7 @@ with the weights of its terms and called with both sides of a batch; it returns 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -19,6 +19,7 @@ from losses.entropy import entropy_loss, weighted_self_information
 from losses.side import Moment, Side
 
 Terms = dict[str, tuple[float, Tensor]]
+Weights = Mapping[str, Sequence[Tensor]]
 
 
 def entropy_map(logits: Tensor, valid: Tensor) -> Tensor:
@@ -78,8 +79,8 @@ class Alignment(nn.Module):
         super().__init__()
         self.weights = dict(weights)
 
-    def forward(self, source: Side, target: Side, heads: Mapping[str, nn.Module], moment: Moment) -> Terms:
-        """The weighted terms of one step; `heads` are the segmenter's classifiers by name."""
+    def forward(self, source: Side, target: Side, heads: Weights, moment: Moment) -> Terms:
+        """The weighted terms of one step; `heads` are the parameters of the segmenter's classifiers."""
         raise NotImplementedError
 
 
@@ -94,7 +95,7 @@ class EntropyAlignment(Alignment):
         """What the discriminator sees, (B, K, H, W)."""
         return entropy_map(logits, valid)
 
-    def forward(self, source: Side, target: Side, heads: Mapping[str, nn.Module], moment: Moment) -> Terms:
+    def forward(self, source: Side, target: Side, heads: Weights, moment: Moment) -> Terms:
         on_source, on_target = (
             {head: self.view(side.logits[head], side.valid) for head in self.weights} for side in (source, target)
         )
@@ -113,7 +114,7 @@ class SoftmaxAlignment(EntropyAlignment):
 class EntropyMinimisation(Alignment):
     """No adversary: the entropy of target predictions itself is minimised (MinEnt, Vu et al., CVPR 2019)."""
 
-    def forward(self, source: Side, target: Side, heads: Mapping[str, nn.Module], moment: Moment) -> Terms:
+    def forward(self, source: Side, target: Side, heads: Weights, moment: Moment) -> Terms:
         return {
             f"ent_{head}": (weight, entropy_loss(target.logits[head].softmax(1), target.valid))
             for head, weight in self.weights.items()
@@ -149,7 +150,7 @@ class CategoryAlignment(Alignment):
         self.epsilon, self.lambda_local = epsilon, lambda_local
         self.divergence, self.preheat = divergence, preheat
 
-    def forward(self, source: Side, target: Side, heads: Mapping[str, nn.Module], moment: Moment) -> Terms:
+    def forward(self, source: Side, target: Side, heads: Weights, moment: Moment) -> Terms:
         on_source, on_target = (self.view(side) for side in (source, target))
         gap = discrepancy(target.logits["main"].softmax(1), target.logits["aux"].softmax(1)).detach()
         with frozen(self.discriminator):

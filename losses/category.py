@@ -1,10 +1,11 @@
 """Category-level alignment: the adversarial pressure is strongest where two classifiers of one network disagree."""
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from engine.forward import counted_once
 from losses.adversarial import SOURCE, TARGET
 
 
@@ -56,12 +57,12 @@ def weighted_discriminator_loss(
     return (per_pixel * (epsilon + lambda_local * weight)).mean()
 
 
-def weight_divergence(module_a: nn.Module, module_b: nn.Module) -> Tensor:
+def weight_divergence(weights_a: Sequence[Tensor], weights_b: Sequence[Tensor]) -> Tensor:
     """Cosine of all parameters of two classifiers, plus one; lowered, it keeps them two different views.
 
     Args:
-        module_a: one classifier.
-        module_b: another, with parameters of the same shapes in the same order.
+        weights_a: the parameters of one classifier.
+        weights_b: those of another, of the same shapes in the same order.
 
     Returns:
         A scalar in [0, 2]: 2 for equal directions, 1 for orthogonal ones.
@@ -72,8 +73,7 @@ def weight_divergence(module_a: nn.Module, module_b: nn.Module) -> Tensor:
     Reference:
         The weight discrepancy loss of CLAN (Luo et al., CVPR 2019).
     """
-    a, b = list(module_a.parameters()), list(module_b.parameters())
-    if [p.shape for p in a] != [p.shape for p in b]:
-        raise ValueError("the two modules have parameters of different shapes")
-    flat_a, flat_b = (torch.cat([counted_once(p).flatten() for p in ps]) for ps in (a, b))
+    if [w.shape for w in weights_a] != [w.shape for w in weights_b]:
+        raise ValueError("the two classifiers have parameters of different shapes")
+    flat_a, flat_b = (torch.cat([w.flatten() for w in weights]) for weights in (weights_a, weights_b))
     return F.cosine_similarity(flat_a, flat_b, dim=0) + 1.0

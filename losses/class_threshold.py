@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from losses.segmentation import IGNORE
+from utils.labels import IGNORE
 
 BINS = 65536
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from losses.entropy import normalised_entropy
-from losses.segmentation import IGNORE
 from losses.side import Moment, Side
+from utils.labels import IGNORE
 
 
 def info_nce(

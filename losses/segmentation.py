@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-IGNORE = 255
+from utils.labels import IGNORE
 
 
 def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as T
 
-from losses.segmentation import IGNORE
 from losses.side import Moment
 from losses.u2pl import entropy_drop as drop_uncertain
 from nets.segmenter import HEADS
+from utils.labels import IGNORE
 
 Batch = Mapping[str, Tensor]
 

@@ -5,8 +5,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from losses.contrast import Contrast
-from losses.segmentation import IGNORE, cross_entropy
+from losses.segmentation import cross_entropy
 from losses.side import Moment, Side
+from utils.labels import IGNORE
 
 
 class ClassStatistics(nn.Module):

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from losses.contrast import Contrast, FeatureBank, draw_anchors, info_nce
-from losses.segmentation import IGNORE, cross_entropy
+from losses.segmentation import cross_entropy
 from losses.side import Moment, Side
+from utils.labels import IGNORE
 
 
 def _entropy(logits: Tensor) -> Tensor:

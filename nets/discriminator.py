@@ -4,8 +4,6 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from engine.forward import shared
-
 MIN_SIZE = 32  # five halvings leave one pixel
 
 
@@ -32,10 +30,17 @@ class Discriminator(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, entropy_map: Tensor) -> Tensor:
+        self.require_size(entropy_map)
+        return self.layers(entropy_map)
+
+    def require_size(self, entropy_map: Tensor) -> None:
+        """
+        Raises:
+            ValueError: see the class.
+        """
         channels, height, width = entropy_map.shape[-3:]
         if channels != self.channels or min(height, width) < MIN_SIZE:
             raise ValueError(
                 f"the discriminator needs {self.channels} channels of at least {MIN_SIZE}x{MIN_SIZE} pixels, "
                 f"got a map of shape {tuple(entropy_map.shape)}; raise the training input size"
             )
-        return shared(self.layers, entropy_map)

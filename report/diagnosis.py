@@ -17,16 +17,16 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from config.schema import Config, load_config
-from datasets.geometry import IGNORE
 from engine.domains import training_images
 from engine.inference import Head, decided, mean_over_scales
 from engine.pixel_classifier import UNCERTAIN, read_stored
 from engine.run import trained
-from losses import normalised_entropy
+from losses.entropy import normalised_entropy
 from nets.segmenter import Segmenter
 from report.metrics import confusion_matrix, scores
 from report.tables import table
 from utils.errors import AsdaError, DataError
+from utils.labels import IGNORE
 
 LEVELS = 1000  # of entropy, in which pixels are counted
 

@@ -15,17 +15,17 @@ import numpy as np
 
 from config.schema import Config, DomainConfig
 from datasets.files import Item
-from datasets.geometry import IGNORE
 from datasets.images import ImageSet
 from engine import processes
 from engine.domains import Role
 from engine.inference import decide, decided, probabilities
 from engine.pixel_classifier import drawn_places, pixel_features
-from losses import normalised_entropy
+from losses.entropy import normalised_entropy
 from nets.segmenter import Segmenter
 from report.metrics import brightness_counts, calibration_bins, confusion_matrix
 from report.plots import UNKNOWN, colour_entropy, colour_errors, colour_mask, write_png
 from report.repeatability import repeatability
+from utils.labels import IGNORE
 
 
 class Domain(NamedTuple):

@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from config.schema import Config, load_config
 from datasets.files import Item
-from datasets.geometry import IGNORE
 from datasets.images import ImageSet
 from engine.domains import evaluation_images
 from engine.inference import decide, probabilities
@@ -28,6 +27,7 @@ from nets.segmenter import Segmenter
 from report.figures import thinned, visible
 from report.plots import ERROR_KEY, colour_errors, colour_mask, picture_grid
 from utils.errors import AsdaError, DataError
+from utils.labels import IGNORE
 
 WORST = 5
 

@@ -19,7 +19,7 @@ from datasets.images import Decoded, ImageSet
 from datasets.samples import network_input
 from engine.domains import training_images
 from engine.inference import decided, probabilities
-from losses import normalised_entropy
+from losses.entropy import normalised_entropy
 from nets.segmenter import Head, Segmenter
 from report.embedding import Window, embed, features_at, sample_pixels
 from report.evaluation import Domain, Survey

@@ -11,8 +11,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from utils.labels import IGNORE
+
 CLASSES = ("clear", "cloud")
-IGNORE = 255
 
 
 def confusion_matrix(*, label: np.ndarray, prediction: np.ndarray, classes: int = 2) -> np.ndarray:

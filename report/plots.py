@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from losses import normalised_entropy
+from losses.entropy import normalised_entropy
 from nets.segmenter import Segmenter, evaluating, resize_logits
 from utils.files import whole
 

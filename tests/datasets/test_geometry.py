@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.geometry import IGNORE, Raster, crop, fitted_size, letterbox, scale_to
+from datasets.geometry import Raster, crop, fitted_size, letterbox, scale_to
+from utils.labels import IGNORE
 
 Place = Callable[[Raster, int, np.random.Generator], Raster]
 SIDES = st.integers(1, 90)

@@ -21,7 +21,6 @@ from hypothesis.extra import numpy as hnp
 from datasets import images
 from datasets.cache import Cache
 from datasets.files import Item, Window
-from datasets.geometry import IGNORE
 from datasets.images import (
     Decoded,
     Decoder,
@@ -38,6 +37,7 @@ from datasets.images import (
 )
 from datasets.readers import find_images
 from utils.errors import DataError
+from utils.labels import IGNORE
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 Make = Callable[..., Path]

@@ -21,10 +21,10 @@ from config.schema import AugmentConfig
 from datasets.augment import LUMA
 from datasets.cache import Cache
 from datasets.files import Item
-from datasets.geometry import IGNORE
 from datasets.images import Decoder, ImageSet, checked
 from datasets.readers import find_images
 from datasets.samples import STREAMS, EndlessSamples, network_input, to_tensor
+from utils.labels import IGNORE
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 Make = Callable[..., Path]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from losses import SOURCE, TARGET, discriminator_loss
+from losses.adversarial import SOURCE, TARGET, discriminator_loss
 
 
 def test_labels_of_the_domains():

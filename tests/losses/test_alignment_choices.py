@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.schedule import Clock
-from losses import Side
 from losses.registry import ALIGNMENTS
+from losses.side import Side
 
 HEADS = ("main", "aux")
 WEIGHTS = {"main": 0.5, "aux": 0.25}
@@ -42,9 +42,9 @@ def build(kind: str, **options: Any) -> Any:
     return ALIGNMENTS[kind](2, FirstChannel, WEIGHTS, **options)
 
 
-def heads() -> dict[str, nn.Module]:
+def heads() -> dict[str, list[nn.Parameter]]:
     torch.manual_seed(0)
-    return {head: nn.Conv2d(3, 2, 1).double() for head in HEADS}
+    return {head: [*nn.Conv2d(3, 2, 1).double().parameters()] for head in HEADS}
 
 
 def bce(scores: Tensor, domain: int) -> Tensor:
@@ -107,7 +107,7 @@ def test_clan_by_hand(progress: float) -> None:
     torch.testing.assert_close(terms["adv_main"][1], (weight * bce(second, 0)).mean())
     torch.testing.assert_close(terms["dis_main"][1], bce(first, 0).mean() + (weight * bce(second, 1)).mean())
     assert terms["dis_main"][0] == 1
-    a, b = (torch.cat([w.flatten() for w in two[head].parameters()]) for head in HEADS)
+    a, b = (torch.cat([w.flatten() for w in two[head]]) for head in HEADS)
     torch.testing.assert_close(terms["divergence"][1], F.cosine_similarity(a, b, dim=0) + 1)
 
 

@@ -2,14 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from losses import (
-    SOURCE,
-    TARGET,
-    discrepancy,
-    discriminator_loss,
-    weight_divergence,
-    weighted_discriminator_loss,
-)
+from losses.adversarial import SOURCE, TARGET, discriminator_loss
+from losses.category import discrepancy, weight_divergence, weighted_discriminator_loss
 
 
 def test_known_answers(known):
@@ -47,21 +41,21 @@ def test_weighted_loss_counts_a_pixel_by_its_weight(size):
 
 def test_weight_divergence_measures_the_angle():
     a, b = nn.Conv2d(3, 2, 3), nn.Conv2d(3, 2, 3)
-    assert weight_divergence(a, a).item() == pytest.approx(2)
+    assert weight_divergence([*a.parameters()], [*a.parameters()]).item() == pytest.approx(2)
     flat_a, flat_b = (nn.utils.parameters_to_vector(m.parameters()) for m in (a, b))
-    value = weight_divergence(a, b)
+    value = weight_divergence([*a.parameters()], [*b.parameters()])
     torch.testing.assert_close(value, flat_a @ flat_b / flat_a.norm() / flat_b.norm() + 1)
     value.backward()
     assert all(p.grad.any() for m in (a, b) for p in m.parameters())
     with torch.no_grad():
         for p, q in zip(a.parameters(), b.parameters(), strict=True):
             q.copy_(-3 * p)
-    assert weight_divergence(a, b).item() == pytest.approx(0, abs=1e-6)
+    assert weight_divergence([*a.parameters()], [*b.parameters()]).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_errors():
     with pytest.raises(ValueError, match="different shapes"):
-        weight_divergence(nn.Linear(2, 3), nn.Linear(3, 2))
+        weight_divergence([*nn.Linear(2, 3).parameters()], [*nn.Linear(3, 2).parameters()])
     with pytest.raises(ValueError, match="does not cover"):
         weighted_discriminator_loss(torch.zeros(2, 1, 4, 4), SOURCE, torch.zeros(2, 2, 2))
     with pytest.raises(ValueError, match="SOURCE"):

@@ -3,14 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from losses import (
-    IGNORE,
-    EntropyHistogram,
-    below_threshold,
-    class_median_entropy,
-    normalised_entropy,
-    quantise,
-)
+from losses.class_threshold import EntropyHistogram, below_threshold, class_median_entropy, quantise
+from losses.entropy import normalised_entropy
+from utils.labels import IGNORE
 
 
 def images(seed, number=4, classes=3, sharpness=1.0):

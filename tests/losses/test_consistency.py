@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from losses import consistency
+from losses.consistency import consistency
 
 FORMS = ["logits", "prob", "kl"]
 

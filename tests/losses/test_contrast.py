@@ -8,19 +8,19 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from engine.schedule import Clock
-from losses import (
-    CONTRASTS,
-    IGNORE,
+from losses.contrast import (
     ContrastMemory,
     FeatureBank,
     HighEntropyContrast,
     PixContrast,
-    Side,
     high_entropy_contrast,
     info_nce,
-    normalised_entropy,
     pix_contrast,
 )
+from losses.entropy import normalised_entropy
+from losses.registry import CONTRASTS
+from losses.side import Side
+from utils.labels import IGNORE
 
 DIM = 6
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from losses import entropy_loss, normalised_entropy, weighted_self_information
+from losses.entropy import entropy_loss, normalised_entropy, weighted_self_information
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 

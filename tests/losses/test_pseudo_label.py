@@ -4,7 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from losses import FUSION_RULES, IGNORE, fuse
+from losses.pseudo_label import FUSION_RULES, fuse
+from utils.labels import IGNORE
 
 
 def two_predictions(seed, classes=2):

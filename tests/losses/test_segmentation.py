@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from losses import IGNORE, cross_entropy, focal, soft_jaccard
+from losses.segmentation import cross_entropy, focal, soft_jaccard
+from utils.labels import IGNORE
 
 LOSSES = [cross_entropy, focal, soft_jaccard]
 

@@ -2,7 +2,11 @@ import pytest
 import torch
 
 from engine.schedule import Clock
-from losses import IGNORE, SELF_TRAINING, cross_entropy, strong_colour, unsupervised_loss, weighted_cross_entropy
+from losses.registry import SELF_TRAINING
+from losses.segmentation import cross_entropy
+from losses.self_training import strong_colour, weighted_cross_entropy
+from losses.u2pl import unsupervised_loss
+from utils.labels import IGNORE
 
 HEADS = ("main", "aux")
 

@@ -4,7 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.schedule import Clock
-from losses import IGNORE, ClassStatistics, SemanticContrast, Side, semantic_contrast
+from losses.semantic import ClassStatistics, SemanticContrast, semantic_contrast
+from losses.side import Side
+from utils.labels import IGNORE
 
 CLOCK = Clock(0, 10, 5, 0)
 

@@ -6,7 +6,10 @@ import torch
 from torch.nn import functional as F
 
 from engine.schedule import Clock
-from losses import IGNORE, Side, UncertainContrast, cross_entropy, entropy_drop, unsupervised_loss
+from losses.segmentation import cross_entropy
+from losses.side import Side
+from losses.u2pl import UncertainContrast, entropy_drop, unsupervised_loss
+from utils.labels import IGNORE
 
 
 def clock(progress=0.0, seed=0):

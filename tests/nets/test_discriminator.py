@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nets import Discriminator
+from nets.discriminator import Discriminator
 
 
 def test_known_answers() -> None:

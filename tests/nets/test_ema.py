@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from nets import EMA
+from nets.ema import EMA
 
 
 def network() -> Any:

@@ -1,6 +1,6 @@
 import torch
 
-from nets import ProjectionHead
+from nets.projection import ProjectionHead
 
 
 def test_embeddings_have_unit_length() -> None:

@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from nets import AtrousHead, Segmenter, resize_logits
-from nets.segmenter import statistics_held
+from nets.segmenter import AtrousHead, Segmenter, resize_logits, statistics_held
 from utils.errors import ConfigError, WeightsError
 
 LITE0 = Path(__file__).parents[3] / "shared" / "weights" / "tf_efficientnet_lite0.safetensors"

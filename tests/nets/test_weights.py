@@ -7,9 +7,17 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from nets import Segmenter, import_deeplab_v2, load_segmenter, load_weights, save_weights
 from nets.pretrained import load_exactly, read_checkpoint
-from nets.weights import ARCHITECTURE, is_segmenter_file, save_segmenter
+from nets.segmenter import Segmenter
+from nets.weights import (
+    ARCHITECTURE,
+    import_deeplab_v2,
+    is_segmenter_file,
+    load_segmenter,
+    load_weights,
+    save_segmenter,
+    save_weights,
+)
 from utils.errors import ConfigError, DataError, WeightsError
 
 # ---- an independent DeepLab-v2, named as in the reference checkpoints

@@ -12,7 +12,6 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from config.schema import load_config
-from datasets.geometry import IGNORE
 from engine.domains import training_images
 from engine.inference import probabilities
 from engine.run import make_generated, trained
@@ -21,6 +20,7 @@ from split_entropy import split_entropy
 from train_intra import train_intra
 from train_teacher import train_teacher
 from utils.errors import DataError
+from utils.labels import IGNORE
 
 
 def test_counts_by_hand() -> None:
