@@ -44,10 +44,11 @@ from datasets.files import Item
 from datasets.readers import READERS
 from engine.cli import run
 from engine.domains import expected_images, listed, training_images
+from engine.layout import SNAPSHOTS, read_warnings
 from engine.lock import LOCK, one_writer
-from engine.loop import SNAPSHOTS, device_of, intra_length, stage_length
+from engine.loop import device_of, intra_length, stage_length
 from engine.memory import memory_explained
-from engine.run import Kind, bound_settings, differences, make_generated, read_warnings, uses_split
+from engine.run import Kind, bound_settings, differences, make_generated, uses_split
 from eval import HELD_BACK, LESS_MEMORY, TRANSDUCTIVE, evaluation_domains
 from nets.weights import load_segmenter
 from report.evaluation import Domain, Tally, survey

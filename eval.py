@@ -27,9 +27,10 @@ from config.schema import Config, recorded_config
 from engine import processes
 from engine.cli import run
 from engine.domains import Role, domain_of, evaluation_images, with_scaling_of
+from engine.layout import MODELS, models_in
 from engine.loop import device_of
 from engine.memory import memory_explained
-from engine.run import MODELS, make_generated, trained
+from engine.run import make_generated, trained
 from nets.segmenter import Segmenter
 from nets.weights import load_segmenter
 from report.evaluation import Domain, Survey, survey
@@ -124,18 +125,14 @@ def load_models(config: Config) -> dict[str, Segmenter]:
         path = Path(config.eval.weights)
         if not path.is_file():
             raise WeightsError(f"{path}: no such weights file; mend eval.weights")
-        if any((Path(config.out) / stage).exists() for _, stage, _ in MODELS):
+        if any((Path(config.out) / model.stage).exists() for model in MODELS.values()):
             raise ConfigError(f"out is {config.out!r}, a run of its own; give another --out for eval.weights")
         check_view(config, path.parent)
         return {path.stem: load_segmenter(path).to(device)}
     out = Path(config.out)
-    for _, stage, _ in MODELS:
-        check_view(config, out / stage)
-    models = {
-        name: trained(config, stage, weights).to(device)
-        for name, stage, weights in MODELS
-        if (out / stage / f"{weights}.safetensors").exists()
-    }
+    for model in MODELS.values():
+        check_view(config, out / model.stage)
+    models = {model.name: trained(config, model.name).to(device) for model in models_in(out)}
     if not models:
         raise DataError(f"{out}: holds no trained model; run bash.sh, or train_teacher.py, with this --out first")
     return models
@@ -146,12 +143,10 @@ def seen_as_trained(domain: Domain, config: Config) -> Domain:
     if domain.role == "source" or config.eval.weights is not None:
         return domain
     views = {}
-    for name, stage, weights in MODELS:
-        path = Path(config.out) / stage / f"{weights}.safetensors"
-        if path.exists():
-            decoder = with_scaling_of(str(path), domain.images.decoder)
-            if decoder != domain.images.decoder:
-                views[name] = replace(domain.images, decoder=decoder, cache=None)
+    for model in models_in(config.out):
+        decoder = with_scaling_of(str(model.weights(config.out)), domain.images.decoder)
+        if decoder != domain.images.decoder:
+            views[model.name] = replace(domain.images, decoder=decoder, cache=None)
     return domain._replace(views=views)
 
 

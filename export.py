@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from engine.cli import configure, run
-from scenes.network import CloudNetwork, load_network, weights_of_run
+from engine.layout import best_model
+from scenes.network import CloudNetwork, load_network
 from utils.errors import ConfigError, WeightsError, unwritable
 from utils.files import put_in_place, write_text
 
@@ -43,7 +44,7 @@ def read_request(arguments: Sequence[str] | None = None, description: str | None
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     parser.add_argument("--out", type=Path, required=True, help="folder for the files")
     given = parser.parse_args(arguments)
-    return Request(weights_of_run(given.run), given.out)
+    return Request(best_model(given.run).weights(given.run), given.out)
 
 
 def export(request: Request) -> None:

@@ -29,8 +29,9 @@ from tqdm import tqdm
 from datasets.files import SUFFIXES, by_name
 from engine import processes
 from engine.cli import configure, run
+from engine.layout import best_model
 from engine.memory import keep_memory_flat, memory_explained
-from scenes import Options, Summary, load_network, predict_scene, weights_of_run
+from scenes import Options, Summary, load_network, predict_scene
 from scenes.rasters import is_picture
 from utils.errors import CONTROL, AsdaError, ConfigError, DataError
 from utils.files import write_text
@@ -86,7 +87,7 @@ def read_request(arguments: Sequence[str] | None = None, description: str | None
     return Request(
         inputs=given.inputs,
         out=given.out,
-        weights=given.weights or weights_of_run(given.run),
+        weights=given.weights or best_model(given.run).weights(given.run),
         device=given.device,
         layers=("mask", *(name for name in ON_REQUEST if getattr(given, name))),
         options=Options(

@@ -145,7 +145,7 @@ def split_entropy(config: Config) -> None:
     doing, device = f"batch 1 of data.size {config.data.size}", device_of(config)
     explained = partial(memory_explained, Path(config.out) / "split", doing, device, LESS_MEMORY)
     with explained():
-        segmenter = trained(config, config.teacher.name, config.teacher.name).to(device)
+        segmenter = trained(config, config.teacher.name).to(device)
     folder = open_stage(config, "split", "split")
     table = folder / TABLE
     if table.exists():

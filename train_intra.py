@@ -267,7 +267,7 @@ def train_intra(config: Config) -> None:
         print("intra: this method has no stage 3; its result is the teacher")
         return
     make_generated(config)
-    anchor = trained(config, config.teacher.name, config.teacher.name)
+    anchor = trained(config, config.teacher.name)
     split = Path(config.out) / "split"
     if uses_split(config) and not (split / "entropy.csv").exists():
         raise DataError(f"{split / 'entropy.csv'}: does not exist; run split_entropy.py first, with the same --out")

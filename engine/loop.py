@@ -19,9 +19,9 @@ from config.schema import Config
 from engine import processes
 from engine.checkpoint import resume, save_checkpoint
 from engine.forward import Passing, passing
+from engine.layout import SNAPSHOTS, WARNINGS
 from engine.log import Logger
 from engine.memory import peak_mib, ran_out, reuse_memory
-from engine.run import WARNINGS
 from engine.schedule import Clock, asda_released, poly
 from engine.signals import CONTINUES, deferred
 from nets.discriminator import Discriminator
@@ -32,7 +32,6 @@ from utils.errors import ConfigError, Interrupted, TrainingError
 from utils.files import write_text
 
 EARLY = 50  # steps after which a term that was always 0 is reported for the first time
-SNAPSHOTS = "snapshots"
 Batch = dict[str, dict[str, Any]]  # stream -> image, valid, name and, in a labelled stream, label
 
 

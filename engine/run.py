@@ -17,6 +17,7 @@ from config.schema import AugmentConfig, Config, flatten, recorded_config, to_ya
 from datasets.generated import make_pair
 from datasets.images import ImageSet
 from datasets.samples import EndlessSamples
+from engine.layout import MODELS
 from engine.processes import first_alone
 from nets.pretrained import load_exactly
 from nets.segmenter import Segmenter
@@ -46,13 +47,6 @@ FREE_KEYS = (
 )
 Kind = Literal["teacher", "split", "intra"]
 COMMAND = "# command: "
-WARNINGS = "warnings.txt"  # of a training stage
-MODELS = (  # name, folder and weights of each network that a run may hold, in the order of their making
-    ("source_only", "source_only", "source_only"),
-    ("teacher", "teacher", "teacher"),
-    ("student", "intra", "student"),
-    ("oracle", "oracle", "oracle"),
-)
 LATER_KEYS: dict[Kind, tuple[str, ...]] = {"teacher": ("split.", "intra."), "split": ("intra.",), "intra": ()}
 
 
@@ -141,12 +135,6 @@ def versions() -> str:
     except (OSError, subprocess.TimeoutExpired):
         commit = "unknown"
     return f"python {platform.python_version()}, torch {torch.__version__}, commit {commit}"
-
-
-def read_warnings(stage: Path) -> list[str]:
-    """What a training stage warned of, a line each."""
-    path = stage / WARNINGS
-    return path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
 
 
 def uses_split(config: Config) -> bool:
@@ -239,13 +227,13 @@ def options_of(
     return mine
 
 
-def trained(config: Config, stage: str, weights: str) -> Segmenter:
-    """The finished network of an earlier stage.
+def trained(config: Config, name: str) -> Segmenter:
+    """The finished network of an earlier stage, by its name in `engine.layout.MODELS`.
 
     Raises:
         DataError: the stage has not been run to its end.
     """
-    path = Path(config.out) / stage / f"{weights}.safetensors"
+    path = MODELS[name].weights(config.out)
     if not path.exists():
         raise DataError(f"{path}: does not exist; run the stage that makes it first (see bash.sh), with the same --out")
     return load_segmenter(path)

@@ -99,9 +99,7 @@ def diagnose(run: Path) -> Diagnosis:
         DataError: the run has no student or no stored masks, or its target lacks labels.
     """
     config = config_of(run)
-    teacher, student = (
-        trained(config, *stage) for stage in ((config.teacher.name, config.teacher.name), ("intra", "student"))
-    )
+    teacher, student = (trained(config, name) for name in (config.teacher.name, "student"))
     folder = run / "split"
     if not (folder / "entropy.csv").exists():
         raise DataError(f"{folder / 'entropy.csv'}: does not exist; this run has no stage 2 to look at")

@@ -22,7 +22,8 @@ from datasets.files import Item
 from datasets.images import ImageSet
 from engine.domains import evaluation_images
 from engine.inference import decide, probabilities
-from engine.run import MODELS, trained
+from engine.layout import best_model
+from engine.run import trained
 from nets.segmenter import Segmenter
 from report.figures import thinned, visible
 from report.plots import ERROR_KEY, colour_errors, colour_mask, picture_grid
@@ -59,13 +60,9 @@ def look_at(run: Path) -> Look:
     Raises:
         DataError: there is none.
     """
-    for _, stage, weights in reversed(MODELS):
-        if (run / stage / f"{weights}.safetensors").exists():
-            config = load_config(["--config", str(run / stage / "config.yaml"), "--out", str(run)])
-            return Look(config, trained(config, stage, weights), evaluation_images(config, "target"))
-    raise DataError(
-        f"{run}: holds no trained network; give the folder of a finished run (an oracle's folds are fold*/)"
-    )
+    model = best_model(run)
+    config = load_config(["--config", str(run / model.stage / "config.yaml"), "--out", str(run)])
+    return Look(config, trained(config, model.name), evaluation_images(config, "target"))
 
 
 def draw_failures(runs: Sequence[Path], picture: Path, count: int = WORST) -> None:

@@ -13,14 +13,14 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from PIL import Image
 
 from config.schema import PARTS, Config, to_yaml
-from engine.run import COMMAND, command_line, read_warnings
+from engine.layout import MODELS, read_warnings
+from engine.run import COMMAND, command_line
 from report.plots import training_curves
 from report.scene_scores import scene_table
 from report.tables import FEW, HEADER, TRIVIAL, row, sign_rows
 from utils.files import write_text
 from utils.records import read_json, reading
 
-STAGES = (("source_only", "source_only"), ("teacher", "teacher"), ("intra", "student"), ("oracle", "oracle"))
 LOWER_IS_BETTER = ("ECE",)
 AGAIN = "remove it, and run eval.py again"
 
@@ -131,7 +131,7 @@ def _commands(folder: Path, out: Path) -> list[tuple[str, str]]:
 
 def _warnings(out: Path) -> list[str]:
     """What the training stages warned of."""
-    return [f"{name}: {line}" for stage, name in STAGES for line in read_warnings(out / stage)]
+    return [f"{model.name}: {line}" for model in MODELS.values() for line in read_warnings(out / model.stage)]
 
 
 def _domains(folder: Path) -> list[dict[str, Any]]:
@@ -205,7 +205,7 @@ def _embedded(path: Path) -> str:
 
 
 def _curves(folder: Path, out: Path) -> list[Picture]:
-    logs = {name: _log(out / stage / "metrics.jsonl") for stage, name in STAGES}
+    logs = {model.name: _log(out / model.stage / "metrics.jsonl") for model in MODELS.values()}
     logs = {name: rows for name, rows in logs.items() if rows}
     if not logs:
         return []

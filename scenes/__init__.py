@@ -7,7 +7,7 @@
 Nothing here imports a part of the training.
 """
 
-from scenes.network import CloudNetwork, Images, load_network, weights_of_run
+from scenes.network import CloudNetwork, Images, load_network
 from scenes.predict import Options, Result, Summary, predict_array, predict_scene
 
 __all__ = [
@@ -19,5 +19,4 @@ __all__ = [
     "load_network",
     "predict_array",
     "predict_scene",
-    "weights_of_run",
 ]

@@ -15,13 +15,11 @@ import numpy as np
 from config.schema import recorded_config
 from datasets.decode import RGB
 from datasets.images import Decoder, recorded_scaling
-from utils.errors import ConfigError, DataError, WeightsError
+from utils.errors import ConfigError, WeightsError
 
 if TYPE_CHECKING:
     import torch
 
-# The best that a run holds, first the student.
-WEIGHTS = ("intra/student", "teacher/teacher", "oracle/oracle", "source_only/source_only")
 SMALLEST, LARGEST = 32, 4096  # pixels: side of a network's input
 TARGET = {"bands": "file_bands", "scaling": "scaling", "nodata": "nodata"}  # in a weights file: in a decoder
 Cloud = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
@@ -72,21 +70,6 @@ class CloudNetwork:
     workers: int = 1
     settle: Callable[[], object] = lambda: None
     device: torch.device | None = None
-
-
-def weights_of_run(run: Path) -> Path:
-    """The weights file of a run that prediction takes: the student, else teacher, oracle or source-only.
-
-    Raises:
-        DataError: it has none.
-    """
-    for name in WEIGHTS:
-        if (path := run / f"{name}.safetensors").is_file():
-            return path
-    raise DataError(
-        f"{run}: holds no weights, expected one of {', '.join(f'{name}.safetensors' for name in WEIGHTS)}; "
-        "give the folder of a trained run, or a file as --weights"
-    )
 
 
 def load_network(path: str | Path, device: str | None = None) -> CloudNetwork:

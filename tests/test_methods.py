@@ -18,7 +18,7 @@ import train_intra
 import train_teacher
 from config import schema
 from config.schema import Config, load_config
-from engine.run import WARNINGS
+from engine.layout import WARNINGS
 from losses import registry
 from nets.weights import load_segmenter
 from utils.errors import ConfigError

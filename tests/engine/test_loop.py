@@ -18,8 +18,8 @@ from torch import nn
 
 from config.schema import Config, LogConfig, OptimConfig
 from engine import loop as engine
+from engine.layout import WARNINGS
 from engine.loop import Batch, Losses, device_of, fit, set_rates, stage_length
-from engine.run import WARNINGS
 from engine.schedule import Clock, asda_released, poly
 from utils.errors import ConfigError, Interrupted, TrainingError
 

@@ -11,7 +11,8 @@ import torch
 
 from config.schema import Config, load_config
 from engine.domains import decoder_of, training_images
-from engine.run import build_segmenter, make_generated, open_stage, read_warnings, trained, training_stream
+from engine.layout import read_warnings
+from engine.run import build_segmenter, make_generated, open_stage, trained, training_stream
 from nets.segmenter import Segmenter
 from nets.weights import save_segmenter
 from utils.errors import ConfigError, DataError, WeightsError
@@ -176,17 +177,17 @@ def test_trained(tmp_path: Path, load: Load) -> None:
     config = load()
     path = tmp_path / "run/teacher/teacher.safetensors"
     with pytest.raises(DataError) as caught:
-        trained(config, "teacher", "teacher")
+        trained(config, "teacher")
     assert str(caught.value).startswith(f"{path}: does not exist; run the stage") and "--out" in str(caught.value)
     segmenter = build_segmenter(config)
     path.parent.mkdir(parents=True)
     save_segmenter(path, segmenter)
-    loaded = trained(config, "teacher", "teacher")
+    loaded = trained(config, "teacher")
     assert not loaded.training
     assert all(torch.equal(value, segmenter.state_dict()[key]) for key, value in loaded.state_dict().items())
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(WeightsError, match=r"teacher\.safetensors: cannot be read"):
-        trained(config, "teacher", "teacher")
+        trained(config, "teacher")
 
 
 def test_images_that_are_held_back_bind_a_stage(tmp_path: Path, load: Load) -> None:

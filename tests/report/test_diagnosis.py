@@ -75,7 +75,7 @@ def test_a_trained_run(tmp_path: Path, tiny_arguments: Callable[..., list[str]])
         stage(config)
     one = diagnose(run)
     wanted = {name: np.zeros((2, 2), np.int64) for name in one.matrices}
-    networks = {"teacher": trained(config, "teacher", "teacher"), "student": trained(config, "intra", "student")}
+    networks = {"teacher": trained(config, "teacher"), "student": trained(config, "student")}
     for item in training_images(config, "target", labels=False):
         label = cv2.imread(str(tmp_path / f"target/labels/{item.name}.png"), 0) == 255
         stored = cv2.imread(str(run / f"split/pseudo_labels/{item.name}.png"), 0)

@@ -32,7 +32,7 @@ def test_the_worst_images_come_first_and_every_run_is_drawn_on_them(
         make_generated(config)
         train_teacher(config)
         runs.append(Path(config.out))
-    network = trained(config, "teacher", "teacher")
+    network = trained(config, "teacher")
     wrong = {}
     for item in evaluation_images(config, "target"):
         label = cv2.imread(str(item.label), cv2.IMREAD_GRAYSCALE) == 255
@@ -59,7 +59,7 @@ def test_the_worst_images_come_first_and_every_run_is_drawn_on_them(
 
     with pytest.raises(DataError, match="exists and is left as it is"):
         draw_failures(runs, picture)
-    with pytest.raises(DataError, match="holds no trained network"):
+    with pytest.raises(DataError, match="holds no weights"):
         draw_failures([tmp_path / "runs"], tmp_path / "other.png")
 
 

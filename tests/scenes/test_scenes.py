@@ -21,9 +21,10 @@ from torch import nn
 from config.schema import DataConfig
 from datasets.images import Decoder, Stretch
 from engine.inference import probabilities
+from engine.layout import best_model
 from nets.segmenter import Segmenter, resize_logits
 from nets.weights import save_segmenter
-from scenes import CloudNetwork, Images, Options, load_network, predict_array, predict_scene, weights_of_run
+from scenes import CloudNetwork, Images, Options, load_network, predict_array, predict_scene
 from scenes.masks import dilated, without_small
 from scenes.network import images_of
 from scenes.rasters import Thumbnail, grid_of, slabs
@@ -408,11 +409,11 @@ def test_a_record_of_other_bands_is_refused(tmp_path: Path, segmenter: Segmenter
 
 def test_a_run_gives_its_best_weights(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no weights, expected one of"):
-        weights_of_run(tmp_path)
+        best_model(tmp_path).weights(tmp_path)
     for name in ("source_only/source_only", "teacher/teacher", "intra/student"):
         (path := tmp_path / f"{name}.safetensors").parent.mkdir()
         path.touch()
-        assert weights_of_run(tmp_path) == path
+        assert best_model(tmp_path).weights(tmp_path) == path
 
 
 @pytest.mark.parametrize(
