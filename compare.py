@@ -42,13 +42,14 @@ from comparison.table import Comparison, Result, read_published, write
 from config.schema import CompareConfig, Config, flatten, load_config, to_yaml
 from datasets.files import Item
 from datasets.readers import READERS
+from engine.build import device_of
 from engine.cli import run
 from engine.domains import expected_images, listed, training_images
 from engine.layout import SNAPSHOTS, read_warnings
 from engine.lock import LOCK, one_writer
-from engine.loop import device_of, intra_length, stage_length
 from engine.memory import memory_explained
 from engine.run import Kind, bound_settings, differences, make_generated, uses_split
+from engine.schedule import intra_length, stage_length
 from eval import HELD_BACK, LESS_MEMORY, TRANSDUCTIVE, evaluation_domains
 from nets.weights import load_segmenter
 from report.evaluation import Domain, Tally, survey

@@ -25,12 +25,12 @@ from pathlib import Path
 
 from config.schema import Config, recorded_config
 from engine import processes
+from engine.build import device_of, trained
 from engine.cli import run
 from engine.domains import Role, domain_of, evaluation_images, with_scaling_of
 from engine.layout import MODELS, models_in
-from engine.loop import device_of
 from engine.memory import memory_explained
-from engine.run import make_generated, trained
+from engine.run import make_generated
 from nets.segmenter import Segmenter
 from nets.weights import load_segmenter
 from report.evaluation import Domain, Survey, survey

@@ -29,13 +29,13 @@ from config.schema import Config, SplitConfig
 from datasets.files import Item
 from datasets.images import ImageSet
 from engine import processes
+from engine.build import device_of, trained
 from engine.cli import run
 from engine.domains import training_images
 from engine.inference import decided, mean_over_scales
-from engine.loop import device_of
 from engine.memory import memory_explained
 from engine.pixel_classifier import UNCERTAIN, read_stored, relabel
-from engine.run import make_generated, open_stage, trained, uses_split
+from engine.run import make_generated, open_stage, uses_split
 from losses.class_threshold import EntropyHistogram, below_threshold, quantise
 from losses.entropy import normalised_entropy
 from nets.segmenter import HEADS, Segmenter

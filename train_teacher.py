@@ -13,82 +13,62 @@ if __name__ == "__main__":
 
     CONFIG = configure(__doc__)  # before torch is imported: --help and faults of the configuration answer at once
 
-from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from config.schema import Config
-from engine import processes
+from engine.build import build_segmenter, device_of, training_stream
 from engine.cli import run
 from engine.domains import data_record, training_images
-from engine.forward import ForwardBatchDiscriminator, head_weights, shared
-from engine.loop import Batch, Losses, device_of, fit, stage_length
-from engine.optim import discriminator_optimizer, segmenter_optimizer
-from engine.run import build_choice, build_segmenter, make_generated, open_stage, training_stream
-from engine.schedule import Clock
-from losses.entropy import mean_entropy
-from losses.registry import ALIGNMENTS
+from engine.forward import forward_batch
+from engine.loop import fit
+from engine.optim import segmenter_optimizer
+from engine.run import make_generated, open_stage, write_weights
+from engine.schedule import stage_length
+from engine.stage import Batch, Losses, TrainingStage, entropies
+from losses.inputs import DomainOutputs, TrainingProgress
 from losses.segmentation import cross_entropy, focal, soft_jaccard
-from losses.side import Side
-from nets.segmenter import HEADS, Segmenter, statistics_held, upsampled
-from nets.weights import save_segmenter
+from nets.segmenter import HEADS, statistics_held, upsampled
 from utils.errors import ConfigError
 
 
-class TeacherStage:
+class TeacherStage(TrainingStage):
     """Segmentation on the labelled domain plus, unless switched off, an alignment of the target."""
+
+    warmup_epochs = 15
 
     def __init__(self, config: Config) -> None:
         self.w = config.teacher
-        device = device_of(config)
-        self.segmenter = build_segmenter(config).to(device).train()
-        self.networks: dict[str, nn.Module] = {"segmenter": self.segmenter}
+        self.segmenter = self.exported = build_segmenter(config).to(device_of(config)).train()
+        self.networks = {"segmenter": self.segmenter}
         self.optimizers = {"segmenter": segmenter_optimizer(self.segmenter, config.optim)}
-        self.aligned = self.w.alignment != "none"
-        if self.aligned:
-            discriminator = partial(ForwardBatchDiscriminator, width=config.net.discriminator_width)
-            weights = {"main": self.w.adv_main, "aux": self.w.adv_aux}
-            given = (self.segmenter.classes, discriminator, weights)
-            self.alignment = build_choice(ALIGNMENTS, self.w.alignment, self.w.options, *given).to(device)
-            self.networks["alignment"] = self.alignment
-            if list(self.alignment.parameters()):
-                self.optimizers["discriminators"] = discriminator_optimizer(self.alignment, config.optim)
+        self.add_alignment(config, self.w, self.segmenter)
 
-    @property
-    def exported(self) -> Segmenter:
-        return self.segmenter
-
-    def step(self, batch: Batch, clock: Clock) -> Losses:
+    def step(self, batch: Batch, progress: TrainingProgress) -> Losses:
         """One labelled and one target batch -> the weighted terms of docs/method.md, section 3."""
         w, labelled = self.w, batch[self.w.supervise]
-        with statistics_held(self.segmenter, held=self.aligned and w.batch_norm == "target"):
-            source = self.look(labelled)
+        aligned = self.alignment is not None
+        with statistics_held(self.segmenter, held=aligned and w.batch_norm == "target"):
+            source = self.outputs(labelled)
         seg = {head: self.segmentation(source.logits[head], labelled["label"]) for head in HEADS}
         terms = {"seg_main": (w.seg_main, seg["main"]), "seg_aux": (w.seg_aux, seg["aux"])}
-        sides = {w.supervise: source}
+        domains = {w.supervise: source}
+        if aligned:
+            target = self.outputs(batch["target"])
+            terms |= self.align(source, target, progress)
+            domains["target"] = target
+        return Losses(terms, entropies(**domains))
 
-        if self.aligned:
-            target = self.look(batch["target"])
-            terms |= self.alignment(source, target, head_weights(self.segmenter), clock)
-            sides["target"] = target
-        entropy = {
-            f"entropy_{name}": partial(mean_entropy, side.logits["main"], side.valid) for name, side in sides.items()
-        }
-        return Losses(terms, {**entropy})
-
-    def look(self, samples: dict[str, Any]) -> Side:
-        """The predictions for one domain's batch."""
-        image = samples["image"]
-        prediction = shared(self.segmenter, image, without="features")
-        return Side(upsampled(prediction, image.shape[-2:]), samples["valid"])
+    def outputs(self, samples: dict[str, Any]) -> DomainOutputs:
+        """The predictions of one domain's batch."""
+        prediction = forward_batch(self.segmenter, samples["image"], without="features")
+        return DomainOutputs(upsampled(prediction, samples["image"].shape[-2:]), samples["valid"])
 
     def segmentation(self, logits: Tensor, label: Tensor) -> Tensor:
-        surprise = focal(logits, label, self.w.focal) if self.w.focal else cross_entropy(logits, label)
-        return surprise + self.w.jaccard * soft_jaccard(logits, label)
-
-    def after_update(self, clock: Clock) -> None:
-        pass
+        """Cross-entropy, or the focal loss, and the soft Jaccard loss of one head."""
+        loss = focal(logits, label, self.w.focal) if self.w.focal else cross_entropy(logits, label)
+        return loss + self.w.jaccard * soft_jaccard(logits, label)
 
 
 def train_teacher(config: Config) -> None:
@@ -100,37 +80,31 @@ def train_teacher(config: Config) -> None:
     if weights.exists():
         print(f"{weights}: finished before, left as it is")
         return
+    if w.supervise == "target" and config.target.eval is None and not config.target.eval_share:
+        raise ConfigError(
+            "teacher.supervise is 'target' and no target images are held back: the oracle would be scored on the "
+            "images it learnt; give target.eval or target.eval_share, or let compare.py cross-validate"
+        )
     stage = TeacherStage(config)
-    if w.supervise == "target":  # the oracle, the only one that sees target labels
-        if config.target.eval is None and not config.target.eval_share:
-            raise ConfigError(
-                "teacher.supervise is 'target' and no target images are held back: the oracle would be scored on the "
-                "images it learnt; give target.eval or target.eval_share, or let compare.py cross-validate"
-            )
-        target = training_images(config, "target", labels=True)
-        streams = {"target": target}
-    else:
-        target = training_images(config, "target", labels=False)
-        streams = {"source": training_images(config, "source", labels=True)}
-        if stage.aligned:
-            streams["target"] = target
-    print(f"{folder}: {', '.join(f'{len(images)} {name} images' for name, images in streams.items())}")
+    images = {w.supervise: training_images(config, w.supervise, labels=True)}  # the oracle alone sees target labels
+    target = images.get("target") or training_images(config, "target", labels=False)
+    if stage.alignment is not None:
+        images["target"] = target
+    print(f"{folder}: {', '.join(f'{len(part)} {name} images' for name, part in images.items())}")
     steps, epoch_steps = stage_length(w.steps, w.epochs, len(target), w.batch)
+    metadata = data_record(config)
+    streams = {str(name): training_stream(config, part, name, w.augment) for name, part in images.items()}
     fit(
         stage,
-        {name: training_stream(config, images, name, w.augment) for name, images in streams.items()},
+        streams,
         folder,
         config,
         batch=w.batch,
         steps=steps,
         epoch_steps=epoch_steps,
-        warmup_epochs=15,
-        described=data_record(config),
+        weights_metadata=metadata,
     )
-    if processes.is_first():
-        save_segmenter(weights, stage.segmenter, data_record(config))
-        print(f"{weights}: written")
-    processes.barrier()
+    write_weights(weights, stage.exported, metadata)
 
 
 if __name__ == "__main__":

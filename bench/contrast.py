@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.memory import process_peak_mib
-from losses.contrast import ContrastMemory, high_entropy_contrast
+from losses.high_entropy import ContrastMemory, high_entropy_contrast
 
 FASTER, MORE = 20.0, 20.0  # times, MiB
 IMAGES, SIDE, LENGTH = 2, 64, 128

@@ -31,9 +31,9 @@ import torch
 from stages import STAGES, built, configured, train
 
 from config.schema import Config
+from engine.build import build_segmenter
 from engine.inference import probabilities
 from engine.loop import device_of
-from engine.run import build_segmenter
 
 WAYS: dict[str, dict[str, Any]] = {
     "float32": {"speed.precision": "float32"},

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from config.schema import Config, LogConfig
 from datasets.samples import EndlessSamples
-from engine.run import build_segmenter
+from engine.build import build_segmenter
 from losses.adversarial import SOURCE, TARGET, discriminator_loss
 from losses.entropy import mean_entropy
 from losses.entropy import weighted_self_information as self_information

@@ -34,9 +34,9 @@ from tqdm import tqdm
 
 from config.schema import Config
 from datasets.samples import EndlessSamples
+from engine.build import build_segmenter, training_stream
 from engine.domains import training_images
 from engine.optim import discriminator_optimizer, segmenter_optimizer
-from engine.run import build_segmenter, training_stream
 from engine.schedule import poly
 from nets.discriminator import Discriminator
 from nets.segmenter import resize_logits

@@ -15,9 +15,10 @@ from child import REPOSITORY
 
 from config.schema import Config, load_config
 from datasets.samples import EndlessSamples
+from engine.build import training_stream
 from engine.domains import training_images
 from engine.loop import fit
-from engine.run import make_generated, training_stream
+from engine.run import make_generated
 from train_teacher import TeacherStage
 
 SCENES = 24  # of each domain
@@ -81,5 +82,5 @@ def now() -> np.ndarray:
 def train(config: Config, streams: Mapping[str, Any], folder: Path, steps: int) -> TeacherStage:
     stage, batch = TeacherStage(config), config.teacher.batch
     folder.mkdir()
-    fit(stage, streams, folder, config, batch=batch, steps=steps, epoch_steps=1, warmup_epochs=15)
+    fit(stage, streams, folder, config, batch=batch, steps=steps, epoch_steps=1)
     return stage

@@ -14,10 +14,12 @@ from child import REPOSITORY
 
 from config.schema import Config, load_config
 from datasets.samples import EndlessSamples
+from engine.build import build_segmenter, training_stream
 from engine.domains import training_images
-from engine.loop import Stage, fit
-from engine.run import build_segmenter, make_generated, training_stream
-from train_intra import IntraStage
+from engine.loop import fit
+from engine.run import make_generated
+from engine.stage import TrainingStage
+from train_intra import AsdaStage
 from train_teacher import TeacherStage
 
 STAGES = ("teacher", "intra")
@@ -40,22 +42,22 @@ def configured(folder: Path, settings: Mapping[str, Any]) -> Config:
     return config
 
 
-def built(config: Config, stage: str) -> tuple[Stage, dict[str, EndlessSamples]]:
+def built(config: Config, stage: str) -> tuple[TrainingStage, dict[str, EndlessSamples]]:
     """A stage at its start and its streams; stage 3 has an untrained teacher, and any half of the target is easy."""
     target = training_images(config, "target", labels=False)
     if stage == "teacher":
         images = {"source": training_images(config, "source", labels=True), "target": target}
-        made: Stage = TeacherStage(config)
+        made: TrainingStage = TeacherStage(config)
     else:
         images = {name: replace(target, items=target.items[i::2]) for i, name in enumerate(("easy", "hard"))}
-        made = IntraStage(config, build_segmenter(config))
+        made = AsdaStage(config, build_segmenter(config))
     augment = getattr(config, stage).augment
     return made, {name: training_stream(config, part, name, augment) for name, part in images.items()}
 
 
-def train(stage: Stage, streams: Mapping[str, Any], config: Config, name: str, steps: int) -> None:
+def train(stage: TrainingStage, streams: Mapping[str, Any], config: Config, name: str, steps: int) -> None:
     """`steps` steps in a folder of their own below `out`."""
     folder = Path(config.out) / f"{name}_{steps}"
     folder.mkdir(parents=True)
     batch = getattr(config, name).batch
-    fit(stage, streams, folder, config, batch=batch, steps=steps, epoch_steps=steps, warmup_epochs=15)
+    fit(stage, streams, folder, config, batch=batch, steps=steps, epoch_steps=steps)

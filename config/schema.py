@@ -30,7 +30,7 @@ LIKE_SOURCE = "source"
 # The choices of losses/registry.py, by name. They stand here again so that a config is checked without torch.
 ALIGNMENTS = ("entropy", "softmax", "minent", "clan")
 CONTRASTS = ("hec", "pix", "u2pl", "sdca")
-SELF_TRAINING = ("stored", "entropy_drop", "confident", "classmix", "masked")
+SELF_TRAINING = ("stored", "entropy_drop", "classmix", "masked")
 LARGEST, VALUES, LEVELS = 2**20, 100_000, 50  # of a YAML file: characters; values and levels, aliases written out
 T = TypeVar("T")
 
@@ -291,14 +291,10 @@ class IntraConfig:
     detail: int = 0
     """channels of a branch, as net.detail, that the trainee has and the teacher has not; 0: none. It starts at 0 and
     learns at 10 times optim.lr"""
-    domains: Literal["easy_hard", "source_target"] = "easy_hard"
-    """the labelled and the unlabelled side of a batch: easy and hard target images, or source images with their true
-    labels and any target images; running batch-norm statistics follow target images alone in either case"""
-    joint_forward: bool = True
-    """easy and hard images pass the trainee together and share batch-norm statistics; false: one after the other, as
-    released; source and target images never pass together"""
-    pseudo_label: Literal["online", "stored"] = "online"
-    """labels of easy images. online: anchor and EMA label each batch anew; stored: the masks of stage 2 (IntraDA)"""
+    step: Literal["asda", "asda_released", "intrada", "source_target"] = "asda"
+    """what a step learns from: asda, easy images labelled by anchor and EMA, and hard ones; the steps of methods/ are
+    asda_released (the same, slips included), intrada (easy images with the masks of stage 2, and hard ones) and
+    source_target (source images with their labels, and target images by self_training)"""
     anchor: Literal["online", "stored"] = "online"
     """what the anchor says of an easy image, to be fused with what the EMA says. online: of the augmented image;
     stored: the masks of stage 2, where it may have looked longer; pixels that these leave open are the EMA's"""
@@ -311,10 +307,8 @@ class IntraConfig:
     seg_aux: float = 1.0
     """the auxiliary head's share of it, relative to the main head"""
     self_training: list[str] = field(default_factory=list)
-    """what else is learnt from pseudo-labels of the unlabelled side, any of: stored (masks of stage 2, ESL),
-    entropy_drop (U2PL), confident (SDCA), classmix (DACS), masked (MIC)"""
-    self_weight: float = 1.0
-    """weight of the main head's cross-entropy on each of them; that of the auxiliary head is seg_aux times this"""
+    """source_target: what is learnt from pseudo-labels of the target, any of: stored (masks of stage 2, ESL),
+    entropy_drop (U2PL), classmix (DACS), masked (MIC); the main head's cross-entropy has the weight 1"""
     contrast: str = "hec"
     """hec: high-entropy contrast; pix: the released term, for parity only; u2pl, sdca: the terms of these methods; or
     none"""
@@ -337,10 +331,6 @@ class IntraConfig:
     """weight of the auxiliary head's alignment, hard towards easy"""
     ema_decay: float = 0.995
     """decay of the EMA per step"""
-    ema_ramp: bool = True
-    """use min(1 - 1/(t + 1), ema_decay) at step t"""
-    step_every: Literal["iteration", "epoch"] = "iteration"
-    """epoch: one update per epoch from its last batch, the released defect, for the record only"""
     export: Literal["ema", "trainee"] = "ema"
     """which network becomes the student"""
     augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(jitter=0.5))
@@ -713,11 +703,6 @@ def _check_values(config: Config) -> None:
     need(all(0.1 <= scale <= 10 for scale in config.split.scales), "split.scales", "numbers in [0.1, 10]")
     need(0 < config.split.ratio < 1, "split.ratio", "a number between 0 and 1; at 0 or 1 one split would be empty")
     need(
-        config.intra.step_every == "iteration" or not config.intra.ema_ramp,
-        "intra.ema_ramp",
-        "false when stepping per epoch",
-    )
-    need(
         not (config.intra.detail and config.net.detail),
         "intra.detail",
         f"0, since net.detail {config.net.detail} gives a branch to teacher and trainee; or net.detail 0",
@@ -744,22 +729,8 @@ def _check_values(config: Config) -> None:
     oracle = config.teacher.supervise == "target"
     need(not (oracle and config.intra.enabled), "intra.enabled", "false for the oracle (teacher.supervise: target)")
     need(not oracle or config.teacher.alignment == "none", "teacher.alignment", "none for the oracle")
-    stored = "stored" in config.intra.self_training
-    need(
-        not stored or config.intra.domains == "source_target",
-        "intra.domains",
-        "source_target where self_training uses stored masks; intra.pseudo_label stores those of easy images",
-    )
-    need(
-        "classmix" not in rules or config.intra.domains == "source_target" or config.intra.pseudo_label == "stored",
-        "intra.pseudo_label",
-        "stored where self_training has classmix on easy and hard images: it pastes labels that are there beforehand",
-    )
-    need(
-        config.intra.anchor == "online" or (config.intra.domains, config.intra.pseudo_label) == ("easy_hard", "online"),
-        "intra.anchor",
-        "online unless intra.domains is easy_hard and intra.pseudo_label is online: only there it is fused",
-    )
+    need(not rules or config.intra.step == "source_target", "intra.step", "source_target, which has self_training")
+    need(config.intra.anchor == "online" or config.intra.step == "asda", "intra.anchor", "online unless step is asda")
     need(config.data.size >= 32, "data.size", "32 or more: the discriminators halve the map five times")
     need((config.net.mean is None) == (config.net.std is None), "net.mean", "both net.mean and net.std, or neither")
     betas = config.optim.discriminator_betas

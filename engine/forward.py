@@ -23,7 +23,7 @@ from nets.discriminator import Discriminator
 from nets.segmenter import Segmenter, statistics_held
 
 
-class Passing(NamedTuple):
+class ForwardMode(NamedTuple):
     """`dtype`: of the numbers within a network, None for that of its weights. `pieces`: with more than one, activations
     are kept for one piece at a time, and each is computed once more in the backward pass."""
 
@@ -31,22 +31,22 @@ class Passing(NamedTuple):
     pieces: int = 1
 
 
-PLAIN = Passing()
-_PASSING = ContextVar("passing", default=PLAIN)
+PLAIN = ForwardMode()
+_MODE = ContextVar("forward_mode", default=PLAIN)
 
 
 @contextmanager
-def passing(how: Passing) -> Iterator[None]:
-    """Within it, batches pass in this way."""
-    token = _PASSING.set(how)
+def forward_mode(mode: ForwardMode) -> Iterator[None]:
+    """Within it, `forward_batch` works in this mode."""
+    token = _MODE.set(mode)
     try:
         yield
     finally:
-        _PASSING.reset(token)
+        _MODE.reset(token)
 
 
-def shared(network: nn.Module, batch: Tensor, without: str = "") -> Any:
-    """`network(batch)` in the way of `passing`, each process computing its share.
+def forward_batch(network: nn.Module, batch: Tensor, without: str = "") -> Any:
+    """`network(batch)` in the way of `forward_mode`, each process computing its share.
 
     Args:
         network: gives a tensor, or a named tuple of tensors and None, whose first axis is the batch's.
@@ -59,20 +59,20 @@ def shared(network: nn.Module, batch: Tensor, without: str = "") -> Any:
     Raises:
         ValueError: B cannot be divided so.
     """
-    how, sharers = _PASSING.get(), processes.size()
-    if len(batch) % (sharers * how.pieces):
-        raise ValueError(f"{len(batch)} images cannot be divided among {sharers} processes and {how.pieces} pieces")
-    share = _Share.apply(batch) if sharers > 1 else batch
-    done = [_piece(network, share[i :: how.pieces], without, how) for i in range(how.pieces)]
-    return done[0] if how == PLAIN and sharers == 1 else _each(_joined, done)
+    mode, count = _MODE.get(), processes.size()
+    if len(batch) % (count * mode.pieces):
+        raise ValueError(f"{len(batch)} images cannot be divided among {count} processes and {mode.pieces} pieces")
+    share = _Share.apply(batch) if count > 1 else batch
+    done = [_piece(network, share[i :: mode.pieces], without, mode) for i in range(mode.pieces)]
+    return done[0] if mode == PLAIN and count == 1 else _each(_joined, done)
 
 
 class ForwardBatchDiscriminator(Discriminator):
-    """A discriminator whose maps pass in this way."""
+    """A discriminator whose maps pass by `forward_batch`, as images pass the networks."""
 
     def forward(self, entropy_map: Tensor) -> Tensor:
         self.require_size(entropy_map)
-        result: Tensor = shared(self.layers, entropy_map)
+        result: Tensor = forward_batch(self.layers, entropy_map)
         return result
 
 
@@ -83,13 +83,13 @@ def head_weights(segmenter: Segmenter) -> dict[str, list[Tensor]]:
     return {name: [once(parameter) for parameter in head.parameters()] for name, head in segmenter.heads.items()}
 
 
-def _piece(network: nn.Module, images: Tensor, without: str, how: Passing) -> Any:
+def _piece(network: nn.Module, images: Tensor, without: str, mode: ForwardMode) -> Any:
     def forward(images: Tensor) -> Any:
-        with torch.autocast(images.device.type, how.dtype) if how.dtype else nullcontext():
+        with torch.autocast(images.device.type, mode.dtype) if mode.dtype else nullcontext():
             output = network(images)
         return output._replace(**{without: None}) if without else output
 
-    if how.pieces == 1 or not torch.is_grad_enabled():
+    if mode.pieces == 1 or not torch.is_grad_enabled():
         with _whole_statistics():
             return forward(images)
     return checkpoint(

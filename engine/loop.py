@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,13 +16,16 @@ from tqdm import tqdm
 
 from config.schema import Config
 from engine import processes
+from engine.build import device_of
 from engine.checkpoint import resume, save_checkpoint
-from engine.forward import Passing, passing
+from engine.forward import ForwardMode, forward_mode
 from engine.layout import SNAPSHOTS, WARNINGS
 from engine.log import Logger
 from engine.memory import peak_mib, ran_out, reuse_memory
-from engine.schedule import Clock, asda_released, poly
+from engine.schedule import set_rates
 from engine.signals import CONTINUES, deferred
+from engine.stage import Batch, Losses, TrainingStage
+from losses.inputs import TrainingProgress
 from nets.discriminator import Discriminator
 from nets.segmenter import Segmenter
 from nets.weights import save_segmenter
@@ -32,35 +34,6 @@ from utils.errors import ConfigError, Interrupted, TrainingError
 from utils.files import write_text
 
 EARLY = 50  # steps after which a term that was always 0 is reported for the first time
-Batch = dict[str, dict[str, Any]]  # stream -> image, valid, name and, in a labelled stream, label
-
-
-class Losses(NamedTuple):
-    """What a step returns: `terms[name] = (weight, raw loss)`, whose weighted sum is minimised, and numbers for the
-    log, or what computes them when a row is written."""
-
-    terms: dict[str, tuple[float, Tensor]]
-    stats: dict[str, Tensor | Callable[[], Tensor]]
-
-
-class Stage(Protocol):
-    """A training stage: its parts, and one step that reads like the formula."""
-
-    networks: dict[str, nn.Module]  # everything that belongs into a checkpoint
-    optimizers: dict[str, torch.optim.Optimizer]  # "segmenter" and, with an adversary, "discriminators"
-
-    @property
-    def exported(self) -> Segmenter:
-        """The network that the stage is for."""
-        ...
-
-    def step(self, batch: Batch, clock: Clock) -> Losses:
-        """The losses of one batch; the engine differentiates, checks and updates."""
-        ...
-
-    def after_update(self, clock: Clock) -> None:
-        """What follows an update, such as the EMA."""
-        ...
 
 
 class Ledger(nn.Module):
@@ -110,28 +83,8 @@ class Stream(Protocol):
         ...
 
 
-def stage_length(steps: int, epochs: float | None, images: int, batch: int) -> tuple[int, int]:
-    """Optimiser steps of a stage and of one epoch, an epoch being one pass over `images`."""
-    epoch_steps = math.ceil(images / batch)
-    return (steps if epochs is None else max(1, round(epochs * epoch_steps))), epoch_steps
-
-
-def intra_length(config: Config, targets: int) -> tuple[int, int]:
-    """The same for stage 3, where an epoch is one pass over as many images as are hard, whatever a method learns from.
-
-    Args:
-        targets: training images of the target.
-    """
-    intra, teacher = config.intra, config.teacher
-    hard = max(1, targets - int(config.split.ratio * targets) - int(config.split.plus_one))
-    if intra.steps is None:
-        steps, _ = stage_length(teacher.steps, teacher.epochs, targets, teacher.batch)
-        return steps, stage_length(0, None, hard, intra.batch)[1]
-    return stage_length(intra.steps, intra.epochs, hard, intra.batch)
-
-
 def fit(
-    stage: Stage,
+    stage: TrainingStage,
     streams: Mapping[str, Stream],
     folder: Path,
     config: Config,
@@ -139,9 +92,7 @@ def fit(
     batch: int,
     steps: int,
     epoch_steps: int,
-    warmup_epochs: int,
-    update_every: int = 1,
-    described: Mapping[str, str] | None = None,
+    weights_metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Train a stage to its last step, from its checkpoint if there is one.
 
@@ -152,9 +103,7 @@ def fit(
     Args:
         folder: receives checkpoint.pt, metrics.jsonl, timing.jsonl and tensorboard/.
         batch: samples per step and stream.
-        warmup_epochs: of the released schedule.
-        described: what the weights files say of the images; see `engine.domains.data_record`.
-        update_every: steps between two updates; only the last one's gradient counts (1 but for the released defect).
+        weights_metadata: what the weights files say of the images; see `engine.domains.data_record`.
 
     Several processes (`engine.processes`) each load and compute their share of every batch, and the first one writes.
 
@@ -166,8 +115,8 @@ def fit(
     device = device_of(config)
     ledger = Ledger().to(device)
     networks = {**stage.networks, "ledger": ledger}
-    about = {"architecture": stage.exported.architecture, **(described or {})}
-    how = prepared(stage, device, config, batch, folder)
+    about = {"architecture": stage.exported.architecture, **(weights_metadata or {})}
+    mode = prepared(stage, device, config, batch, folder)
     with processes.first_alone():
         start = resume(folder, networks, stage.optimizers, about)
     loader = config.data.workers, config.data.timeout
@@ -179,21 +128,21 @@ def fit(
         tqdm(total=steps, initial=start, **bar_style) as bar,
         deferred() as signals,
         _explained(streams, folder, config, batch, device, signals),
-        passing(how),
+        forward_mode(mode),
     ):
         since, data_time, last_logged = time.perf_counter(), 0.0, start
         for step in range(start, steps):
-            clock = Clock(step, steps, epoch_steps, _step_seed(config.seed, step))
+            progress = TrainingProgress(step, steps, epoch_steps, _step_seed(config.seed, step))
             asked = time.perf_counter()
             batches = {name: streams[name].ready(next(source), device) for name, source in sources.items()}
             data_time += time.perf_counter() - asked
 
-            torch.manual_seed(clock.seed)
-            lr = set_rates(stage.optimizers, clock, config, warmup_epochs)
+            torch.manual_seed(progress.seed)
+            lr = set_rates(stage.optimizers, progress, config, stage.warmup_epochs)
             for optimizer in stage.optimizers.values():
                 optimizer.zero_grad(set_to_none=True)
             before = [(buffer, buffer.clone()) for buffer in _buffers(stage)] if allowed else []
-            losses = stage.step(batches, clock)
+            losses = stage.step(batches, progress)
             torch.stack([weight * value for weight, value in losses.terms.values()]).sum().backward()
             processes.add_up(parameter.grad for parameter in _trained(stage) if parameter.grad is not None)
             norms = {name: gradient_norm(optimizer) for name, optimizer in stage.optimizers.items()}
@@ -206,10 +155,10 @@ def fit(
                 for buffer, value in before:
                     buffer.copy_(value)
             else:
-                if (step + 1) % update_every == 0:
+                if (step + 1) % (epoch_steps if stage.one_update_an_epoch else 1) == 0:
                     for optimizer in stage.optimizers.values():
                         optimizer.step()
-                    stage.after_update(clock)
+                    stage.after_update(progress)
                 ledger.count(losses)
 
             done = step + 1
@@ -233,7 +182,7 @@ def fit(
                 log.picture(done, "predictions", prediction_grid(stage.exported, batches))
             if log and config.log.snapshots and done % config.log.snapshots == 0 and done < steps:
                 (folder / SNAPSHOTS).mkdir(exist_ok=True)
-                save_segmenter(folder / SNAPSHOTS / f"step_{done:08d}.safetensors", stage.exported, described)
+                save_segmenter(folder / SNAPSHOTS / f"step_{done:08d}.safetensors", stage.exported, weights_metadata)
             if log and done == steps and (warnings := ledger.silent(steps)):
                 _warn(bar, warnings)
                 write_text(folder / WARNINGS, "".join(f"{warning}\n" for warning in warnings))
@@ -244,8 +193,8 @@ def fit(
                 raise Interrupted(f"{folder}: stopped after step {done} of {steps}; {CONTINUES}", stop[0])
 
 
-def prepared(stage: Stage, device: torch.device, config: Config, batch: int, folder: Path) -> Passing:
-    """Set PyTorch and the networks of a stage up for `config.speed`, and say how batches pass.
+def prepared(stage: TrainingStage, device: torch.device, config: Config, batch: int, folder: Path) -> ForwardMode:
+    """Set PyTorch and the networks of a stage up for `config.speed`, and say how batches pass them.
 
     Raises:
         ConfigError: the batch cannot be divided, or the device cannot do it.
@@ -275,10 +224,10 @@ def prepared(stage: Stage, device: torch.device, config: Config, batch: int, fol
             module.compile()
         if speed.compile and isinstance(module, Discriminator):
             module.layers.compile()
-    return Passing(torch.bfloat16 if half else None, speed.pieces)
+    return ForwardMode(torch.bfloat16 if half else None, speed.pieces)
 
 
-def _trained(stage: Stage) -> Iterator[nn.Parameter]:
+def _trained(stage: TrainingStage) -> Iterator[nn.Parameter]:
     groups = [group for optimizer in stage.optimizers.values() for group in optimizer.param_groups]
     return (parameter for group in groups for parameter in group["params"])
 
@@ -327,38 +276,6 @@ def _warn(bar: tqdm, warnings: Sequence[str]) -> None:
         bar.write(f"\n{'!' * 78}\nWARNING: {warning}\n{'!' * 78}\n")
 
 
-def device_of(config: Config) -> torch.device:
-    """The device that `config.device` names; "auto" is CUDA where there is one.
-
-    Raises:
-        ConfigError: no such device here.
-    """
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(config.device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"device is {config.device!r}, which cannot be used here ({reason}); give auto or cpu"
-        ) from None
-    return device
-
-
-def set_rates(
-    optimizers: Mapping[str, torch.optim.Optimizer], clock: Clock, config: Config, warmup_epochs: int
-) -> float:
-    """Set every group's learning rate for this step and return that of the segmenter's first group."""
-    for name, optimizer in optimizers.items():
-        for group in optimizer.param_groups:
-            if config.optim.schedule == "poly":
-                group["lr"] = poly(group["base_lr"], clock.step, clock.steps, config.optim.power)
-            elif name == "segmenter":
-                group["lr"] = asda_released(clock.epoch, warmup_epochs)
-    return float(optimizers["segmenter"].param_groups[0]["lr"])
-
-
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
     """Euclidean norm of all gradients that an optimiser is about to apply."""
     parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
@@ -401,7 +318,7 @@ def _not_finite(
     return f"step {step}: {faults}, expected finite numbers. Nothing was updated. The batch: {files}."
 
 
-def _buffers(stage: Stage) -> Iterator[Tensor]:
+def _buffers(stage: TrainingStage) -> Iterator[Tensor]:
     return (buffer for network in stage.networks.values() for buffer in network.buffers())
 
 

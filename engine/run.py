@@ -1,32 +1,26 @@
-"""A run's directory and the parts that several stages build the same way."""
+"""A run's directory: opened, continued or refused, and what is written into it of how it was made."""
 
 from __future__ import annotations
 
-import inspect
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 
-from config.schema import AugmentConfig, Config, flatten, recorded_config, to_yaml
+from config.schema import Config, flatten, recorded_config, to_yaml
 from datasets.generated import make_pair
-from datasets.images import ImageSet
-from datasets.samples import EndlessSamples
-from engine.layout import MODELS
-from engine.processes import first_alone
-from nets.pretrained import load_exactly
+from engine.processes import barrier, first_alone, is_first
 from nets.segmenter import Segmenter
-from nets.weights import import_deeplab_v2, is_segmenter_file, load_segmenter, load_weights
-from utils.errors import ConfigError, DataError, WeightsError
+from nets.weights import save_segmenter
+from utils.errors import ConfigError
 from utils.files import write_text
 from utils.records import reading
 
-T = TypeVar("T")
 # What a stage's result does not depend on: it may differ when a run is continued. With a point at the end: all below.
 FREE_KEYS = (
     "out",
@@ -139,7 +133,7 @@ def versions() -> str:
 
 def uses_split(config: Config) -> bool:
     """Whether stage 3 needs stage 2: for easy and hard images, or for stored masks."""
-    return config.intra.enabled and (config.intra.domains == "easy_hard" or "stored" in config.intra.self_training)
+    return config.intra.enabled and (config.intra.step != "source_target" or "stored" in config.intra.self_training)
 
 
 def make_generated(config: Config) -> None:
@@ -156,84 +150,9 @@ def make_generated(config: Config) -> None:
             )
 
 
-def training_stream(config: Config, images: ImageSet, stream: str, augment: AugmentConfig) -> EndlessSamples:
-    """The endless stream of a training stage over `images`."""
-    return EndlessSamples(
-        images,
-        stream,
-        seed=config.seed,
-        size=config.data.size,
-        geometry=config.data.geometry,
-        amounts=augment,
-    )
-
-
-def build_segmenter(config: Config) -> Segmenter:
-    """The segmentation network at the start of training: the same for the same seed."""
-    net = config.net
-    torch.manual_seed(config.seed)
-    segmenter = Segmenter(
-        net.backbone,
-        output_stride=net.output_stride,
-        layout=net.layout,
-        pretrained=net.weights,
-        freeze_bn=net.freeze_bn,
-        in_channels=len(config.data.bands),
-        mean=net.mean,
-        std=net.std,
-        init=net.init,
-        aux_level=net.aux_level,
-        detail=net.detail,
-    )
-    if net.checkpoint is not None:
-        if not Path(net.checkpoint).is_file():
-            raise WeightsError(f"{net.checkpoint}: no such weights file; mend net.checkpoint, or set it to null")
-        if is_segmenter_file(Path(net.checkpoint)):
-            state, metadata = load_weights(net.checkpoint)
-            ours = f"the configured {segmenter.architecture}; the file holds {metadata['architecture']}"
-            load_exactly(segmenter, state, source=net.checkpoint, expected=ours)
-        else:
-            import_deeplab_v2(Path(net.checkpoint), segmenter)
-    return segmenter
-
-
-def build_choice(
-    choices: Mapping[str, Callable[..., T]], name: str, options: Mapping[str, Mapping[str, float]], *given: Any
-) -> T:
-    """Build what a config chose by name, with its entry of `options` as keyword arguments.
-
-    Raises:
-        ConfigError: an option that the choice does not have.
-    """
-    return choices[name](*given, **options_of(choices, name, options))
-
-
-def options_of(
-    choices: Mapping[str, Callable[..., Any]], name: str, options: Mapping[str, Mapping[str, float]]
-) -> Mapping[str, float]:
-    """The entry of `options` for what a config chose by name.
-
-    Raises:
-        ConfigError: an option that the choice does not have.
-    """
-    known = [
-        parameter.name
-        for parameter in inspect.signature(choices[name]).parameters.values()
-        if isinstance(parameter.default, (int, float))
-    ]
-    mine = options.get(name, {})
-    if unknown := [key for key in mine if key not in known]:
-        raise ConfigError(f"options.{name}.{unknown[0]}: unknown; {name} has {', '.join(known) or 'no options'}")
-    return mine
-
-
-def trained(config: Config, name: str) -> Segmenter:
-    """The finished network of an earlier stage, by its name in `engine.layout.MODELS`.
-
-    Raises:
-        DataError: the stage has not been run to its end.
-    """
-    path = MODELS[name].weights(config.out)
-    if not path.exists():
-        raise DataError(f"{path}: does not exist; run the stage that makes it first (see bash.sh), with the same --out")
-    return load_segmenter(path)
+def write_weights(path: Path, network: Segmenter, metadata: Mapping[str, str]) -> None:
+    """Write the network of a finished stage; all processes return when it is there."""
+    if is_first():
+        save_segmenter(path, network, metadata)
+        print(f"{path}: written")
+    barrier()

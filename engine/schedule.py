@@ -1,33 +1,14 @@
-"""Learning rates as pure functions of the step, so that resuming needs no scheduler state."""
+"""How long a stage lasts, and its learning rates as pure functions of the step: resuming needs no scheduler state."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
 
+import torch
 
-class Clock(NamedTuple):
-    """Where a training stage stands: `step` of `steps`, `epoch_steps` steps an epoch, and the seed of this step."""
-
-    step: int
-    steps: int
-    epoch_steps: int
-    seed: int
-
-    @property
-    def progress(self) -> float:
-        """Share of the stage that is done, in [0, 1)."""
-        return self.step / self.steps
-
-    @property
-    def epoch(self) -> int:
-        """Number of finished epochs."""
-        return self.step // self.epoch_steps
-
-    @property
-    def epochs(self) -> int:
-        """Number of epochs of the stage, at least 1."""
-        return max(1, math.ceil(self.steps / self.epoch_steps))
+from config.schema import Config
+from losses.inputs import TrainingProgress
 
 
 def poly(base: float, step: int, steps: int, power: float = 0.9) -> float:
@@ -47,3 +28,36 @@ def asda_released(epoch: int, warmup_epochs: int) -> float:
     if epoch < warmup_epochs:
         return 6e-4 + 2e-4 * (epoch / warmup_epochs) ** 2
     return 1e-6 + 0.5 * (2.5e-4 - 1e-6) * (1 + math.cos(math.pi * epoch / 15))
+
+
+def stage_length(steps: int, epochs: float | None, images: int, batch: int) -> tuple[int, int]:
+    """Optimiser steps of a stage and of one epoch, an epoch being one pass over `images`."""
+    epoch_steps = math.ceil(images / batch)
+    return (steps if epochs is None else max(1, round(epochs * epoch_steps))), epoch_steps
+
+
+def intra_length(config: Config, targets: int) -> tuple[int, int]:
+    """The same for stage 3, where an epoch is one pass over as many images as are hard, whatever a method learns from.
+
+    Args:
+        targets: training images of the target.
+    """
+    intra, teacher = config.intra, config.teacher
+    hard = max(1, targets - int(config.split.ratio * targets) - int(config.split.plus_one))
+    if intra.steps is None:
+        steps, _ = stage_length(teacher.steps, teacher.epochs, targets, teacher.batch)
+        return steps, stage_length(0, None, hard, intra.batch)[1]
+    return stage_length(intra.steps, intra.epochs, hard, intra.batch)
+
+
+def set_rates(
+    optimizers: Mapping[str, torch.optim.Optimizer], progress: TrainingProgress, config: Config, warmup_epochs: int
+) -> float:
+    """Set every group's learning rate for this step and return that of the segmenter's first group."""
+    for name, optimizer in optimizers.items():
+        for group in optimizer.param_groups:
+            if config.optim.schedule == "poly":
+                group["lr"] = poly(group["base_lr"], progress.step, progress.steps, config.optim.power)
+            elif name == "segmenter":
+                group["lr"] = asda_released(progress.epoch, warmup_epochs)
+    return float(optimizers["segmenter"].param_groups[0]["lr"])

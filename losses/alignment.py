@@ -1,7 +1,7 @@
 """How unlabelled target images draw on the segmenter in training: the alignments that a config may choose from.
 
 An alignment is a module, so that its discriminators are trained, saved and resumed with everything else. It is built
-with the weights of its terms and called with both sides of a batch; it returns its terms, weighted.
+with the weights of its terms and called with the outputs of both domains; it returns its terms, weighted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from losses.adversarial import SOURCE, TARGET, discriminator_loss
 from losses.category import discrepancy, weight_divergence, weighted_discriminator_loss
 from losses.entropy import entropy_loss, weighted_self_information
-from losses.side import Moment, Side
+from losses.inputs import DomainOutputs, TrainingProgress
 
 Terms = dict[str, tuple[float, Tensor]]
 Weights = Mapping[str, Sequence[Tensor]]
@@ -47,8 +47,8 @@ def alignment(
 
     Args:
         discriminators: one per head, by the head's name.
-        source: the source side's maps (B, K, H, W) by head; only their values are used.
-        target: the target side's maps (B, K, H, W) by head, connected to the segmenter.
+        source: the source's maps (B, K, H, W) by head; only their values are used.
+        target: the target's maps (B, K, H, W) by head, connected to the segmenter.
 
     Returns:
         `adv[head]`: the target's map should pass for the source's; its gradient reaches the segmenter alone.
@@ -79,7 +79,9 @@ class Alignment(nn.Module):
         super().__init__()
         self.weights = dict(weights)
 
-    def forward(self, source: Side, target: Side, heads: Weights, moment: Moment) -> Terms:
+    def forward(
+        self, source: DomainOutputs, target: DomainOutputs, heads: Weights, progress: TrainingProgress
+    ) -> Terms:
         """The weighted terms of one step; `heads` are the parameters of the segmenter's classifiers."""
         raise NotImplementedError
 
@@ -95,9 +97,11 @@ class EntropyAlignment(Alignment):
         """What the discriminator sees, (B, K, H, W)."""
         return entropy_map(logits, valid)
 
-    def forward(self, source: Side, target: Side, heads: Weights, moment: Moment) -> Terms:
+    def forward(
+        self, source: DomainOutputs, target: DomainOutputs, heads: Weights, progress: TrainingProgress
+    ) -> Terms:
         on_source, on_target = (
-            {head: self.view(side.logits[head], side.valid) for head in self.weights} for side in (source, target)
+            {head: self.view(domain.logits[head], domain.valid) for head in self.weights} for domain in (source, target)
         )
         adv, dis = alignment(self.discriminators, on_source, on_target)
         terms = {f"adv_{head}": (weight, adv[head]) for head, weight in self.weights.items()}
@@ -114,7 +118,9 @@ class SoftmaxAlignment(EntropyAlignment):
 class EntropyMinimisation(Alignment):
     """No adversary: the entropy of target predictions itself is minimised (MinEnt, Vu et al., CVPR 2019)."""
 
-    def forward(self, source: Side, target: Side, heads: Weights, moment: Moment) -> Terms:
+    def forward(
+        self, source: DomainOutputs, target: DomainOutputs, heads: Weights, progress: TrainingProgress
+    ) -> Terms:
         return {
             f"ent_{head}": (weight, entropy_loss(target.logits[head].softmax(1), target.valid))
             for head, weight in self.weights.items()
@@ -150,33 +156,29 @@ class CategoryAlignment(Alignment):
         self.epsilon, self.lambda_local = epsilon, lambda_local
         self.divergence, self.preheat = divergence, preheat
 
-    def forward(self, source: Side, target: Side, heads: Weights, moment: Moment) -> Terms:
-        on_source, on_target = (self.view(side) for side in (source, target))
+    def forward(
+        self, source: DomainOutputs, target: DomainOutputs, heads: Weights, progress: TrainingProgress
+    ) -> Terms:
+        on_source, on_target = (self.view(domain) for domain in (source, target))
         gap = discrepancy(target.logits["main"].softmax(1), target.logits["aux"].softmax(1)).detach()
         with frozen(self.discriminator):
-            adv = self.judge(on_target, SOURCE, gap, moment)
-        dis = self.judge(on_source.detach(), SOURCE, None, moment) + self.judge(on_target.detach(), TARGET, gap, moment)
-        fading = 1 - moment.progress
+            adv = self.judge(on_target, SOURCE, gap, progress)
+        dis = self.judge(on_source.detach(), SOURCE, None, progress) + self.judge(
+            on_target.detach(), TARGET, gap, progress
+        )
+        fading = 1 - progress.fraction
         return {
             "adv_main": (self.weights["main"] * fading, adv),
             "divergence": (self.divergence * fading, weight_divergence(heads["main"], heads["aux"])),
             "dis_main": (1.0, dis),
         }
 
-    def view(self, side: Side) -> Tensor:
-        return (side.logits["main"] + side.logits["aux"]).softmax(1) * side.valid[:, None]
+    def view(self, outputs: DomainOutputs) -> Tensor:
+        return (outputs.logits["main"] + outputs.logits["aux"]).softmax(1) * outputs.valid[:, None]
 
-    def judge(self, view: Tensor, domain: int, gap: Tensor | None, moment: Moment) -> Tensor:
+    def judge(self, view: Tensor, domain: int, gap: Tensor | None, progress: TrainingProgress) -> Tensor:
         """The discriminator's loss at every pixel of the image, weighted by the gap after the preheating."""
         logits = F.interpolate(self.discriminator(view), view.shape[-2:], mode="bilinear", align_corners=True)
-        if gap is None or moment.progress < self.preheat:
+        if gap is None or progress.fraction < self.preheat:
             return discriminator_loss(logits, domain)
         return weighted_discriminator_loss(logits, domain, gap, self.epsilon, self.lambda_local)
-
-
-ALIGNMENTS: dict[str, type[Alignment]] = {
-    "entropy": EntropyAlignment,
-    "softmax": SoftmaxAlignment,
-    "minent": EntropyMinimisation,
-    "clan": CategoryAlignment,
-}

@@ -75,3 +75,9 @@ def fuse(
     if valid is not None:
         decided = decided & valid
     return label.masked_fill(~decided, IGNORE)
+
+
+def mask_to_probabilities(label: Tensor, ema_prob: Tensor) -> Tensor:
+    """A stored mask (B, H, W) of classes as probabilities (B, K, H, W); the EMA's own where the mask is 255."""
+    certain = torch.zeros_like(ema_prob).scatter_(1, label.masked_fill(label == IGNORE, 0)[:, None], 1.0)
+    return torch.where((label == IGNORE)[:, None], ema_prob, certain)

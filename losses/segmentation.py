@@ -39,9 +39,9 @@ def focal(logits: Tensor, label: Tensor, gamma: float = 2.0) -> Tensor:
     Reference:
         Lin et al., ICCV 2017; the segmentation loss of CLAN.
     """
-    surprise = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")  # (B, H, W), 0 where ignored
-    doubt = -torch.expm1(-surprise)
-    return (doubt**gamma * surprise).sum() / (label != IGNORE).sum().clamp(min=1)
+    per_pixel = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")  # (B, H, W), 0 where ignored
+    one_minus_pt = -torch.expm1(-per_pixel)
+    return (one_minus_pt**gamma * per_pixel).sum() / (label != IGNORE).sum().clamp(min=1)
 
 
 def soft_jaccard(logits: Tensor, label: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def soft_jaccard(logits: Tensor, label: Tensor) -> Tensor:
         The term that ASDA adds to the cross-entropy under the name Dice.
     """
     ignored = label == IGNORE
-    surprise = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")
-    overlap = torch.exp(-surprise).masked_fill(ignored, 0.0).sum()  # probability of the labelled class, summed
+    per_pixel = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")
+    overlap = torch.exp(-per_pixel).masked_fill(ignored, 0.0).sum()  # probability of the labelled class, summed
     labelled = (~ignored).sum()
     return (1.0 - overlap / (2 * labelled - overlap + 1e-5)) * (labelled > 0)

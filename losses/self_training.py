@@ -1,17 +1,18 @@
-"""Self-training: rules that turn the EMA network's view of an unlabelled batch into something to train on.
+"""Self-training: rules that turn the EMA network's predictions of an unlabelled batch into something to train on.
 
-All rules have one signature, `rule(labelled, unlabelled, logits, moment, generator, **options) -> View`:
+All rules have one signature, `rule(labelled, unlabelled, ema_logits, progress, generator, **options)`:
     labelled: `image` (B, C, H, W) in [0, 1], `label` (B, H, W) int64 with 255, `valid` (B, H, W) bool.
     unlabelled: `image` and `valid` alike, and for `stored` the `label` that an earlier stage wrote.
-    logits: scores of the EMA network on the unlabelled image by head, (B, K, H, W).
-    moment: the time in the training.
+    ema_logits: scores of the EMA network on the unlabelled image by head, (B, K, H, W).
+    progress: the time in the training.
     generator: a CPU generator, the only source of randomness.
+They give a `PseudoLabelledBatch`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -19,15 +20,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as T
 
-from losses.side import Moment
+from losses.inputs import TrainingProgress
 from losses.u2pl import entropy_drop as drop_uncertain
 from nets.segmenter import HEADS
 from utils.labels import IGNORE
 
-Batch = Mapping[str, Tensor]
+Samples = Mapping[str, Tensor]
 
 
-class View(NamedTuple):
+class PseudoLabelledBatch(NamedTuple):
     """What the trainee sees of the unlabelled batch.
 
     Attributes:
@@ -61,59 +62,45 @@ def weighted_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor) -> Ten
     return (weight * per_pixel).sum() / (label != IGNORE).sum().clamp(min=1)
 
 
-def stored(labelled: Batch, unlabelled: Batch, logits: Batch, moment: Moment, generator: torch.Generator) -> View:
+def stored(
+    labelled: Samples, unlabelled: Samples, ema_logits: Samples, progress: TrainingProgress, generator: torch.Generator
+) -> PseudoLabelledBatch:
     """The label that an earlier stage wrote, for every head (ESL, Saporta et al., 2020); the scores are not needed."""
     label = unlabelled["label"].masked_fill(~unlabelled["valid"], IGNORE)
     one = torch.ones((), device=label.device)
-    return View(unlabelled["image"], dict.fromkeys(HEADS, label), dict.fromkeys(HEADS, one), _known_share(label))
+    return PseudoLabelledBatch(
+        unlabelled["image"], dict.fromkeys(HEADS, label), dict.fromkeys(HEADS, one), _known_share(label)
+    )
 
 
 def entropy_drop(
-    labelled: Batch,
-    unlabelled: Batch,
-    logits: Batch,
-    moment: Moment,
+    labelled: Samples,
+    unlabelled: Samples,
+    ema_logits: Samples,
+    progress: TrainingProgress,
     generator: torch.Generator,
     start: float = 80.0,
     end: float = 100.0,
-) -> View:
+) -> PseudoLabelledBatch:
     """The EMA argmax without its most uncertain pixels, by head (U2PL, Wang et al., CVPR 2022).
 
     The percentile grows linearly from `start` to `end`. The weight is that of `unsupervised_loss`: all over kept.
     """
-    percent = start + (end - start) * moment.progress
-    label = {head: drop_uncertain(_argmax(z, unlabelled["valid"]), z, percent) for head, z in logits.items()}
+    percent = start + (end - start) * progress.fraction
+    label = {head: drop_uncertain(_argmax(z, unlabelled["valid"]), z, percent) for head, z in ema_logits.items()}
     weight = {head: y.numel() / (y != IGNORE).sum().clamp(min=1) for head, y in label.items()}
-    return View(unlabelled["image"], label, weight, _known_share(label["main"]))
-
-
-def confident(
-    labelled: Batch,
-    unlabelled: Batch,
-    logits: Batch,
-    moment: Moment,
-    generator: torch.Generator,
-    floor: float = 0.9,
-) -> View:
-    """The EMA argmax where it is sure, by head, after the self-training step of SDCA (Li et al., 2021).
-
-    A pixel is kept if its probability reaches `floor` or the median (the lower one) of its predicted class, whichever
-    is less; SDCA takes the medians over the data set, this rule over the batch.
-    """
-    label = {head: _sure(z, unlabelled["valid"], floor) for head, z in logits.items()}
-    one = torch.ones((), device=unlabelled["image"].device)
-    return View(unlabelled["image"], label, dict.fromkeys(logits, one), _known_share(label["main"]))
+    return PseudoLabelledBatch(unlabelled["image"], label, weight, _known_share(label["main"]))
 
 
 def classmix(
-    labelled: Batch,
-    unlabelled: Batch,
-    logits: Batch,
-    moment: Moment,
+    labelled: Samples,
+    unlabelled: Samples,
+    ema_logits: Samples,
+    progress: TrainingProgress,
     generator: torch.Generator,
     threshold: float = 0.968,
     strong: bool = True,
-) -> View:
+) -> PseudoLabelledBatch:
     """Pixels of labelled images pasted onto the unlabelled ones (DACS, Tranheden et al., WACV 2021).
 
     From each labelled image, half of the classes that it shows (of two one, of one that one) are pasted, with their
@@ -121,7 +108,7 @@ def classmix(
     unlabelled pixels whose probability reaches `threshold`. `strong` adds `strong_colour`.
     """
     label = labelled["label"]
-    classes = next(iter(logits.values())).shape[1]
+    classes = next(iter(ema_logits.values())).shape[1]
     known = (label != IGNORE) & labelled["valid"]
     index = label.masked_fill(~known, 0)
     present = torch.stack([((label == c) & known).flatten(1).any(1) for c in range(classes)], 1)  # (B, K)
@@ -132,26 +119,26 @@ def classmix(
 
     image = torch.where(paste[:, None], labelled["image"], unlabelled["image"])
     valid = unlabelled["valid"]
-    share = {head: _sure_share(z, valid, threshold) for head, z in logits.items()}
-    return View(
+    share = {head: _confident_share(z, valid, threshold) for head, z in ema_logits.items()}
+    return PseudoLabelledBatch(
         strong_colour(image, generator) if strong else image,
-        {head: torch.where(paste, label, _argmax(z, valid)) for head, z in logits.items()},
+        {head: torch.where(paste, label, _argmax(z, valid)) for head, z in ema_logits.items()},
         {head: one.masked_fill(paste, 1.0) for head, one in share.items()},
         share["main"],
     )
 
 
 def masked(
-    labelled: Batch,
-    unlabelled: Batch,
-    logits: Batch,
-    moment: Moment,
+    labelled: Samples,
+    unlabelled: Samples,
+    ema_logits: Samples,
+    progress: TrainingProgress,
     generator: torch.Generator,
     block: int = 16,
     ratio: float = 0.7,
     threshold: float = 0.968,
     strong: bool = True,
-) -> View:
+) -> PseudoLabelledBatch:
     """The unlabelled image with squares of `block` pixels hidden, to be labelled from what is around them.
 
     Each square gets the mean colour of the batch with probability `ratio`, after `strong_colour` if `strong`. The label
@@ -164,21 +151,10 @@ def masked(
     hidden = (draw < ratio).repeat_interleave(block, 2).repeat_interleave(block, 3)[..., :rows, :columns]
     if strong:
         image = strong_colour(image, generator)
-    share = {head: _sure_share(z, valid, threshold) for head, z in logits.items()}
-    label = {head: _argmax(z, valid) for head, z in logits.items()}
+    share = {head: _confident_share(z, valid, threshold) for head, z in ema_logits.items()}
+    label = {head: _argmax(z, valid) for head, z in ema_logits.items()}
     image = torch.where(hidden.to(image.device), image.mean((0, 2, 3), keepdim=True), image)
-    return View(image, label, share, share["main"])
-
-
-Rule = Callable[..., View]
-
-SELF_TRAINING: dict[str, Rule] = {
-    "stored": stored,
-    "entropy_drop": entropy_drop,
-    "confident": confident,
-    "classmix": classmix,
-    "masked": masked,
-}
+    return PseudoLabelledBatch(image, label, share, share["main"])
 
 
 def strong_colour(images: Tensor, generator: torch.Generator, strength: float = 0.2) -> Tensor:
@@ -226,19 +202,7 @@ def _known_share(label: Tensor) -> Tensor:
     return (label != IGNORE).float().mean()
 
 
-def _sure_share(logits: Tensor, valid: Tensor, threshold: float) -> Tensor:
+def _confident_share(logits: Tensor, valid: Tensor, threshold: float) -> Tensor:
     """Share of the valid pixels whose probability reaches the threshold, a scalar in [0, 1]; 0 when none is valid."""
-    sure = (logits.float().softmax(1).amax(1) >= threshold) & valid
-    return sure.sum() / valid.sum().clamp(min=1)
-
-
-def _sure(logits: Tensor, valid: Tensor, floor: float) -> Tensor:
-    """The argmax of pixels whose probability reaches the floor or, if that is less, the median of their class."""
-    best, label = logits.float().softmax(1).max(1)
-    label = label.masked_fill(~valid, IGNORE)
-    kept = torch.zeros_like(valid)
-    for cls in range(logits.shape[1]):
-        member = label == cls
-        median = best.masked_fill(~member, torch.nan).nanmedian()  # NaN when the class has no pixel
-        kept |= member & (best >= median.clamp(max=floor))
-    return label.masked_fill(~kept, IGNORE)
+    confident = (logits.float().softmax(1).amax(1) >= threshold) & valid
+    return confident.sum() / valid.sum().clamp(min=1)

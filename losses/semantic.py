@@ -5,8 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from losses.contrast import Contrast
+from losses.inputs import DomainOutputs, TrainingProgress
 from losses.segmentation import cross_entropy
-from losses.side import Moment, Side
 from utils.labels import IGNORE
 
 
@@ -102,13 +102,13 @@ def semantic_contrast(features: Tensor, label: Tensor, statistics: ClassStatisti
 
 
 class SemanticContrast(Contrast):
-    """`semantic_contrast` of both sides at two levels: the features and the main head's scores on their grid.
+    """`semantic_contrast` of both domains at two levels: the features and the main head's scores on their grid.
 
-    The statistics are those of the labelled side alone. Sides and levels add up.
+    The statistics are those of the labelled domain alone. Domains and levels add up.
 
     Args:
         classes: number of classes K.
-        features: channels D of `Side.features`.
+        features: channels D of `DomainOutputs.features`.
         projected: not used.
         temperature: `T` of the loss. SDCA takes 100, where the scores of a few classes differ so little that the term
             is the constant ln K; at 0.5 two opposite cosines differ by 4 in the scores, while the variance term, which
@@ -118,8 +118,8 @@ class SemanticContrast(Contrast):
         SDCA (Li et al., 2021).
     """
 
-    two_sided = True
-    looks_at_features = True
+    both_domains = True
+    reads_features = True
 
     def __init__(self, classes: int, features: int, projected: int, temperature: float = 0.5) -> None:
         super().__init__(classes, features, projected)
@@ -127,14 +127,20 @@ class SemanticContrast(Contrast):
         self.feature_statistics = ClassStatistics(classes, features)
         self.score_statistics = ClassStatistics(classes, classes)
 
-    def forward(self, labelled: Side, unlabelled: Side, moment: Moment) -> tuple[Tensor, dict[str, Tensor]]:
-        """See the base; the log gets the two levels by name. Unsure pixels of the unlabelled side are 255 already."""
+    def forward(
+        self, labelled: DomainOutputs, unlabelled: DomainOutputs, progress: TrainingProgress
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See the base; the log gets the two levels by name. Uncertain pixels are 255 already."""
         feature = self._level(self.feature_statistics, labelled, unlabelled, "features")
         score = self._level(self.score_statistics, labelled, unlabelled, "scores")
         return feature + score, {"feature": feature.detach(), "score": score.detach()}
 
-    def _level(self, statistics: ClassStatistics, labelled: Side, unlabelled: Side, name: str) -> Tensor:
-        first, second = ((_rows(getattr(side, name)), side.grid_label().flatten()) for side in (labelled, unlabelled))
+    def _level(
+        self, statistics: ClassStatistics, labelled: DomainOutputs, unlabelled: DomainOutputs, name: str
+    ) -> Tensor:
+        first, second = (
+            (_rows(getattr(domain, name)), domain.grid_label().flatten()) for domain in (labelled, unlabelled)
+        )
         statistics.update(*first)
         terms = [semantic_contrast(*pixels, statistics, self.temperature) for pixels in (first, second)]
         return terms[0] + terms[1]

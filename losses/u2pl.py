@@ -1,14 +1,12 @@
 """Unreliable pseudo-labels: uncertain pixels leave the cross-entropy and serve as negatives of a contrast instead."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from losses.contrast import Contrast, FeatureBank, draw_anchors, info_nce
+from losses.inputs import DomainOutputs, TrainingProgress
 from losses.segmentation import cross_entropy
-from losses.side import Moment, Side
 from utils.labels import IGNORE
 
 
@@ -62,7 +60,7 @@ class UncertainContrast(Contrast):
 
     With `a = low_percent * (1 - progress)`, every labelled pixel is reliable, and of the unlabelled ones those whose
     entropy is at most the `a`-th percentile of the valid pixels. For each class c
-        the anchors are trainee features of reliable pixels of both sides, labelled c, with `p_c > min_prob`;
+        the anchors are trainee features of reliable pixels of both domains, labelled c, with `p_c > min_prob`;
         the positive is the mean EMA feature of the reliable pixels labelled c of this step;
         the negatives are drawn from a bank of EMA features: of unlabelled pixels whose entropy is at or above the
         `(100 - a)`-th percentile and for which c is not the most probable class, and of labelled pixels of another
@@ -73,7 +71,7 @@ class UncertainContrast(Contrast):
     Args:
         classes: number of classes K.
         features: not used.
-        projected: channels P of `Side.projected`.
+        projected: channels P of `DomainOutputs.projected`.
         capacity: negatives kept per class.
         anchors_per_class: largest number of anchors M of one class.
         negatives: number of negatives N of an anchor.
@@ -89,7 +87,7 @@ class UncertainContrast(Contrast):
         all but empty, and finds a class by its place in a list of those present; neither is so here.
     """
 
-    two_sided = True
+    both_domains = True
 
     def __init__(
         self,
@@ -111,16 +109,18 @@ class UncertainContrast(Contrast):
         self.low_percent = low_percent
         self.min_prob = min_prob
 
-    def forward(self, labelled: Side, unlabelled: Side, moment: Moment) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, labelled: DomainOutputs, unlabelled: DomainOutputs, progress: TrainingProgress
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """See the base.
 
         The loss is the mean over the classes that have an anchor and a negative. The log gets `anchors` (number used),
         `classes` (number in the loss) and `bank` (negatives stored for the class that has fewest).
         """
-        share = self.low_percent / 100.0 * (1.0 - moment.progress)
-        views = [self._pixels(labelled, 1.0, share), self._pixels(unlabelled, share, share)]
-        features, ema, prob, label, low, high = (torch.cat(parts) for parts in zip(*views, strict=True))
-        is_labelled = torch.arange(len(label), device=label.device) < len(views[0][0])
+        share = self.low_percent / 100.0 * (1.0 - progress.fraction)
+        pixels = [self._pixels(labelled, 1.0, share), self._pixels(unlabelled, share, share)]
+        features, ema, prob, label, low, high = (torch.cat(parts) for parts in zip(*pixels, strict=True))
+        is_labelled = torch.arange(len(label), device=label.device) < len(pixels[0][0])
 
         cls = torch.arange(len(self.bank.bank), device=label.device)[:, None]  # (K, 1)
         predicted = prob.argmax(1)
@@ -131,7 +131,7 @@ class UncertainContrast(Contrast):
         reliable = low & (label == cls)
         positives = reliable.to(ema.dtype) @ ema  # (K, D), the sum: only the direction matters
         stored = self.bank.stored
-        generator = torch.Generator().manual_seed(moment.seed)
+        generator = progress.generator()
         total = features.new_zeros(())
         used_anchors = used_classes = torch.zeros((), device=label.device)
         for c, positive in enumerate(positives):
@@ -145,15 +145,19 @@ class UncertainContrast(Contrast):
         stats = {"anchors": used_anchors, "classes": used_classes, "bank": stored.min().float()}
         return total / used_classes.clamp(min=1), stats
 
-    def _pixels(self, side: Side, low_share: float, high_share: float) -> tuple[Tensor, ...]:
+    def _pixels(self, outputs: DomainOutputs, low_share: float, high_share: float) -> tuple[Tensor, ...]:
         """Trainee and unit EMA features (P, D), EMA probabilities (P, K), label, low and high entropy (P,)."""
-        assert side.projected is not None and side.ema_projected is not None and side.ema_scores is not None
+        assert outputs.projected is not None and outputs.ema_projected is not None and outputs.ema_scores is not None
         dtype = self.bank.bank.dtype
-        valid = replace(side, label={"main": side.valid.long()}).grid_label() == 1
-        label = side.grid_label().masked_fill(~valid, IGNORE)
-        entropy = _entropy(side.ema_scores).masked_fill(~valid, torch.nan)
+        valid = outputs.on_grid(outputs.valid)
+        label = outputs.grid_label().masked_fill(~valid, IGNORE)
+        entropy = _entropy(outputs.ema_scores).masked_fill(~valid, torch.nan)
         low = entropy <= torch.nanquantile(entropy, low_share)  # a comparison with NaN is False
         high = entropy >= torch.nanquantile(entropy, 1.0 - high_share)
-        maps = (side.projected.to(dtype), F.normalize(side.ema_projected.to(dtype), dim=1), side.ema_scores.softmax(1))
+        maps = (
+            outputs.projected.to(dtype),
+            F.normalize(outputs.ema_projected.to(dtype), dim=1),
+            outputs.ema_scores.softmax(1),
+        )
         features, ema, prob = (m.movedim(1, -1).flatten(0, -2) for m in maps)
         return features, ema, prob, label.flatten(), low.flatten(), high.flatten()

@@ -17,10 +17,10 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from config.schema import Config, load_config
+from engine.build import trained
 from engine.domains import training_images
 from engine.inference import Head, decided, mean_over_scales
 from engine.pixel_classifier import UNCERTAIN, read_stored
-from engine.run import trained
 from losses.entropy import normalised_entropy
 from nets.segmenter import Segmenter
 from report.metrics import confusion_matrix, scores

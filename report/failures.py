@@ -20,10 +20,10 @@ from tqdm import tqdm
 from config.schema import Config, load_config
 from datasets.files import Item
 from datasets.images import ImageSet
+from engine.build import trained
 from engine.domains import evaluation_images
 from engine.inference import decide, probabilities
 from engine.layout import best_model
-from engine.run import trained
 from nets.segmenter import Segmenter
 from report.figures import thinned, visible
 from report.plots import ERROR_KEY, colour_errors, colour_mask, picture_grid

@@ -20,6 +20,8 @@ from config import schema
 from config.schema import Config, load_config
 from engine.layout import WARNINGS
 from losses import registry
+from losses.inputs import TrainingProgress
+from losses.pseudo_label import fuse, mask_to_probabilities
 from nets.weights import load_segmenter
 from utils.errors import ConfigError
 
@@ -136,7 +138,7 @@ def test_the_oracle_sees_target_labels_alone_and_refuses_to_be_scored_on_them(
         (["--teacher.alignment", "cosine"], "one of entropy, softmax, minent, clan or none"),
         (["--intra.contrast", "hecc"], "one of hec, pix, u2pl, sdca or none"),
         (["--intra.self_training", "[classmix, classmix]"], "each rule once"),
-        (["--intra.self_training", "[stored]"], "intra.domains"),
+        (["--intra.self_training", "[stored]"], "intra.step"),
         (["--teacher.supervise", "target"], "intra.enabled"),
         (["--split.scales", "[]"], "split.scales is .*at least one scale"),
         (["--split.scales", "[0.01]"], r"split.scales is .*numbers in \[0.1, 10\]"),
@@ -167,13 +169,13 @@ def test_statistics_of_stage_3_follow_the_target_alone(method: str, tmp_path: Pa
     anchor = load_segmenter(tmp_path / f"run/{name}/{name}.safetensors")
 
     def running(source: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
-        stage = train_intra.IntraStage(config, anchor)
+        stage = train_intra.STAGES[config.intra.step](config, anchor)
         valid, label = torch.ones(2, 32, 32, dtype=torch.bool), torch.zeros(2, 32, 32, dtype=torch.int64)
         batch = {
             "source": {"image": source, "valid": valid, "label": label},
             "target": {"image": target, "valid": valid, "label": label},
         }
-        stage.step(batch, train_intra.Clock(0, 10, 5, seed=0))
+        stage.step(batch, TrainingProgress(0, 10, 5, seed=0))
         return {name: value for name, value in stage.trainee.named_buffers() if "running" in name}
 
     one, other = (torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
@@ -218,14 +220,14 @@ def test_the_worked_example_of_the_documentation(
 
 def test_a_stored_anchor_is_as_sure_as_its_mask_and_leaves_the_rest_to_the_ema() -> None:
     ema = torch.tensor([[0.9, 0.2, 0.3], [0.1, 0.8, 0.7]]).reshape(1, 2, 1, 3)
-    found = train_intra.stored_opinion(torch.tensor([[[1, 0, 255]]]), ema)
+    found = mask_to_probabilities(torch.tensor([[[1, 0, 255]]]), ema)
     torch.testing.assert_close(found[0, :, 0], torch.tensor([[0, 1, 0.3], [1, 0, 0.7]]))
-    union = train_intra.fuse(found, ema, "union")
+    union = fuse(found, ema, "union")
     assert union.tolist() == [[[1, 1, 1]]]  # the mask adds a cloud, the EMA adds one, and decides the open pixel
-    assert train_intra.fuse(found, ema, "agree").tolist() == [[[255, 255, 1]]]
+    assert fuse(found, ema, "agree").tolist() == [[[255, 255, 1]]]
 
 
 def test_a_stored_anchor_needs_the_fusion(tmp_path: Path, tiny_arguments: Arguments) -> None:
-    for extra in (["--intra.domains", "source_target"], ["--intra.pseudo_label", "stored"]):
+    for extra in (["--intra.step", "source_target"], ["--intra.step", "intrada"]):
         with pytest.raises(ConfigError, match=r"intra.anchor is 'stored', expected online unless"):
             load_config(tiny_arguments(tmp_path, "--intra.anchor", "stored", *extra))

@@ -67,7 +67,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Words:
             **{"out": base / out, "device": "cpu", "source.root": base / "source", "target.root": base / "target"},
             **{"data.size": 64, "net.backbone": "mobilenetv3_small_050", "net.discriminator_width": 8},
             **{"teacher.steps": 1, "teacher.batch": 8, "intra.steps": 1, "intra.batch": 8, "log.every": 1},
-            **{"split.ratio": 0.5, "split.pseudo_label": "class_median", "intra.self_training": "[masked]"},
+            **{"split.ratio": 0.5, "split.pseudo_label": "class_median"},
             **{"eval.parts": "scores,masks,entropy,report"},
         }
         return [str(word) for key, value in values.items() for word in (f"--{key}", value)] + [str(w) for w in extra]
@@ -82,8 +82,19 @@ def out_of(arguments: list[str]) -> Path:
 @pytest.fixture(scope="module")
 def runs(words: Words) -> dict[str, Path]:
     """`one` process; `two` processes from the same start; `later`: two of them with the teacher and split of one."""
-    out = {name: out_of(words(name)) for name in ("one", "two", "later", "split", "clan_one", "clan_two")}
+    out = {
+        name: out_of(words(name))
+        for name in ("one", "two", "later", "split", "clan_one", "clan_two", "mic_one", "mic_two")
+    }
     clan = ["--config", METHODS / "clan.yaml"]
+    mic = [
+        "--teacher.name",
+        "source_only",
+        "--intra.step",
+        "source_target",
+        "--intra.self_training",
+        "[masked, classmix]",
+    ]
     steps = ["--teacher.steps", 4, "--log.checkpoint", 2]
     config = load_config(words("one"))
     train_teacher.train_teacher(config)
@@ -91,17 +102,21 @@ def runs(words: Words) -> dict[str, Path]:
     train_intra.train_intra(config)
     evaluation.evaluate(config)
     train_teacher.train_teacher(load_config(words("clan_one", *clan)))
+    train_teacher.train_teacher(load_config(words("mic_one", *mic)))
+    train_intra.train_intra(load_config(words("mic_one", *mic)))
     train_teacher.train_teacher(load_config(words("steps_one", *steps)))
     predict(read_request(prediction(out["one"], words, "masks_one")))
     for name, parts in (("split", ["teacher"]), ("later", ["teacher", "split"])):
         for part in parts:
             shutil.copytree(out["one"] / part, out[name] / part)
+    shutil.copytree(out["mic_one"] / "source_only", out["mic_two"] / "source_only")
     together = [
         ("teacher", words("two")),
         ("split", words("split")),
         ("intra", words("later")),
         ("eval", words("later")),
         ("teacher", words("clan_two", *clan)),
+        ("intra", words("mic_two", *mic)),
         ("teacher", words("steps_two", *steps)),
         ("predict", prediction(out["one"], words, "masks_two")),
     ]
@@ -150,6 +165,10 @@ def test_a_step_of_the_student_with_ema_prototypes_and_bank(runs: dict[str, Path
     assert {"trainee", "ema", "contrast", "alignment"} < state_of(one).keys()
     assert float(state_of(one)["contrast"]["memory.prototypes"].norm()) > 0
     require_close(one, two)
+
+
+def test_a_step_on_mixed_and_masked_images(runs: dict[str, Path]) -> None:
+    require_close(runs["mic_one"] / "intra", runs["mic_two"] / "intra")
 
 
 def test_a_loss_on_parameters_counts_once(runs: dict[str, Path]) -> None:

@@ -26,7 +26,7 @@ import split_entropy
 import train_intra
 import train_teacher
 from config.schema import Config, load_config
-from engine.run import build_segmenter
+from engine.build import build_segmenter
 from nets.weights import save_segmenter
 
 pytestmark = [
@@ -41,7 +41,7 @@ STAGES: dict[
 ] = {  # what runs it, and what it calls at each step or image
     "teacher": (train_teacher.train_teacher, train_teacher.TeacherStage, "after_update"),
     "split": (split_entropy.split_entropy, split_entropy, "score_image"),
-    "intra": (train_intra.train_intra, train_intra.IntraStage, "after_update"),
+    "intra": (train_intra.train_intra, train_intra.AsdaStage, "after_update"),
 }
 RESULTS = {
     *(f"{stage}/{file}" for stage in ("teacher", "intra") for file in ("checkpoint.pt", "metrics.jsonl")),

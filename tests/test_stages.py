@@ -22,6 +22,7 @@ import train_teacher
 from config.schema import Config, SplitConfig, load_config
 from engine.domains import training_images
 from engine.pixel_classifier import read_stored
+from losses.inputs import TrainingProgress
 from nets.segmenter import resize_logits
 from nets.weights import load_segmenter, load_weights
 from report.plots import prediction_grid
@@ -127,14 +128,14 @@ def test_anchor_is_bit_identical_and_its_file_untouched(tmp_path: Path, tiny_arg
     path = Path(config.out) / "teacher/teacher.safetensors"
     before = path.read_bytes()
     anchor = load_segmenter(path)
-    stage = train_intra.IntraStage(config, anchor)
+    stage = train_intra.AsdaStage(config, anchor)
     image, valid = torch.rand(2, 3, 32, 32), torch.ones(2, 32, 32, dtype=torch.bool)
     batch = {name: {"image": image, "valid": valid, "name": ["a", "b"]} for name in ("easy", "hard")}
-    losses = stage.step(batch, train_intra.Clock(0, 10, 5, seed=0))
+    losses = stage.step(batch, TrainingProgress(0, 10, 5, seed=0))
     torch.stack([weight * value for weight, value in losses.terms.values()]).sum().backward()
     for optimizer in stage.optimizers.values():
         optimizer.step()
-    stage.after_update(train_intra.Clock(0, 10, 5, seed=0))
+    stage.after_update(TrainingProgress(0, 10, 5, seed=0))
     saved = load_weights(path)[0]
     assert path.read_bytes() == before
     assert all(parameter.grad is None for parameter in stage.anchor.parameters())
@@ -150,7 +151,7 @@ def test_a_branch_of_the_student_alone(tmp_path: Path, tiny_arguments: Arguments
         load_segmenter(out / name) for name in ("teacher/teacher.safetensors", "intra/student.safetensors")
     )
     assert teacher.detail is None and student.detail is not None
-    stage = train_intra.IntraStage(load_config(arguments), teacher)
+    stage = train_intra.AsdaStage(load_config(arguments), teacher)
     image = torch.rand(2, 3, 48, 48)
     with torch.no_grad():
         begun, of_teacher = (network.eval()(image).main for network in (stage.trainee.segmenter, teacher))
@@ -170,7 +171,7 @@ def test_batch_norm_of_the_teacher(policy: str, tmp_path: Path, tiny_arguments: 
         stage = train_teacher.TeacherStage(config)
         images = {"source": source_image, "target": target_image}
         batch = {name: {"image": image, "valid": valid, "label": label} for name, image in images.items()}
-        loss = stage.step(batch, train_intra.Clock(0, 10, 5, seed=0)).terms["seg_main"][1]
+        loss = stage.step(batch, TrainingProgress(0, 10, 5, seed=0)).terms["seg_main"][1]
         return loss, {name: value.clone() for name, value in stage.segmenter.named_buffers() if "running" in name}
 
     def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from config.schema import Config, NetConfig, load_config
-from engine.run import build_segmenter
+from engine.build import build_segmenter
 from eval import load_models
 from scenes import load_network
 from utils.errors import AsdaError

@@ -213,7 +213,7 @@ def test_all_impossible_values_in_one_message() -> None:
     ("argument", "expected"),
     [
         ("--split.ratio=0", "split.ratio is 0.0, expected a number between 0 and 1"),
-        ("--intra.self_training=[classmix]", "intra.pseudo_label is 'online', expected stored where self_training"),
+        ("--intra.self_training=[classmix]", "intra.step is 'asda', expected source_target, which has self_training"),
         ("--speed.pieces=0", "speed.pieces is 0, expected 1 or more"),
         ("--target.label_map={}", "target.label_map is {}, expected classes"),
         ("--target.label_map={-1: 1}", "target.label_map is {-1: 1}, expected label values in 0..255"),
@@ -308,8 +308,8 @@ def test_asda_has_the_ingredients_of_the_abstract(name: str) -> None:
     """In stage 1 the alignment of entropies; in stage 3 anchor and EMA, alignment, contrast and consistency."""
     config = load_config([*DOMAINS, "--config", str(ROOT / f"configs/methods/{name}.yaml")])
     teacher, intra = config.teacher, config.intra
-    assert (teacher.alignment, intra.alignment, intra.domains) == ("entropy", "entropy", "easy_hard")
-    assert intra.pseudo_label == "online" and intra.fuse not in ("anchor", "ema")
+    assert (teacher.alignment, intra.alignment, intra.step) == ("entropy", "entropy", "asda")
+    assert intra.fuse not in ("anchor", "ema")
     assert (intra.contrast, intra.consistency, intra.export) == ("hec", "logits", "ema")
     assert min(teacher.adv_main, intra.adv_main, intra.contrast_weight, intra.consistency_weight) > 0
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from config.schema import load_config
-from engine.forward import Passing, passing, shared
+from engine.forward import ForwardMode, forward_batch, forward_mode
 from nets.discriminator import Discriminator
 from nets.segmenter import Prediction, Segmenter
 from train_intra import train_intra
@@ -35,11 +35,11 @@ def images(count: int = 8) -> Tensor:
     return torch.rand(count, 3, 9, 9, generator=torch.Generator().manual_seed(0))
 
 
-def gradients(network: nn.Module, batch: Tensor, how: Passing) -> tuple[Tensor, list[Tensor]]:
+def gradients(network: nn.Module, batch: Tensor, how: ForwardMode) -> tuple[Tensor, list[Tensor]]:
     """The input's and the parameters' gradients of a loss in which every output stands beside every other."""
     batch = batch.clone().requires_grad_()
-    with passing(how):
-        output = shared(network, batch)
+    with forward_mode(how):
+        output = forward_batch(network, batch)
         flat = torch.cat([part.flatten() for part in output if part is not None])
         found = torch.autograd.grad((flat.softmax(0) * flat).sum(), [batch, *network.parameters()])
     return found[0], list(found[1:])
@@ -48,12 +48,12 @@ def gradients(network: nn.Module, batch: Tensor, how: Passing) -> tuple[Tensor, 
 def test_pieces_give_outputs_and_gradients_in_the_order_of_the_batch() -> None:
     network, batch = Levels().double(), images().double()
     whole, parts = network(batch), None
-    with passing(Passing(pieces=4)):
-        parts = shared(network, batch)
+    with forward_mode(ForwardMode(pieces=4)):
+        parts = forward_batch(network, batch)
     for one, other in zip(whole[:3], parts[:3], strict=True):
         torch.testing.assert_close(other.double(), one, rtol=1e-6, atol=1e-7)
-    expected = gradients(network, batch, Passing())
-    for found in (gradients(network, batch, Passing(pieces=2)), gradients(network, batch, Passing(pieces=8))):
+    expected = gradients(network, batch, ForwardMode())
+    for found in (gradients(network, batch, ForwardMode(pieces=2)), gradients(network, batch, ForwardMode(pieces=8))):
         torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-9)
         torch.testing.assert_close(found[1], expected[1], rtol=1e-5, atol=1e-9)
 
@@ -63,17 +63,17 @@ def test_statistics_see_each_piece_once() -> None:
     twice = deepcopy(network)
     for half in (batch[::2], batch[1::2]):
         twice(half)
-    with passing(Passing(pieces=2)):
-        shared(network, batch).main.sum().backward()
+    with forward_mode(ForwardMode(pieces=2)):
+        forward_batch(network, batch).main.sum().backward()
     for name, buffer in twice.named_buffers():
         torch.testing.assert_close(network.get_buffer(name), buffer)
     assert int(network.get_buffer("layers.1.num_batches_tracked")) == 2
 
 
 def test_a_field_that_nobody_needs_is_left_out_and_others_are_float32() -> None:
-    for how in (Passing(), Passing(pieces=2), Passing(torch.bfloat16)):
-        with passing(how):
-            output = shared(Levels(), images(), without="features")
+    for how in (ForwardMode(), ForwardMode(pieces=2), ForwardMode(torch.bfloat16)):
+        with forward_mode(how):
+            output = forward_batch(Levels(), images(), without="features")
         assert output.features is None and output.projected is None
         assert output.main.dtype == torch.float32
 
@@ -83,8 +83,8 @@ def test_bfloat16_is_close() -> None:
     network = Segmenter("mobilenetv3_small_050", output_stride=16).eval()
     batch = torch.rand(2, 3, 64, 64)
     exact = network(batch).main
-    with passing(Passing(torch.bfloat16)):
-        rounded = shared(network, batch).main
+    with forward_mode(ForwardMode(torch.bfloat16)):
+        rounded = forward_batch(network, batch).main
     assert not torch.equal(rounded, exact)
     assert float((rounded - exact).norm() / exact.norm()) < 0.05
 
@@ -92,14 +92,17 @@ def test_bfloat16_is_close() -> None:
 def test_the_way_ends_with_its_block_and_holds_for_discriminators() -> None:
     discriminator, entropy = Discriminator(2, width=4), torch.rand(4, 2, 64, 64)
     plain = discriminator(entropy)
-    with passing(Passing(torch.bfloat16, pieces=2)):
+    with forward_mode(ForwardMode(torch.bfloat16, pieces=2)):
         assert not torch.equal(discriminator(entropy), plain)
     assert torch.equal(discriminator(entropy), plain)
 
 
 def test_what_cannot_be_divided_is_refused() -> None:
-    with passing(Passing(pieces=3)), pytest.raises(ValueError, match="8 images cannot be divided among 1 processes"):
-        shared(Levels(), images())
+    with (
+        forward_mode(ForwardMode(pieces=3)),
+        pytest.raises(ValueError, match="8 images cannot be divided among 1 processes"),
+    ):
+        forward_batch(Levels(), images())
 
 
 @pytest.mark.slow
@@ -122,7 +125,7 @@ def test_two_pieces_of_four_train_as_a_batch_of_eight(tmp_path: Path, tiny_argum
     for pieces in (1, 2):
         words = tiny_arguments(tmp_path, *net, *size, "--speed.pieces", str(pieces), "--intra.init", "fresh")
         words[1] = str(tmp_path / f"run{pieces}")
-        config = load_config([*words, "--intra.domains", "source_target"])
+        config = load_config([*words, "--intra.step", "source_target"])
         train_teacher(config)
         train_intra(config)
         found.append(

@@ -18,9 +18,12 @@ from torch import nn
 
 from config.schema import Config, LogConfig, OptimConfig
 from engine import loop as engine
+from engine.build import device_of
 from engine.layout import WARNINGS
-from engine.loop import Batch, Losses, device_of, fit, set_rates, stage_length
-from engine.schedule import Clock, asda_released, poly
+from engine.loop import fit
+from engine.schedule import asda_released, poly, set_rates, stage_length
+from engine.stage import Batch, Losses
+from losses.inputs import TrainingProgress
 from utils.errors import ConfigError, Interrupted, TrainingError
 
 CONFIG = Config(device="cpu", seed=3, log=LogConfig(every=1, pictures=3, checkpoint=2))
@@ -56,7 +59,7 @@ def no_segmenter(monkeypatch: pytest.MonkeyPatch) -> None:
         stage.pictures += 1
         return np.zeros((4, 4, 3), np.uint8)
 
-    def write(path: Path, stage: FakeStage, described: object) -> None:
+    def write(path: Path, stage: FakeStage, weights_metadata: object) -> None:
         path.write_text(str(stage.net.weight.tolist()))
 
     monkeypatch.setattr(engine, "prediction_grid", picture)
@@ -67,11 +70,12 @@ class FakeStage:
     """Regression with noise from torch's global generator, and a discriminator beside it."""
 
     architecture = '{"layers": 1}'
+    warmup_epochs, one_update_an_epoch = 15, False
 
     def __init__(self, stop_at: int | None = None, momentum: float = 0.9) -> None:
         torch.manual_seed(0)
-        self.net, self.follower, self.dis = nn.Linear(4, 1), nn.Linear(4, 1), nn.Linear(4, 1)
-        self.networks: dict[str, nn.Module] = {"net": self.net, "follower": self.follower, "dis": self.dis}
+        self.net, self.average, self.dis = nn.Linear(4, 1), nn.Linear(4, 1), nn.Linear(4, 1)
+        self.networks: dict[str, nn.Module] = {"net": self.net, "average": self.average, "dis": self.dis}
         groups = [{"params": [self.net.weight], "lr": 0.1}, {"params": [self.net.bias], "lr": 0.4}]
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             "segmenter": torch.optim.SGD(groups, momentum=momentum),
@@ -86,8 +90,8 @@ class FakeStage:
         self.updates: list[int] = []
         self.pictures = 0
 
-    def step(self, batch: Batch, clock: Clock) -> Losses:
-        if clock.step == self.stop_at:
+    def step(self, batch: Batch, progress: TrainingProgress) -> Losses:
+        if progress.step == self.stop_at:
             raise StoppedError
         self.seen.append(self.net.weight.detach().clone())
         a, b = batch["a"]["image"], batch["b"]["image"]
@@ -95,10 +99,10 @@ class FakeStage:
         self.gradients.append(torch.autograd.grad(2 * fit_loss, self.net.weight, retain_graph=True)[0])
         return Losses({"fit": (2.0, fit_loss), "dis": (0.5, self.dis(b).square().mean())}, {"mean": a.mean()})
 
-    def after_update(self, clock: Clock) -> None:
-        self.updates.append(clock.step)
+    def after_update(self, progress: TrainingProgress) -> None:
+        self.updates.append(progress.step)
         with torch.no_grad():
-            self.follower.weight.lerp_(self.net.weight, 0.1)
+            self.average.weight.lerp_(self.net.weight, 0.1)
 
     @property
     def exported(self) -> Any:
@@ -112,7 +116,7 @@ def train(stage: Any, folder: Path, config: Config = CONFIG, steps: int = 8, **o
     """Run the engine and return the rows of metrics.jsonl."""
     folder.mkdir(exist_ok=True)
     streams = {name: FakeStream(name) for name in ("a", "b")}
-    arguments = {"batch": 2, "steps": steps, "epoch_steps": 3, "warmup_epochs": 15, **options}
+    arguments = {"batch": 2, "steps": steps, "epoch_steps": 3, **options}
     fit(stage, streams, folder, config, **arguments)
     return rows(folder)
 
@@ -163,9 +167,9 @@ class NotFinite(FakeStage):
         super().__init__()
         self.kind = kind
 
-    def step(self, batch: Batch, clock: Clock) -> Losses:
-        losses = super().step(batch, clock)
-        if clock.step < 5:
+    def step(self, batch: Batch, progress: TrainingProgress) -> Losses:
+        losses = super().step(batch, progress)
+        if progress.step < 5:
             return losses
         self.before = self.state()
         weight, value = losses.terms["fit"]
@@ -195,13 +199,13 @@ def test_not_finite_stops_before_the_update(tmp_path: Path, kind: str, found: st
 @pytest.mark.parametrize("name", ["segmenter", "discriminators"])
 def test_optimizer_that_is_not_finite_stops_before_the_update(tmp_path: Path, name: str) -> None:
     class Overflow(FakeStage):
-        def step(self, batch: Batch, clock: Clock) -> Losses:
-            if clock.step == 5:
+        def step(self, batch: Batch, progress: TrainingProgress) -> Losses:
+            if progress.step == 5:
                 next(iter(self.optimizers[name].state.values()))[
                     "momentum_buffer" if name == "segmenter" else "exp_avg_sq"
                 ][0] = float("inf")
                 self.before = self.state()
-            return super().step(batch, clock)
+            return super().step(batch, progress)
 
     stage = Overflow()
     with pytest.raises(TrainingError, match=f"step 5: norm of the state of the optimizer of {name} = inf"):
@@ -217,9 +221,9 @@ class Skipping(NotFinite):
         self.stop_at = stop_at
         self.net.register_buffer("seen_so_far", torch.zeros(()))
 
-    def step(self, batch: Batch, clock: Clock) -> Losses:
-        losses = super().step(batch, clock)
-        self.net.seen_so_far += 1 if clock.step < 5 else float("nan")
+    def step(self, batch: Batch, progress: TrainingProgress) -> Losses:
+        losses = super().step(batch, progress)
+        self.net.seen_so_far += 1 if progress.step < 5 else float("nan")
         return losses
 
 
@@ -244,10 +248,10 @@ def test_so_many_steps_are_skipped_and_no_more(
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_end_the_step_and_write_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
     class Signalled(FakeStage):
-        def step(self, batch: Batch, clock: Clock) -> Losses:
-            if clock.step == 4:
+        def step(self, batch: Batch, progress: TrainingProgress) -> Losses:
+            if progress.step == 4:
                 os.kill(os.getpid(), number)
-            return super().step(batch, clock)
+            return super().step(batch, progress)
 
     handlers = [signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(Interrupted, match="stopped after step 5 of 8") as caught:
@@ -278,7 +282,7 @@ class Loaders(FakeStream):
 
 def test_loader_faults_name_the_image_and_the_settings(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    arguments = {"batch": 2, "steps": 8, "epoch_steps": 3, "warmup_epochs": 15}
+    arguments = {"batch": 2, "steps": 8, "epoch_steps": 3}
     with pytest.raises(TrainingError) as caught:
         fit(FakeStage(), {"a": Loaders("a"), "b": FakeStream("b")}, tmp_path / "run", CONFIG, **arguments)
     message = str(caught.value)
@@ -291,12 +295,12 @@ def test_loader_faults_name_the_image_and_the_settings(tmp_path: Path) -> None:
 
 def test_the_same_signal_again_stops_at_once(tmp_path: Path) -> None:
     class Signalled(FakeStage):
-        def step(self, batch: Batch, clock: Clock) -> Losses:
-            if clock.step == 4:
+        def step(self, batch: Batch, progress: TrainingProgress) -> Losses:
+            if progress.step == 4:
                 os.kill(os.getpid(), signal.SIGINT)
                 os.kill(os.getpid(), signal.SIGINT)
                 raise AssertionError("not reached")
-            return super().step(batch, clock)
+            return super().step(batch, progress)
 
     with pytest.raises(KeyboardInterrupt) as caught:
         train(Signalled(), tmp_path / "run")
@@ -313,7 +317,7 @@ def test_the_same_signal_again_stops_at_once(tmp_path: Path) -> None:
 )
 def test_out_of_memory_names_stage_batch_crop_peak_and_settings(tmp_path: Path, error: Exception) -> None:
     class Large(FakeStage):
-        def step(self, batch: Batch, clock: Clock) -> Losses:
+        def step(self, batch: Batch, progress: TrainingProgress) -> Losses:
             raise error
 
     with pytest.raises(TrainingError) as caught:
@@ -326,7 +330,7 @@ def test_out_of_memory_names_stage_batch_crop_peak_and_settings(tmp_path: Path, 
 
 def test_other_errors_of_torch_are_left_as_they_are(tmp_path: Path) -> None:
     class Wrong(FakeStage):
-        def step(self, batch: Batch, clock: Clock) -> Losses:
+        def step(self, batch: Batch, progress: TrainingProgress) -> Losses:
             raise RuntimeError("shapes differ")
 
     with pytest.raises(RuntimeError, match="shapes differ"):
@@ -335,21 +339,22 @@ def test_other_errors_of_torch_are_left_as_they_are(tmp_path: Path) -> None:
 
 def test_weights_that_are_not_finite_reach_no_checkpoint(tmp_path: Path) -> None:
     class Diverged(FakeStage):
-        def after_update(self, clock: Clock) -> None:
-            if clock.step == 5:
+        def after_update(self, progress: TrainingProgress) -> None:
+            if progress.step == 5:
                 with torch.no_grad():
-                    self.follower.weight[0, 1] = float("nan")
+                    self.average.weight[0, 1] = float("nan")
 
-    with pytest.raises(TrainingError, match=r"after step 6: networks\.follower\.weight holds NaN"):
+    with pytest.raises(TrainingError, match=r"after step 6: networks\.average\.weight holds NaN"):
         train(Diverged(), tmp_path / "run")
     sound = FakeStage()
     train(sound, tmp_path / "run")
     assert len(sound.seen) == 4  # from step 4
 
 
-def test_update_every_uses_the_last_batch_alone(tmp_path: Path) -> None:
+def test_one_update_an_epoch_uses_its_last_batch_alone(tmp_path: Path) -> None:
     stage = FakeStage(momentum=0)
-    train(stage, tmp_path / "run", steps=7, update_every=3)
+    stage.one_update_an_epoch = True
+    train(stage, tmp_path / "run", steps=7)
     assert stage.updates == [2, 5]
     w = stage.seen
     assert torch.equal(w[0], w[2]) and not torch.equal(w[2], w[3])
@@ -375,7 +380,7 @@ def _rates(stage: FakeStage) -> list[float]:
 def test_poly_rate_of_every_group() -> None:
     stage = FakeStage()
     for step in (0, 30, 99):  # not compounding
-        rate = set_rates(stage.optimizers, Clock(step, 100, 10, 0), CONFIG, 15)
+        rate = set_rates(stage.optimizers, TrainingProgress(step, 100, 10, 0), CONFIG, 15)
         factor = (1 - step / 100) ** 0.9
         assert _rates(stage) == pytest.approx([0.1 * factor, 0.4 * factor, 0.01 * factor])
         assert rate == _rates(stage)[0]
@@ -385,7 +390,7 @@ def test_released_rate_is_one_for_the_segmenter_and_leaves_the_discriminators() 
     stage, config = FakeStage(), replace(CONFIG, optim=OptimConfig(schedule="asda_released"))
     for warmup, step in ((15, 59), (15, 200), (0, 200)):
         rate = asda_released(step // 10, warmup)
-        assert set_rates(stage.optimizers, Clock(step, 500, 10, 0), config, warmup) == rate
+        assert set_rates(stage.optimizers, TrainingProgress(step, 500, 10, 0), config, warmup) == rate
         assert _rates(stage) == [rate, rate, 0.01]
 
 
@@ -438,10 +443,10 @@ def test_a_term_that_is_zero_until_an_interruption_and_after_it_is_reported(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     class Silent(FakeStage):
-        def step(self, batch: Batch, clock: Clock) -> Losses:
-            losses = super().step(batch, clock)
+        def step(self, batch: Batch, progress: TrainingProgress) -> Losses:
+            losses = super().step(batch, progress)
             zero = 0 * losses.terms["fit"][1]
-            once = losses.terms["fit"][1] * (clock.step == 0)
+            once = losses.terms["fit"][1] * (progress.step == 0)
             return Losses({**losses.terms, "never": (1.0, zero), "once": (1.0, once), "off": (0.0, zero)}, losses.stats)
 
     with pytest.raises(StoppedError):

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from config.schema import Config, load_config
+from engine.build import build_segmenter, trained, training_stream
 from engine.domains import decoder_of, training_images
 from engine.layout import read_warnings
-from engine.run import build_segmenter, make_generated, open_stage, trained, training_stream
+from engine.run import make_generated, open_stage
 from nets.segmenter import Segmenter
 from nets.weights import save_segmenter
 from utils.errors import ConfigError, DataError, WeightsError

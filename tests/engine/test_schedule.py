@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine.schedule import Clock, asda_released, poly
+from engine.schedule import asda_released, poly
+from losses.inputs import TrainingProgress
 
 
 def test_poly_of_advent() -> None:
@@ -32,9 +33,9 @@ def test_released_schedule_of_stage_3(epoch: int, rate: float) -> None:
     assert asda_released(epoch, warmup_epochs=0) == pytest.approx(rate, rel=2e-3)
 
 
-def test_clock() -> None:
-    clock = Clock(step=25, steps=100, epoch_steps=10, seed=0)
-    assert (clock.progress, clock.epoch, clock.epochs) == (0.25, 2, 10)
-    assert [clock._replace(step=step).epoch for step in (0, 9, 10, 99)] == [0, 0, 1, 9]
-    assert clock._replace(steps=101).epochs == 11  # a started epoch counts
-    assert clock._replace(steps=3, step=2).epochs == 1
+def test_progress() -> None:
+    progress = TrainingProgress(step=25, steps=100, epoch_steps=10, seed=0)
+    assert (progress.fraction, progress.epoch, progress.epochs) == (0.25, 2, 10)
+    assert [progress._replace(step=step).epoch for step in (0, 9, 10, 99)] == [0, 0, 1, 9]
+    assert progress._replace(steps=101).epochs == 11  # a started epoch counts
+    assert progress._replace(steps=3, step=2).epochs == 1

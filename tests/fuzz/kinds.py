@@ -23,10 +23,9 @@ from datasets.decode import RGB, read_bands, read_label, size_of
 from datasets.files import Item, Window, raise_all
 from datasets.images import Decoder, Stretch, checked, measured_stretch
 from datasets.readers import READERS, find_images
+from engine.build import build_segmenter, device_of
 from engine.checkpoint import MARK, NAME, PREVIOUS, TRAILER, resume
 from engine.domains import decoder_of, expected_images, listed, rules_of, with_scaling_of
-from engine.loop import device_of
-from engine.run import build_segmenter
 from eval import load_models
 from nets.weights import import_deeplab_v2, is_segmenter_file, load_segmenter
 from scenes import CloudNetwork, Images, load_network, predict_scene

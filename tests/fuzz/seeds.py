@@ -25,9 +25,10 @@ from datasets.cache import Cache
 from datasets.files import Item
 from datasets.generated import make_pair
 from datasets.images import Decoder, ImageSet
+from engine.build import build_segmenter
 from engine.checkpoint import save_checkpoint
 from engine.domains import data_record
-from engine.run import build_segmenter, open_stage
+from engine.run import open_stage
 from eval import evaluate
 from nets.segmenter import Segmenter
 from nets.weights import save_segmenter

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.schedule import Clock
+from losses.inputs import DomainOutputs, TrainingProgress
 from losses.registry import ALIGNMENTS
-from losses.side import Side
 
 HEADS = ("main", "aux")
 WEIGHTS = {"main": 0.5, "aux": 0.25}
@@ -28,14 +27,14 @@ class FirstChannel(nn.Module):
         return self.gain * view[:, :1]
 
 
-def side(seed: int, valid: Tensor | None = None) -> Side:
+def outputs(seed: int, valid: Tensor | None = None) -> DomainOutputs:
     generator = torch.Generator().manual_seed(seed)
     scores = {h: torch.randn(2, 2, 4, 6, generator=generator, dtype=torch.float64).requires_grad_() for h in HEADS}
-    return Side(scores, torch.ones(2, 4, 6, dtype=torch.bool) if valid is None else valid)
+    return DomainOutputs(scores, torch.ones(2, 4, 6, dtype=torch.bool) if valid is None else valid)
 
 
-def at(progress: float) -> Clock:
-    return Clock(int(100 * progress), 100, 10, seed=0)
+def at(progress: float) -> TrainingProgress:
+    return TrainingProgress(int(100 * progress), 100, 10, seed=0)
 
 
 def build(kind: str, **options: Any) -> Any:
@@ -53,7 +52,7 @@ def bce(scores: Tensor, domain: int) -> Tensor:
 
 @pytest.mark.parametrize("kind", ["entropy", "softmax"])
 def test_the_discriminators_see_entropy_or_probability(kind: str) -> None:
-    source, target = side(1), side(2)
+    source, target = outputs(1), outputs(2)
     terms = build(kind)(source, target, heads(), at(0.5))
     assert set(terms) == {"adv_main", "adv_aux", "dis_main", "dis_aux"}
     for head in HEADS:
@@ -72,7 +71,7 @@ def test_the_discriminators_see_entropy_or_probability(kind: str) -> None:
 def test_minimal_entropy_is_the_mean_over_valid_target_pixels_without_a_discriminator() -> None:
     valid = torch.zeros(2, 4, 6, dtype=torch.bool)
     valid[0, 1, 2] = valid[1, 3] = True
-    source, target = side(1), side(2, valid)
+    source, target = outputs(1), outputs(2, valid)
     alignment = build("minent")
     terms = alignment(source, target, heads(), at(0))
     assert not list(alignment.parameters())
@@ -94,7 +93,7 @@ def test_minimal_entropy_is_the_mean_over_valid_target_pixels_without_a_discrimi
 @pytest.mark.parametrize("progress", [0.0, 0.04, 0.05, 0.5])
 def test_clan_by_hand(progress: float) -> None:
     """Fading, preheating, weights from the disagreement, and discriminator losses that are not halved."""
-    source, target, two = side(1), side(2), heads()
+    source, target, two = outputs(1), outputs(2), heads()
     terms = build("clan", epsilon=0.4, lambda_local=10.0)(source, target, two, at(progress))
     first, second = (3 * (one.logits["main"] + one.logits["aux"]).softmax(1)[:, :1] for one in (source, target))
     p, q = (target.logits[head].softmax(1) for head in HEADS)
@@ -113,19 +112,19 @@ def test_clan_by_hand(progress: float) -> None:
 
 def test_clans_weight_is_a_weight_and_zero_where_the_classifiers_agree() -> None:
     """With epsilon 0 and equal classifiers nothing is left of the adversary; the weight itself gets no gradient."""
-    target = side(2)
-    same = Side(dict.fromkeys(HEADS, target.logits["main"]), target.valid)
-    terms = build("clan", epsilon=0.0)(side(1), same, heads(), at(0.5))
+    target = outputs(2)
+    same = DomainOutputs(dict.fromkeys(HEADS, target.logits["main"]), target.valid)
+    terms = build("clan", epsilon=0.0)(outputs(1), same, heads(), at(0.5))
     assert terms["adv_main"][1].item() == pytest.approx(0, abs=1e-12)
     # Only the sum of the scores reaches the discriminator: both classifiers get the same gradient.
-    terms = build("clan")(side(1), target, heads(), at(0.5))
+    terms = build("clan")(outputs(1), target, heads(), at(0.5))
     terms["adv_main"][1].backward()
     torch.testing.assert_close(target.logits["main"].grad, target.logits["aux"].grad)
 
 
 @pytest.mark.parametrize("kind", ["entropy", "softmax", "clan"])
 def test_each_player_gets_its_own_gradient(kind: str) -> None:
-    source, target, alignment = side(1), side(2), build(kind)
+    source, target, alignment = outputs(1), outputs(2), build(kind)
     terms = alignment(source, target, heads(), at(0.5))
     for name in ("adv_main", "dis_main"):
         scores = [one.logits["main"] for one in (source, target)]
@@ -142,7 +141,7 @@ def test_each_player_gets_its_own_gradient(kind: str) -> None:
 @pytest.mark.parametrize("kind", sorted(ALIGNMENTS))
 def test_where_nothing_is_valid_every_term_is_finite_and_connected(kind: str) -> None:
     nowhere = torch.zeros(2, 4, 6, dtype=torch.bool)
-    source, target = side(1, nowhere), side(2, nowhere)
+    source, target = outputs(1, nowhere), outputs(2, nowhere)
     terms = build(kind)(source, target, heads(), at(0.5))
     sum(weight * value for weight, value in terms.values()).backward()  # type: ignore[union-attr]
     assert all(bool(torch.isfinite(value)) for _, value in terms.values())

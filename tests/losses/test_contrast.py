@@ -7,19 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from engine.schedule import Clock
-from losses.contrast import (
-    ContrastMemory,
-    FeatureBank,
-    HighEntropyContrast,
-    PixContrast,
-    high_entropy_contrast,
-    info_nce,
-    pix_contrast,
-)
+from losses.contrast import FeatureBank, info_nce
 from losses.entropy import normalised_entropy
+from losses.high_entropy import ContrastMemory, HighEntropyContrast, high_entropy_contrast
+from losses.inputs import DomainOutputs, TrainingProgress
 from losses.registry import CONTRASTS
-from losses.side import Side
+from losses.released import PixContrast, pix_contrast
 from utils.labels import IGNORE
 
 DIM = 6
@@ -384,7 +377,7 @@ def test_pix_needs_two_classes():
 # Modules
 
 
-def side(seed=0, dtype=torch.float32, logit_scale=2.0):
+def outputs(seed=0, dtype=torch.float32, logit_scale=2.0):
     """A side with both heads; its grid is a third of its image."""
     rng = torch.Generator().manual_seed(seed)
 
@@ -392,7 +385,7 @@ def side(seed=0, dtype=torch.float32, logit_scale=2.0):
         return torch.randn(2, channels, *size, generator=rng, dtype=dtype)
 
     label = torch.randint(2, (2, 18, 15), generator=rng)
-    return Side(
+    return DomainOutputs(
         logits={head: logit_scale * maps(2, (18, 15)) for head in ("main", "aux")},
         valid=torch.ones(2, 18, 15, dtype=torch.bool),
         label={head: label.clone() for head in ("main", "aux")},
@@ -404,8 +397,8 @@ def side(seed=0, dtype=torch.float32, logit_scale=2.0):
     )
 
 
-def clock(progress=0.0, seed=7):
-    return Clock(step=int(progress * 100), steps=100, epoch_steps=10, seed=seed)
+def at(progress=0.0, seed=7):
+    return TrainingProgress(step=int(progress * 100), steps=100, epoch_steps=10, seed=seed)
 
 
 def inputs(one):
@@ -421,8 +414,8 @@ def test_bank_sample_is_uniform_over_the_stored_features_of_the_class():
 
 
 def test_hec_module_is_the_function_on_the_grid():
-    one, module = side(), HighEntropyContrast(2, 8, DIM)
-    loss, stats = module(one, side(1), clock(0.3))
+    one, module = outputs(), HighEntropyContrast(2, 8, DIM)
+    loss, stats = module(one, outputs(1), at(0.3))
     entropy = normalised_entropy(one.ema_scores.softmax(1))
     expected, _ = high_entropy_contrast(
         one.projected,
@@ -438,8 +431,8 @@ def test_hec_module_is_the_function_on_the_grid():
 
 
 def test_pix_module_sums_the_heads():
-    one = side()
-    loss, stats = PixContrast(2, 8, DIM)(one, side(1), clock(0.6))
+    one = outputs()
+    loss, stats = PixContrast(2, 8, DIM)(one, outputs(1), at(0.6))
     expected = sum(pix_contrast(one.logits[h], one.label[h], 6, 10) for h in ("main", "aux"))
     torch.testing.assert_close(loss, expected)
     assert stats == {}
@@ -449,9 +442,9 @@ def test_pix_module_sums_the_heads():
 def test_every_contrast_is_deterministic_resumes_and_has_only_buffers(name):
     first, second = (CONTRASTS[name](2, 8, DIM) for _ in range(2))
     assert not list(first.parameters())
-    first(side(1), side(2), clock())
+    first(outputs(1), outputs(2), at())
     second.load_state_dict(first.state_dict())
-    (loss, stats), (again, _) = (module(side(3), side(4), clock(0.2)) for module in (first, second))
+    (loss, stats), (again, _) = (module(outputs(3), outputs(4), at(0.2)) for module in (first, second))
     assert torch.equal(loss, again) and loss.isfinite()
     assert all(v.shape == () and not v.requires_grad for v in stats.values())
     assert all(torch.equal(a, b) for a, b in zip(first.buffers(), second.buffers(), strict=True))
@@ -459,16 +452,16 @@ def test_every_contrast_is_deterministic_resumes_and_has_only_buffers(name):
 
 @pytest.mark.parametrize("name", CONTRASTS)
 def test_every_contrast_without_labels_is_a_connected_zero(name):
-    sides = [side(1), side(2)]
-    for one in sides:
+    domains = [outputs(1), outputs(2)]
+    for one in domains:
         for tensor in one.label.values():
             tensor.fill_(IGNORE)
         for z in one.logits.values():
             z.requires_grad_()
-    loss, _ = CONTRASTS[name](2, 8, DIM)(*sides, clock())
+    loss, _ = CONTRASTS[name](2, 8, DIM)(*domains, at())
     loss.backward()
     assert loss.item() == 0
-    tensors = [t for one in sides for t in (*inputs(one), *one.logits.values())]
+    tensors = [t for one in domains for t in (*inputs(one), *one.logits.values())]
     grads = [t.grad for t in tensors if t.grad is not None]
     assert grads and not any(g.any() for g in grads)
 
@@ -476,15 +469,15 @@ def test_every_contrast_without_labels_is_a_connected_zero(name):
 @pytest.mark.parametrize("name", ["hec", "u2pl", "sdca"])
 @pytest.mark.parametrize("ignored", [True, False])
 def test_every_contrast_survives_a_huge_feature(name, ignored):
-    sides = [side(1), side(2)]
-    for one in sides:
+    domains = [outputs(1), outputs(2)]
+    for one in domains:
         for tensor in (*inputs(one), one.ema_projected):
             tensor.data[:, :, 0, 0] = 1e30
         if ignored:
             one.label["main"][:, :2, :2] = IGNORE
-    loss, _ = CONTRASTS[name](2, 8, DIM)(*sides, clock())
+    loss, _ = CONTRASTS[name](2, 8, DIM)(*domains, at())
     loss.backward()
-    grads = [t.grad for one in sides for t in inputs(one) if t.grad is not None]
+    grads = [t.grad for one in domains for t in inputs(one) if t.grad is not None]
     assert loss.isfinite() and grads and all(g.isfinite().all() for g in grads)
     if ignored:
         assert not any(g[:, :, 0, 0].any() for g in grads)

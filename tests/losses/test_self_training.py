@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from engine.schedule import Clock
+from losses.inputs import TrainingProgress
 from losses.registry import SELF_TRAINING
 from losses.segmentation import cross_entropy
 from losses.self_training import strong_colour, weighted_cross_entropy
@@ -11,8 +11,8 @@ from utils.labels import IGNORE
 HEADS = ("main", "aux")
 
 
-def clock(progress=0.5):
-    return Clock(step=int(100 * progress), steps=100, epoch_steps=10, seed=0)
+def at(progress=0.5):
+    return TrainingProgress(step=int(100 * progress), steps=100, epoch_steps=10, seed=0)
 
 
 def scene(seed=0, bands=3, size=(3, 24, 40), classes=2):
@@ -32,16 +32,16 @@ def scene(seed=0, bands=3, size=(3, 24, 40), classes=2):
 
 
 def apply(name, case, progress=0.5, seed=0, **options):
-    return SELF_TRAINING[name](*case, clock(progress), torch.Generator().manual_seed(seed), **options)
+    return SELF_TRAINING[name](*case, at(progress), torch.Generator().manual_seed(seed), **options)
 
 
-def guess(case, head="main"):
+def ema_label(case, head="main"):
     """The EMA argmax, 255 outside the valid area."""
     return case[2][head].argmax(1).masked_fill(~case[1]["valid"], IGNORE)
 
 
-def loss_of(view, logits, head="main"):
-    return weighted_cross_entropy(logits, view.label[head], view.weight[head])
+def loss_of(batch, logits, head="main"):
+    return weighted_cross_entropy(logits, batch.label[head], batch.weight[head])
 
 
 # All rules
@@ -52,16 +52,16 @@ def loss_of(view, logits, head="main"):
 def test_every_rule_gives_a_view_of_the_batch_by_its_generator(name, bands):
     case = scene(bands=bands)
     before = [{k: v.clone() for k, v in part.items()} for part in case]
-    view, again = apply(name, case), apply(name, case)
-    assert view.image.shape == case[1]["image"].shape and view.image.min() >= 0 and view.image.max() <= 1
-    assert set(view.label) == set(view.weight) == set(HEADS)
-    assert torch.equal(view.image, again.image)
+    batch, again = apply(name, case), apply(name, case)
+    assert batch.image.shape == case[1]["image"].shape and batch.image.min() >= 0 and batch.image.max() <= 1
+    assert set(batch.label) == set(batch.weight) == set(HEADS)
+    assert torch.equal(batch.image, again.image)
     for head in HEADS:
-        assert view.label[head].dtype == torch.int64 and set(view.label[head].unique().tolist()) <= {0, 1, IGNORE}
-        assert view.weight[head].shape in ((), view.label[head].shape) and (view.weight[head] >= 0).all()
-        assert torch.equal(view.label[head], again.label[head]) and torch.equal(view.weight[head], again.weight[head])
+        assert batch.label[head].dtype == torch.int64 and set(batch.label[head].unique().tolist()) <= {0, 1, IGNORE}
+        assert batch.weight[head].shape in ((), batch.label[head].shape) and (batch.weight[head] >= 0).all()
+        assert torch.equal(batch.label[head], again.label[head]) and torch.equal(batch.weight[head], again.weight[head])
         if name != "classmix":
-            assert (view.label[head][~case[1]["valid"]] == IGNORE).all()
+            assert (batch.label[head][~case[1]["valid"]] == IGNORE).all()
     assert all(torch.equal(old[k], part[k]) for old, part in zip(before, case, strict=True) for k in part)
 
 
@@ -70,11 +70,11 @@ def test_nothing_valid_gives_a_connected_zero(name):
     case = scene()
     for part in case[:2]:
         part["valid"].fill_(False)
-    view = apply(name, case)
+    batch = apply(name, case)
     logits = torch.randn(3, 2, 24, 40, requires_grad=True)
-    loss = loss_of(view, logits)
+    loss = loss_of(batch, logits)
     loss.backward()
-    assert (view.label["main"] == IGNORE).all() and loss.item() == 0 and not logits.grad.any()
+    assert (batch.label["main"] == IGNORE).all() and loss.item() == 0 and not logits.grad.any()
 
 
 # Weighted cross-entropy
@@ -82,7 +82,7 @@ def test_nothing_valid_gives_a_connected_zero(name):
 
 def test_weighted_cross_entropy_is_the_mean_over_the_known_pixels():
     case = scene()
-    label, logits = guess(case), case[2]["aux"]
+    label, logits = ema_label(case), case[2]["aux"]
     value = weighted_cross_entropy(logits, label, torch.tensor(0.3))
     torch.testing.assert_close(value, 0.3 * cross_entropy(logits, label))
     half = (torch.rand(label.shape) < 0.5).float()
@@ -92,53 +92,31 @@ def test_weighted_cross_entropy_is_the_mean_over_the_known_pixels():
     assert weighted_cross_entropy(logits, label, half).isfinite()
 
 
-# Stored, entropy drop, confident
+# Stored, entropy drop
 
 
 def test_stored_hands_on_the_image_itself_and_the_label_of_the_valid_pixels():
     case = scene()
-    view = apply("stored", case)
-    assert view.image is case[1]["image"]
+    batch = apply("stored", case)
+    assert batch.image is case[1]["image"]
     expected = case[1]["label"].masked_fill(~case[1]["valid"], IGNORE)
-    assert all(torch.equal(view.label[h], expected) and view.weight[h] == 1 for h in HEADS)
+    assert all(torch.equal(batch.label[h], expected) and batch.weight[h] == 1 for h in HEADS)
 
 
 @pytest.mark.parametrize(("progress", "percent"), [(0.0, 80.0), (0.5, 90.0), (0.99, 99.8)])
 def test_entropy_drop_costs_what_the_unsupervised_loss_costs(progress, percent):
     case = scene()
-    view = apply("entropy_drop", case, progress)
+    batch = apply("entropy_drop", case, progress)
     for head in HEADS:
         trainee = torch.randn(3, 2, 24, 40)
-        expected = unsupervised_loss(trainee, guess(case, head), case[2][head], percent)
-        torch.testing.assert_close(loss_of(view, trainee, head), expected)
+        expected = unsupervised_loss(trainee, ema_label(case, head), case[2][head], percent)
+        torch.testing.assert_close(loss_of(batch, trainee, head), expected)
 
 
 def test_entropy_drop_at_100_drops_the_maximum_only():
     case = scene()
-    view = apply("entropy_drop", case, start=100.0)
-    assert (guess(case) != IGNORE).sum() - (view.label["main"] != IGNORE).sum() == 1
-
-
-def test_confident_keeps_the_sure_and_the_better_half_of_an_unsure_class():
-    case = scene()
-    case[2]["main"][:, 1] -= 2.0  # class 1 is less sure
-    case[2]["main"] *= 0.4
-    view = apply("confident", case, floor=0.9)
-    prob, label = case[2]["main"].softmax(1).max(1)
-    kept = view.label["main"] != IGNORE
-    for cls in (0, 1):
-        member = (label == cls) & case[1]["valid"]
-        median = prob[member].median()
-        assert torch.equal(kept & (label == cls), member & (prob >= min(median, torch.tensor(0.9))))
-        assert 2 * (kept & member).sum() >= member.sum()
-    assert torch.equal(view.label["main"][kept], label[kept])
-
-
-def test_confident_without_one_class_keeps_the_other():
-    case = scene()
-    case[2]["main"][:, 0] += 50.0
-    label = apply("confident", case).label["main"]
-    assert torch.equal(label, guess(case))
+    batch = apply("entropy_drop", case, start=100.0)
+    assert (ema_label(case) != IGNORE).sum() - (batch.label["main"] != IGNORE).sum() == 1
 
 
 # ClassMix
@@ -146,10 +124,10 @@ def test_confident_without_one_class_keeps_the_other():
 
 def test_every_pixel_of_a_mixture_comes_from_one_image_with_its_label():
     case = scene()
-    view = apply("classmix", case, strong=False)
+    batch = apply("classmix", case, strong=False)
     labelled, unlabelled, logits = case
-    from_labelled = (view.image == labelled["image"]).all(1)
-    from_unlabelled = (view.image == unlabelled["image"]).all(1)
+    from_labelled = (batch.image == labelled["image"]).all(1)
+    from_unlabelled = (batch.image == unlabelled["image"]).all(1)
     assert (from_labelled ^ from_unlabelled).all() and from_labelled.any() and from_unlabelled.any()
     for image in range(3):
         pasted = labelled["label"][image][from_labelled[image]].unique()
@@ -157,11 +135,11 @@ def test_every_pixel_of_a_mixture_comes_from_one_image_with_its_label():
         all_of_it = (labelled["label"][image] == pasted) & labelled["valid"][image]
         assert torch.equal(from_labelled[image], all_of_it)
     for head in HEADS:
-        expected = torch.where(from_labelled, labelled["label"], guess(case, head))
-        assert torch.equal(view.label[head], expected)
-        sure = (logits[head].softmax(1).amax(1) >= 0.968)[unlabelled["valid"]].float().mean()
-        assert 0 < sure < 1
-        torch.testing.assert_close(view.weight[head], torch.where(from_labelled, 1.0, sure))
+        expected = torch.where(from_labelled, labelled["label"], ema_label(case, head))
+        assert torch.equal(batch.label[head], expected)
+        confident = (logits[head].softmax(1).amax(1) >= 0.968)[unlabelled["valid"]].float().mean()
+        assert 0 < confident < 1
+        torch.testing.assert_close(batch.weight[head], torch.where(from_labelled, 1.0, confident))
 
 
 def test_both_classes_get_pasted_and_a_lone_class_always():
@@ -170,18 +148,18 @@ def test_both_classes_get_pasted_and_a_lone_class_always():
     lone[0]["label"].fill_(1)
     drawn = set()
     for seed in range(20):
-        view = apply("classmix", case, seed=seed, strong=False)
-        pasted = (view.image == case[0]["image"]).all(1)
+        batch = apply("classmix", case, seed=seed, strong=False)
+        pasted = (batch.image == case[0]["image"]).all(1)
         drawn.add(case[0]["label"][pasted].unique().item())
-        view = apply("classmix", lone, seed=seed, strong=False)
-        assert torch.equal((view.image == lone[0]["image"]).all(1), lone[0]["valid"])
+        batch = apply("classmix", lone, seed=seed, strong=False)
+        assert torch.equal((batch.image == lone[0]["image"]).all(1), lone[0]["valid"])
     assert drawn == {0, 1}
 
 
 def test_half_of_many_classes_are_pasted():
     case = scene(classes=5)
-    view = apply("classmix", case, strong=False)
-    pasted = (view.image == case[0]["image"]).all(1)
+    batch = apply("classmix", case, strong=False)
+    pasted = (batch.image == case[0]["image"]).all(1)
     assert [len(case[0]["label"][i][pasted[i]].unique()) for i in range(3)] == [3, 3, 3]
 
 
@@ -191,17 +169,17 @@ def test_half_of_many_classes_are_pasted():
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 0.7, 1.0])
 def test_masked_hides_about_that_share_of_the_blocks_and_no_label(ratio):
     case = scene(size=(4, 85, 90))
-    view = apply("masked", case, block=4, ratio=ratio, strong=False)
+    batch = apply("masked", case, block=4, ratio=ratio, strong=False)
     mean = case[1]["image"].mean((0, 2, 3))[:, None, None]
-    hidden = (view.image == mean).all(1)
-    assert torch.equal(view.image, torch.where(hidden[:, None], mean, case[1]["image"]))
+    hidden = (batch.image == mean).all(1)
+    assert torch.equal(batch.image, torch.where(hidden[:, None], mean, case[1]["image"]))
     corner = hidden[:, ::4, ::4]
     assert torch.equal(hidden, corner.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, :85, :90])
     assert corner.float().mean().item() == pytest.approx(ratio, abs=0.05)
     for head in HEADS:
-        assert torch.equal(view.label[head], guess(case, head))
-        sure = (case[2][head].softmax(1).amax(1) >= 0.968)[case[1]["valid"]].float().mean()
-        torch.testing.assert_close(view.weight[head], sure)
+        assert torch.equal(batch.label[head], ema_label(case, head))
+        confident = (case[2][head].softmax(1).amax(1) >= 0.968)[case[1]["valid"]].float().mean()
+        torch.testing.assert_close(batch.weight[head], confident)
 
 
 # Colour

@@ -3,12 +3,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.schedule import Clock
+from losses.inputs import DomainOutputs, TrainingProgress
 from losses.semantic import ClassStatistics, SemanticContrast, semantic_contrast
-from losses.side import Side
 from utils.labels import IGNORE
 
-CLOCK = Clock(0, 10, 5, 0)
+CLOCK = TrainingProgress(0, 10, 5, 0)
 
 
 def deterministic():
@@ -127,18 +126,18 @@ def test_nothing_to_contrast_gives_a_connected_zero(empty):
     assert loss.item() == 0 and not features.grad.any()
 
 
-def side(seed):
+def outputs(seed):
     features, label = clusters(1.0, seed)
     grid = label.view(2, 10, 10)
     scores = torch.randn(2, 2, 10, 10, generator=torch.Generator().manual_seed(seed))
     maps = features.view(2, 10, 10, 6).movedim(-1, 1).clone()
     known = torch.ones_like(grid, dtype=torch.bool)
-    return Side({}, known, {"main": grid}, features=maps.requires_grad_(), scores=scores.requires_grad_())
+    return DomainOutputs({}, known, {"main": grid}, features=maps.requires_grad_(), scores=scores.requires_grad_())
 
 
 def test_module_adds_two_levels_over_two_sides_with_the_statistics_of_one():
     module = SemanticContrast(2, 6, 4)
-    first, second = side(0), side(1)
+    first, second = outputs(0), outputs(1)
     loss, stats = module(first, second, CLOCK)
     expected = 0.0
     for name in ("features", "scores"):

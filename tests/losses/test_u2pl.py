@@ -5,25 +5,24 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from engine.schedule import Clock
+from losses.inputs import DomainOutputs, TrainingProgress
 from losses.segmentation import cross_entropy
-from losses.side import Side
 from losses.u2pl import UncertainContrast, entropy_drop, unsupervised_loss
 from utils.labels import IGNORE
 
 
-def clock(progress=0.0, seed=0):
-    return Clock(step=int(100 * progress), steps=100, epoch_steps=10, seed=seed)
+def at(progress=0.0, seed=0):
+    return TrainingProgress(step=int(100 * progress), steps=100, epoch_steps=10, seed=seed)
 
 
-def side(label, scores, ema, trainee=None):
+def outputs(label, scores, ema, trainee=None):
     """One image of one row, its grid as large as itself; rows of features and scores."""
     label = torch.tensor(label)[None, None]
     maps = [
         torch.tensor(t, dtype=torch.float64).T[None, :, None]
         for t in (scores, ema, ema if trainee is None else trainee)
     ]
-    return Side(
+    return DomainOutputs(
         logits={},
         valid=torch.ones_like(label, dtype=torch.bool),
         label={"main": label},
@@ -40,7 +39,7 @@ def random_side(seed, classes=2, size=(2, 8, 9), dim=5):
     label = torch.randint(classes, size, generator=rng)
     label = label.masked_fill(torch.rand(size, generator=rng) < 0.2, IGNORE)
     valid = torch.rand(size, generator=rng) < 0.9
-    return Side(
+    return DomainOutputs(
         {},
         valid,
         {"main": label},
@@ -100,16 +99,18 @@ def test_nothing_known_gives_a_connected_zero(dtype):
 
 def test_info_nce_known_answer_through_the_module():
     teacher, trainee = [[0.9, 0.1, 0.1], [0.1, 1, 0.1]], [[1, 0.2, 0], [0, 1, 0.3]]
-    sure, unsure = [[9.0, 0.0], [0.0, 9.0]], [[0.1, 0.0], [0.0, 0.1]]
+    confident, uncertain = [[9.0, 0.0], [0.0, 9.0]], [[0.1, 0.0], [0.0, 0.1]]
     contrast = module()
-    loss, stats = contrast(side([0, 1], sure, teacher, trainee), side([IGNORE] * 2, unsure, teacher), clock())
+    loss, stats = contrast(
+        outputs([0, 1], confident, teacher, trainee), outputs([IGNORE] * 2, uncertain, teacher), at()
+    )
     assert loss.item() == pytest.approx(2.4628081652, abs=1e-7)
     assert stats["anchors"] == 2 and stats["classes"] == 2 and stats["bank"] == 1
     torch.testing.assert_close(contrast.bank.bank[:, 0], F.normalize(torch.tensor(teacher).double(), dim=1).flip(0))
 
 
 def test_negatives_are_uncertain_pixels_of_other_classes_and_labelled_mistakes():
-    """Two sides of ten pixels; the feature of a pixel tells its place."""
+    """Two domains of ten pixels; the feature of a pixel tells its place."""
     angle = torch.linspace(0, 3, 20)
     ema = torch.stack([angle.cos(), angle.sin(), torch.zeros(20)], 1).tolist()
     label = [0, 1] * 5
@@ -122,7 +123,9 @@ def test_negatives_are_uncertain_pixels_of_other_classes_and_labelled_mistakes()
     pseudo = [*label]
     pseudo[7] = IGNORE
     contrast = module()
-    loss, stats = contrast(side(label, labelled_scores, ema[:10]), side(pseudo, unlabelled_scores, ema[10:]), clock())
+    loss, stats = contrast(
+        outputs(label, labelled_scores, ema[:10]), outputs(pseudo, unlabelled_scores, ema[10:]), at()
+    )
     assert contrast.bank.pushed.tolist() == [2, 1]
     expected = F.normalize(torch.tensor(ema).double(), dim=1)
     torch.testing.assert_close(contrast.bank.bank[0, :2], expected[[3, 17]])
@@ -134,14 +137,14 @@ def test_negatives_are_uncertain_pixels_of_other_classes_and_labelled_mistakes()
 def test_the_term_has_a_gradient_where_the_teacher_is_wrong_but_uncertain(kind):
     """With two classes the reference's term is zero here."""
     label = [0] * 10 + [1] * 10
-    sure = [[5.0, 0.0]] * 10 + [[0.0, 5.0]] * 10
-    doubtful = sure[:15] + [[0.3, 0.0]] * 5
+    confident = [[5.0, 0.0]] * 10 + [[0.0, 5.0]] * 10
+    doubtful = confident[:15] + [[0.3, 0.0]] * 5
     ema = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)).tolist()
-    first = side(label, doubtful if kind == "mistake" else sure, ema)
-    second = side(label, doubtful if kind == "uncertain" else sure, ema)
+    first = outputs(label, doubtful if kind == "mistake" else confident, ema)
+    second = outputs(label, doubtful if kind == "uncertain" else confident, ema)
     if kind == "mistake":
         second = replace(second, valid=torch.zeros_like(second.valid))
-    loss, _ = module()(first, second, clock())
+    loss, _ = module()(first, second, at())
     loss.backward()
     assert loss > 0 and first.projected.grad.any()
 
@@ -150,13 +153,13 @@ def test_the_term_has_a_gradient_where_the_teacher_is_wrong_but_uncertain(kind):
 @pytest.mark.parametrize("classes", [2, 3])
 def test_value_against_a_plain_computation(progress, classes):
     """With one stored negative per class nothing is left to chance but the order of the anchors."""
-    sides = [random_side(s, classes) for s in (1, 2)]
+    domains = [random_side(s, classes) for s in (1, 2)]
     contrast = module(5, classes, capacity=1)
-    loss, stats = contrast(*sides, clock(progress))
+    loss, stats = contrast(*domains, at(progress))
     rows = lambda t: t.detach().movedim(1, -1).reshape(-1, t.shape[1]).numpy()  # noqa: E731
     anchors, reliable, negatives = ([[] for _ in range(classes)] for _ in range(3))
     alpha = 20 * (1 - progress)
-    for s in sides:
+    for s in domains:
         y, valid = s.label["main"].flatten().numpy(), s.valid.flatten().numpy()
         prob, ema, trainee = (
             rows(s.ema_scores.softmax(1)),
@@ -164,7 +167,7 @@ def test_value_against_a_plain_computation(progress, classes):
             rows(F.normalize(s.projected)),
         )
         h = -(prob * np.log(prob)).sum(1)
-        low, high = (np.percentile(h[valid], q) for q in (alpha if s is sides[1] else 100, 100 - alpha))
+        low, high = (np.percentile(h[valid], q) for q in (alpha if s is domains[1] else 100, 100 - alpha))
         for p in np.flatnonzero(valid):
             best = prob[p].argmax()
             for c in range(classes):
@@ -172,8 +175,8 @@ def test_value_against_a_plain_computation(progress, classes):
                     reliable[c].append(ema[p])
                     if prob[p, c] > 0.3:
                         anchors[c].append(trainee[p])
-                if (s is sides[0] and y[p] not in (c, IGNORE) and best == c) or (
-                    s is sides[1] and h[p] >= high and best != c
+                if (s is domains[0] and y[p] not in (c, IGNORE) and best == c) or (
+                    s is domains[1] and h[p] >= high and best != c
                 ):
                     negatives[c].append(ema[p])
     terms = []
@@ -189,32 +192,32 @@ def test_value_against_a_plain_computation(progress, classes):
 
 
 def test_only_reliable_pixels_get_gradient_and_the_teacher_none():
-    sides = [random_side(s) for s in (1, 2)]
-    for s in sides:
+    domains = [random_side(s) for s in (1, 2)]
+    for s in domains:
         s.ema_projected.requires_grad_()
         s.ema_scores.requires_grad_()
-    loss, stats = module(5)(*[replace(s, ema_projected=s.ema_projected.detach()) for s in sides], clock(0.3))
+    loss, stats = module(5)(*[replace(s, ema_projected=s.ema_projected.detach()) for s in domains], at(0.3))
     loss.backward()
-    touched = sum((s.projected.grad.abs().sum(1) > 0).sum() for s in sides)
+    touched = sum((s.projected.grad.abs().sum(1) > 0).sum() for s in domains)
     assert touched == stats["anchors"] > 0
-    assert all(s.ema_scores.grad is None for s in sides)
-    assert not any(s.projected.grad.movedim(1, -1)[~s.valid | (s.label["main"] == IGNORE)].any() for s in sides)
+    assert all(s.ema_scores.grad is None for s in domains)
+    assert not any(s.projected.grad.movedim(1, -1)[~s.valid | (s.label["main"] == IGNORE)].any() for s in domains)
 
 
 def test_an_empty_bank_gives_a_connected_zero():
-    label, sure = [0] * 6, [[5.0, 0.0]] * 6
+    label, confident = [0] * 6, [[5.0, 0.0]] * 6
     ema = torch.randn(6, 3).tolist()
-    first, second = side(label, sure, ema), side([IGNORE] * 6, sure, ema)
+    first, second = outputs(label, confident, ema), outputs([IGNORE] * 6, confident, ema)
     contrast = module()
-    loss, stats = contrast(first, second, clock())
+    loss, stats = contrast(first, second, at())
     loss.backward()
     assert contrast.bank.pushed.tolist() == [0, 6]  # nothing is a negative of the class that all are
     assert loss.item() == 0 and stats["classes"] == 0 and not first.projected.grad.any()
 
 
 def test_the_seed_of_the_moment_decides():
-    sides = [random_side(s) for s in (1, 2)]
-    values = [module(5, anchors_per_class=3)(*sides, clock(seed=s))[0] for s in (1, 1, 2)]
+    domains = [random_side(s) for s in (1, 2)]
+    values = [module(5, anchors_per_class=3)(*domains, at(seed=s))[0] for s in (1, 1, 2)]
     assert torch.equal(values[0], values[1]) and not torch.equal(values[0], values[2])
 
 

@@ -12,9 +12,10 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from config.schema import load_config
+from engine.build import trained
 from engine.domains import training_images
 from engine.inference import probabilities
-from engine.run import make_generated, trained
+from engine.run import make_generated
 from report.diagnosis import LEVELS, Diagnosis, diagnose, report
 from split_entropy import split_entropy
 from train_intra import train_intra

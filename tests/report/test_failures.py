@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from config.schema import load_config
+from engine.build import trained
 from engine.domains import evaluation_images
 from engine.inference import probabilities
-from engine.run import make_generated, trained
+from engine.run import make_generated
 from report import failures
 from report.failures import draw_failures
 from train_teacher import train_teacher

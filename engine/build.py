@@ -1,0 +1,137 @@
+"""What a configuration names, made: device, networks, alignment, streams of samples."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from config.schema import AugmentConfig, Config, IntraConfig, TeacherConfig
+from datasets.images import ImageSet
+from datasets.samples import EndlessSamples
+from engine.forward import ForwardBatchDiscriminator
+from engine.layout import MODELS
+from losses.alignment import Alignment
+from losses.registry import ALIGNMENTS
+from nets.pretrained import load_exactly
+from nets.segmenter import Segmenter
+from nets.weights import import_deeplab_v2, is_segmenter_file, load_segmenter, load_weights
+from utils.errors import ConfigError, DataError, WeightsError
+
+T = TypeVar("T")
+
+
+def device_of(config: Config) -> torch.device:
+    """The device that `config.device` names; "auto" is CUDA where there is one.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(config.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device is {config.device!r}, which cannot be used here ({reason}); give auto or cpu"
+        ) from None
+    return device
+
+
+def build_segmenter(config: Config) -> Segmenter:
+    """The segmentation network at the start of training: the same for the same seed."""
+    net = config.net
+    torch.manual_seed(config.seed)
+    segmenter = Segmenter(
+        net.backbone,
+        output_stride=net.output_stride,
+        layout=net.layout,
+        pretrained=net.weights,
+        freeze_bn=net.freeze_bn,
+        in_channels=len(config.data.bands),
+        mean=net.mean,
+        std=net.std,
+        init=net.init,
+        aux_level=net.aux_level,
+        detail=net.detail,
+    )
+    if net.checkpoint is not None:
+        if not Path(net.checkpoint).is_file():
+            raise WeightsError(f"{net.checkpoint}: no such weights file; mend net.checkpoint, or set it to null")
+        if is_segmenter_file(Path(net.checkpoint)):
+            state, metadata = load_weights(net.checkpoint)
+            ours = f"the configured {segmenter.architecture}; the file holds {metadata['architecture']}"
+            load_exactly(segmenter, state, source=net.checkpoint, expected=ours)
+        else:
+            import_deeplab_v2(Path(net.checkpoint), segmenter)
+    return segmenter
+
+
+def build_alignment(config: Config, settings: TeacherConfig | IntraConfig, classes: int) -> Alignment | None:
+    """The alignment that a stage's settings name, on the device, with its discriminators; None for "none"."""
+    if settings.alignment == "none":
+        return None
+    discriminator = partial(ForwardBatchDiscriminator, width=config.net.discriminator_width)
+    weights = {"main": settings.adv_main, "aux": settings.adv_aux}
+    alignment = build_choice(ALIGNMENTS, settings.alignment, settings.options, classes, discriminator, weights)
+    return alignment.to(device_of(config))
+
+
+def build_choice(
+    choices: Mapping[str, Callable[..., T]], name: str, options: Mapping[str, Mapping[str, float]], *given: Any
+) -> T:
+    """Build what a config chose by name, with its entry of `options` as keyword arguments.
+
+    Raises:
+        ConfigError: an option that the choice does not have.
+    """
+    return choices[name](*given, **options_of(choices, name, options))
+
+
+def options_of(
+    choices: Mapping[str, Callable[..., Any]], name: str, options: Mapping[str, Mapping[str, float]]
+) -> Mapping[str, float]:
+    """The entry of `options` for what a config chose by name.
+
+    Raises:
+        ConfigError: an option that the choice does not have.
+    """
+    known = [
+        parameter.name
+        for parameter in inspect.signature(choices[name]).parameters.values()
+        if isinstance(parameter.default, (int, float))
+    ]
+    mine = options.get(name, {})
+    if unknown := [key for key in mine if key not in known]:
+        raise ConfigError(f"options.{name}.{unknown[0]}: unknown; {name} has {', '.join(known) or 'no options'}")
+    return mine
+
+
+def trained(config: Config, name: str) -> Segmenter:
+    """The finished network of an earlier stage, by its name in `engine.layout.MODELS`.
+
+    Raises:
+        DataError: the stage has not been run to its end.
+    """
+    path = MODELS[name].weights(config.out)
+    if not path.exists():
+        raise DataError(f"{path}: does not exist; run the stage that makes it first (see bash.sh), with the same --out")
+    return load_segmenter(path)
+
+
+def training_stream(config: Config, images: ImageSet, stream: str, augment: AugmentConfig) -> EndlessSamples:
+    """The endless stream of a training stage over `images`."""
+    return EndlessSamples(
+        images,
+        stream,
+        seed=config.seed,
+        size=config.data.size,
+        geometry=config.data.geometry,
+        amounts=augment,
+    )

@@ -1,0 +1,47 @@
+"""Stage 3 as the released code of ASDA has it, slips included, for the record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from config.schema import Config
+from datasets.images import ImageSet
+from engine.forward import forward_batch
+from engine.stage import Batch, Losses, entropies
+from losses.inputs import TrainingProgress
+from losses.pseudo_label import fuse
+from methods.student import StudentStage, easy_and_hard
+from nets.segmenter import HEADS, upsampled
+
+
+class AsdaReleasedStage(StudentStage):
+    """Easy images labelled by the union of anchor and EMA. Easy and hard images pass the trainee one after the other,
+    the EMA's decay is constant, and of each epoch the last batch alone makes an update."""
+
+    ema_ramp = False
+    one_update_an_epoch = True
+
+    @staticmethod
+    def images(config: Config, split: Path) -> dict[str, ImageSet]:
+        return easy_and_hard(config, split, stored=False)
+
+    def step(self, batch: Batch, progress: TrainingProgress) -> Losses:
+        """One easy and one hard batch -> the weighted terms of docs/method.md, section 5, as released."""
+        easy, hard = batch["easy"], batch["hard"]
+        image, size = easy["image"], easy["image"].shape[-2:]
+        with torch.no_grad():
+            ema = self.predict(self.ema_model, image)
+            of_anchor = upsampled(forward_batch(self.anchor, image, without="features"), size)
+            of_ema = upsampled(ema, size)
+            label = {
+                head: fuse(of_anchor[head].softmax(1), of_ema[head].softmax(1), "union", valid=easy["valid"])
+                for head in HEADS
+            }
+        first = self.outputs(easy, self.predict(self.trainee, image), label, ema)
+        second = self.outputs(hard, self.predict(self.trainee, hard["image"]), {}, None)
+        terms, stats = self.segmentation(first)
+        contrast, contrast_stats = self.contrasted(first, second, progress)
+        terms |= self.agreement(first) | contrast | self.align(first, second, progress)
+        return Losses(terms, stats | contrast_stats | entropies(easy=first, hard=second))
