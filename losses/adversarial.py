@@ -8,7 +8,7 @@ SOURCE = 0
 TARGET = 1
 
 
-def discriminator_loss(logits: Tensor, domain: int) -> Tensor:
+def discriminator_loss(logits: Tensor, domain: int, weight: Tensor | None = None) -> Tensor:
     """Binary cross-entropy of a discriminator's output against one domain label for every position.
 
     The same function serves both players. The segmenter passes the discriminator's view of a *target* map with
@@ -18,9 +18,11 @@ def discriminator_loss(logits: Tensor, domain: int) -> Tensor:
     Args:
         logits: discriminator scores before the sigmoid, any shape, usually (B, 1, h, w).
         domain: `SOURCE` (0) or `TARGET` (1).
+        weight: what a position counts, >= 0, of the same shape, such as its share of pixels with data; None: all alike.
 
     Returns:
-        A scalar >= 0, the mean over all positions.
+        A scalar >= 0, the weighted mean over all positions; exactly 0, and still connected to the graph, when all
+        weights are 0.
 
     Raises:
         ValueError: if `domain` is neither.
@@ -30,4 +32,7 @@ def discriminator_loss(logits: Tensor, domain: int) -> Tensor:
     """
     if domain not in (SOURCE, TARGET):
         raise ValueError(f"domain must be SOURCE ({SOURCE}) or TARGET ({TARGET}), got {domain!r}")
-    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, domain))
+    per_position = F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, domain), reduction="none")
+    if weight is None:
+        return per_position.mean()
+    return (per_position * weight).sum() / weight.sum().clamp(min=torch.finfo(logits.dtype).tiny)

@@ -41,14 +41,17 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 def alignment(
-    discriminators: nn.ModuleDict, source: Mapping[str, Tensor], target: Mapping[str, Tensor]
+    discriminators: nn.ModuleDict, source: Mapping[str, Tensor], target: Mapping[str, Tensor], valid: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The segmenter's and the discriminators' adversarial losses, one pair per head.
+
+    A position of a discriminator's output counts as much as the share of valid pixels below it.
 
     Args:
         discriminators: one per head, by the head's name.
         source: the source's maps (B, K, H, W) by head; only their values are used.
         target: the target's maps (B, K, H, W) by head, connected to the segmenter.
+        valid: where both have data, (B, H, W) bool, see `valid_in_both`; the maps are 0 elsewhere.
 
     Returns:
         `adv[head]`: the target's map should pass for the source's; its gradient reaches the segmenter alone.
@@ -57,11 +60,22 @@ def alignment(
     adv, dis = {}, {}
     for head, discriminator in discriminators.items():
         with frozen(discriminator):
-            adv[head] = discriminator_loss(discriminator(target[head]), SOURCE)
-        both = discriminator(torch.cat([source[head], target[head]]).detach())
-        on_source, on_target = both.split([len(source[head]), len(target[head])])
-        dis[head] = 0.5 * (discriminator_loss(on_source, SOURCE) + discriminator_loss(on_target, TARGET))
+            on_map = discriminator(target[head])
+        weight = F.adaptive_avg_pool2d(valid[:, None].to(on_map.dtype), on_map.shape[-2:])  # (B, 1, h, w)
+        adv[head] = discriminator_loss(on_map, SOURCE, weight)
+        on_source, on_target = discriminator(torch.cat([source[head], target[head]]).detach()).chunk(2)
+        losses = discriminator_loss(on_source, SOURCE, weight) + discriminator_loss(on_target, TARGET, weight)
+        dis[head] = 0.5 * losses
     return adv, dis
+
+
+def valid_in_both(source: DomainOutputs, target: DomainOutputs) -> Tensor:
+    """Where image i of both domains has data, (B, H, W) bool.
+
+    Discriminators see both domains through this one mask. A margin, a hole or the padding of one domain blanks the
+    other as well, so that it cannot tell the two apart.
+    """
+    return source.valid & target.valid
 
 
 class Alignment(nn.Module):
@@ -100,10 +114,11 @@ class EntropyAlignment(Alignment):
     def forward(
         self, source: DomainOutputs, target: DomainOutputs, heads: Weights, progress: TrainingProgress
     ) -> Terms:
+        valid = valid_in_both(source, target)
         on_source, on_target = (
-            {head: self.view(domain.logits[head], domain.valid) for head in self.weights} for domain in (source, target)
+            {head: self.view(domain.logits[head], valid) for head in self.weights} for domain in (source, target)
         )
-        adv, dis = alignment(self.discriminators, on_source, on_target)
+        adv, dis = alignment(self.discriminators, on_source, on_target, valid)
         terms = {f"adv_{head}": (weight, adv[head]) for head, weight in self.weights.items()}
         return terms | {f"dis_{head}": (1.0, dis[head]) for head in self.weights}
 
@@ -159,13 +174,16 @@ class CategoryAlignment(Alignment):
     def forward(
         self, source: DomainOutputs, target: DomainOutputs, heads: Weights, progress: TrainingProgress
     ) -> Terms:
-        on_source, on_target = (self.view(domain) for domain in (source, target))
-        gap = discrepancy(target.logits["main"].softmax(1), target.logits["aux"].softmax(1)).detach()
-        with frozen(self.discriminator):
-            adv = self.judge(on_target, SOURCE, gap, progress)
-        dis = self.judge(on_source.detach(), SOURCE, None, progress) + self.judge(
-            on_target.detach(), TARGET, gap, progress
+        valid = valid_in_both(source, target)[:, None]  # (B, 1, H, W)
+        on_source, on_target = (
+            (domain.logits["main"] + domain.logits["aux"]).softmax(1) * valid for domain in (source, target)
         )
+        gap: Tensor | None = None
+        if progress.fraction >= self.preheat:
+            gap = discrepancy(target.logits["main"].softmax(1), target.logits["aux"].softmax(1)).detach()
+        with frozen(self.discriminator):
+            adv = self.judge(on_target, SOURCE, valid, gap)
+        dis = self.judge(on_source.detach(), SOURCE, valid) + self.judge(on_target.detach(), TARGET, valid, gap)
         fading = 1 - progress.fraction
         return {
             "adv_main": (self.weights["main"] * fading, adv),
@@ -173,12 +191,9 @@ class CategoryAlignment(Alignment):
             "dis_main": (1.0, dis),
         }
 
-    def view(self, outputs: DomainOutputs) -> Tensor:
-        return (outputs.logits["main"] + outputs.logits["aux"]).softmax(1) * outputs.valid[:, None]
-
-    def judge(self, view: Tensor, domain: int, gap: Tensor | None, progress: TrainingProgress) -> Tensor:
-        """The discriminator's loss at every pixel of the image, weighted by the gap after the preheating."""
+    def judge(self, view: Tensor, domain: int, valid: Tensor, gap: Tensor | None = None) -> Tensor:
+        """The discriminator's loss at every valid pixel of the image, weighted by the gap where there is one."""
         logits = F.interpolate(self.discriminator(view), view.shape[-2:], mode="bilinear", align_corners=True)
-        if gap is None or progress.fraction < self.preheat:
-            return discriminator_loss(logits, domain)
-        return weighted_discriminator_loss(logits, domain, gap, self.epsilon, self.lambda_local)
+        if gap is None:
+            return discriminator_loss(logits, domain, valid.to(logits.dtype))
+        return weighted_discriminator_loss(logits, domain, gap, self.epsilon, self.lambda_local, valid)

@@ -27,9 +27,14 @@ def discrepancy(prob_a: Tensor, prob_b: Tensor) -> Tensor:
 
 
 def weighted_discriminator_loss(
-    logits: Tensor, domain: int, weight: Tensor, epsilon: float = 0.4, lambda_local: float = 40.0
+    logits: Tensor,
+    domain: int,
+    weight: Tensor,
+    epsilon: float = 0.4,
+    lambda_local: float = 40.0,
+    valid: Tensor | None = None,
 ) -> Tensor:
-    """Mean binary cross-entropy against one domain, times `epsilon + lambda_local * weight` at each pixel.
+    """Mean binary cross-entropy against one domain, times `epsilon + lambda_local * weight` at each valid pixel.
 
     Args:
         logits: discriminator scores before the sigmoid, (B, 1, H, W).
@@ -37,9 +42,10 @@ def weighted_discriminator_loss(
         weight: the discrepancy of the classifiers, (B, H, W) or (B, 1, H, W).
         epsilon: what a pixel counts where the classifiers agree.
         lambda_local: how much more it counts where they do not.
+        valid: where there is data, (B, 1, H, W), True or 1; None for everywhere.
 
     Returns:
-        A scalar >= 0.
+        A scalar >= 0; exactly 0, and still connected to the graph, when no pixel is valid.
 
     Raises:
         ValueError: if `domain` is neither or the weight does not cover the logits.
@@ -54,7 +60,8 @@ def weighted_discriminator_loss(
     if weight.shape != logits.shape:
         raise ValueError(f"weight {tuple(weight.shape)} does not cover the logits {tuple(logits.shape)}")
     per_pixel = F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, domain), reduction="none")
-    return (per_pixel * (epsilon + lambda_local * weight)).mean()
+    weighted = per_pixel * (epsilon + lambda_local * weight)
+    return weighted.mean() if valid is None else (weighted * valid).sum() / valid.sum().clamp(min=1)
 
 
 def weight_divergence(weights_a: Sequence[Tensor], weights_b: Sequence[Tensor]) -> Tensor:

@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -121,7 +122,7 @@ def classmix(
     valid = unlabelled["valid"]
     share = {head: _confident_share(z, valid, threshold) for head, z in ema_logits.items()}
     return PseudoLabelledBatch(
-        strong_colour(image, generator) if strong else image,
+        strong_colour(image, progress.seed) if strong else image,
         {head: torch.where(paste, label, _argmax(z, valid)) for head, z in ema_logits.items()},
         {head: one.masked_fill(paste, 1.0) for head, one in share.items()},
         share["main"],
@@ -150,14 +151,14 @@ def masked(
     draw = torch.rand(size, 1, math.ceil(rows / block), math.ceil(columns / block), generator=generator)
     hidden = (draw < ratio).repeat_interleave(block, 2).repeat_interleave(block, 3)[..., :rows, :columns]
     if strong:
-        image = strong_colour(image, generator)
+        image = strong_colour(image, progress.seed + 1)
     share = {head: _confident_share(z, valid, threshold) for head, z in ema_logits.items()}
     label = {head: _argmax(z, valid) for head, z in ema_logits.items()}
     image = torch.where(hidden.to(image.device), image.mean((0, 2, 3), keepdim=True), image)
     return PseudoLabelledBatch(image, label, share, share["main"])
 
 
-def strong_colour(images: Tensor, generator: torch.Generator, strength: float = 0.2) -> Tensor:
+def strong_colour(images: Tensor, seed: int, strength: float = 0.2) -> Tensor:
     """Change the colours of each image with probability 0.8 and blur it with probability 0.5.
 
     Brightness, contrast and, with three bands, saturation change by factors in `1 -+ strength`, the hue of three bands
@@ -165,7 +166,7 @@ def strong_colour(images: Tensor, generator: torch.Generator, strength: float = 
 
     Args:
         images: in [0, 1], any number of bands C, at least 5 pixels high and wide, (B, C, H, W).
-        generator: a CPU generator.
+        seed: of the random numbers, which are NumPy's: no tensor is read, so no device is waited for.
         strength: in [0, 0.5].
 
     Returns:
@@ -174,7 +175,7 @@ def strong_colour(images: Tensor, generator: torch.Generator, strength: float = 
     Reference:
         The augmentation of mixed images in DACS (Tranheden et al., WACV 2021).
     """
-    draws = torch.rand(len(images), 7, generator=generator).tolist()
+    draws = np.random.default_rng(seed).random((len(images), 7)).tolist()
     return torch.stack([_recolour(image, draw, strength) for image, draw in zip(images, draws, strict=True)])
 
 

@@ -60,3 +60,15 @@ def test_errors():
         weighted_discriminator_loss(torch.zeros(2, 1, 4, 4), SOURCE, torch.zeros(2, 2, 2))
     with pytest.raises(ValueError, match="SOURCE"):
         weighted_discriminator_loss(torch.zeros(2, 1, 4, 4), 2, torch.zeros(2, 4, 4))
+
+
+def test_pixels_without_data_count_in_no_discriminator_loss():
+    logits, gap = torch.randn(1, 1, 4, 5, generator=torch.Generator().manual_seed(0)), torch.rand(1, 4, 5)
+    valid = torch.zeros(1, 1, 4, 5)
+    valid[0, 0, 1:3] = 1
+    kept = weighted_discriminator_loss(logits[:, :, 1:3], TARGET, gap[:, 1:3])
+    torch.testing.assert_close(weighted_discriminator_loss(logits, TARGET, gap, valid=valid), kept)
+    torch.testing.assert_close(discriminator_loss(logits, TARGET, valid), discriminator_loss(logits[:, :, 1:3], TARGET))
+    for loss in (discriminator_loss, lambda *args: weighted_discriminator_loss(*args[:2], gap, valid=args[2])):
+        nothing = loss(logits.requires_grad_(), SOURCE, torch.zeros(1, 1, 4, 5))
+        assert nothing.item() == 0 and nothing.requires_grad

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from losses.inputs import TrainingProgress
 from losses.registry import SELF_TRAINING
@@ -188,15 +189,32 @@ def test_masked_hides_about_that_share_of_the_blocks_and_no_label(ratio):
 @pytest.mark.parametrize("bands", [1, 3, 4, 8])
 def test_strong_colour_changes_most_images_each_in_its_way(bands):
     images = torch.rand(1, bands, 12, 13, generator=torch.Generator().manual_seed(0)).expand(40, -1, -1, -1)
-    changed = strong_colour(images, torch.Generator().manual_seed(1))
+    changed = strong_colour(images, 1)
     assert changed.shape == images.shape and changed.min() >= 0 and changed.max() <= 1
     same = (changed == images).flatten(1).all(1).sum()
     assert 0 < same < 12  # 0.2 * 0.5 of them
     assert len(changed.flatten(1).unique(dim=0)) == 41 - same
-    assert torch.equal(changed, strong_colour(images, torch.Generator().manual_seed(1)))
-    assert not torch.equal(changed, strong_colour(images, torch.Generator().manual_seed(2)))
+    assert torch.equal(changed, strong_colour(images, 1))
+    assert not torch.equal(changed, strong_colour(images, 2))
 
 
 def test_strong_colour_of_strength_0_only_blurs():
     images = torch.full((20, 4, 9, 9), 0.25)
-    torch.testing.assert_close(strong_colour(images, torch.Generator().manual_seed(0), strength=0.0), images)
+    torch.testing.assert_close(strong_colour(images, 0, strength=0.0), images)
+
+
+@pytest.mark.parametrize("name", sorted(SELF_TRAINING))
+def test_no_rule_waits_for_the_device(name):
+    """Fake tensors know devices without having one; reading a number from them, or mixing them, is an error."""
+    with FakeTensorMode():
+        labelled, unlabelled = (
+            {
+                "image": torch.rand(2, 3, 16, 16, device="cuda"),
+                "valid": torch.ones(2, 16, 16, dtype=torch.bool, device="cuda"),
+                "label": torch.zeros(2, 16, 16, dtype=torch.int64, device="cuda"),
+            }
+            for _ in range(2)
+        )
+        logits = {head: torch.rand(2, 2, 16, 16, device="cuda") for head in HEADS}
+        batch = SELF_TRAINING[name](labelled, unlabelled, logits, at(), torch.Generator())
+        assert batch.image.device.type == "cuda" and batch.label["main"].device.type == "cuda"
