@@ -45,7 +45,18 @@ def device_of(config: Config) -> torch.device:
 
 
 def build_segmenter(config: Config) -> Segmenter:
-    """The segmentation network at the start of training: the same for the same seed."""
+    """The segmentation network at the start of training: the same for the same seed.
+
+    Raises:
+        ConfigError, WeightsError: it cannot be built so; names the section of the configuration.
+    """
+    try:
+        return _segmenter(config)
+    except (ConfigError, WeightsError) as error:
+        raise type(error)(f"net: {error}") from error
+
+
+def _segmenter(config: Config) -> Segmenter:
     net = config.net
     torch.manual_seed(config.seed)
     segmenter = Segmenter(
@@ -63,7 +74,7 @@ def build_segmenter(config: Config) -> Segmenter:
     )
     if net.checkpoint is not None:
         if not Path(net.checkpoint).is_file():
-            raise WeightsError(f"{net.checkpoint}: no such weights file; mend net.checkpoint, or set it to null")
+            raise WeightsError(f"{net.checkpoint}: no such weights file; mend checkpoint, or set it to null")
         if is_segmenter_file(Path(net.checkpoint)):
             state, metadata = load_weights(net.checkpoint)
             ours = f"the configured {segmenter.architecture}; the file holds {metadata['architecture']}"

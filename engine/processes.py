@@ -9,6 +9,8 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tqdm import tqdm
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -91,8 +93,6 @@ def divided(function: Callable[[T], R], things: Sequence[T], **bar: Any) -> list
     Raises:
         Exception: what the function raised, on all processes.
     """
-    from tqdm import tqdm
-
     style: dict[str, Any] = {"dynamic_ncols": True, "disable": not is_first(), **bar}
     found: list[R] = []
     fault: Exception | None = None

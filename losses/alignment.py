@@ -147,7 +147,7 @@ class CategoryAlignment(Alignment):
 
     Two classifiers on the same features are kept different (`divergence`); one discriminator sees the softmax of the
     sum of their scores, and where they disagree on the target, its loss weighs more. All but the discriminator's own
-    loss fade linearly to the end of the stage. Needs `net.aux_level: last`.
+    loss fade linearly to the end of the stage. Both heads have to read the same features.
 
     Args:
         weights: that of `main` is the adversary's; `aux` is not used.

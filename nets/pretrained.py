@@ -110,7 +110,7 @@ def _download(name: str) -> dict[str, Any]:
         address = f"https://huggingface.co/{hub_id}/resolve/main/model.safetensors" if hub_id else "(timm knows none)"
         raise WeightsError(
             f"{name}: no pretrained weights from the hub ({type(error).__name__}: {error}). Download {address} on a "
-            "machine that reaches it and set net.weights: PATH, or net.weights: null to start without weights"
+            "machine that reaches it and give its path as weights, or null to start without"
         ) from error
 
 

@@ -133,7 +133,7 @@ class Segmenter(nn.Module):
             if backbone.split(".")[0] not in DEEPLAB_V2_BACKBONES or output_stride != 8:
                 raise ConfigError(
                     f"layout deeplab_v2 is that of {' and '.join(DEEPLAB_V2_BACKBONES)} at output_stride 8, "
-                    f"got backbone {backbone} at output_stride {output_stride}; set net.layout: timm"
+                    f"got backbone {backbone} at output_stride {output_stride}; set layout: timm"
                 )
             _to_deeplab_v2(extractor)
         quick_backward(extractor)
@@ -243,7 +243,7 @@ def _build_backbone(name: str, in_channels: int, output_stride: int | None) -> A
     if output_stride is not None:
         options["output_stride"] = output_stride
     call = f"timm.create_model({name!r}, {', '.join(f'{key}={value!r}' for key, value in options.items())})"
-    advice = "set net.output_stride: null or use another backbone" if output_stride else "use another backbone"
+    advice = "set output_stride: null or use another backbone" if output_stride else "use another backbone"
     try:
         backbone: Any = timm.create_model(name, **options)
     except Exception as error:  # each family refuses an option in its own way
@@ -290,7 +290,7 @@ def _per_band(name: str, given: float | Sequence[float] | None, usual: Sequence[
         given = [sum(usual) / len(usual)] if bands == 1 else list(islice(cycle(usual), bands))
     values = [float(value) for value in (given if isinstance(given, Sequence) else [given])]
     if len(values) not in (1, bands):
-        raise ConfigError(f"net.{name} must have one value or {bands}, one for each band, got {values}")
+        raise ConfigError(f"{name} must have one value or {bands}, one for each band, got {values}")
     if name == "std" and min(values) <= 0:
-        raise ConfigError(f"net.std must be positive in every band, got {values}")
+        raise ConfigError(f"std must be positive in every band, got {values}")
     return torch.tensor(values).expand(bands).reshape(1, bands, 1, 1).clone()

@@ -38,8 +38,8 @@ def import_deeplab_v2(source: str | Path | Mapping[str, Any], segmenter: Segment
     architecture = json.loads(segmenter.architecture)
     if architecture["layout"] != "deeplab_v2":
         raise ConfigError(
-            f"{_name(source)}: is no file of this project, and a DeepLab-v2 checkpoint needs net.layout: deeplab_v2, "
-            "got net.layout: timm"
+            f"{_name(source)}: is no file of this project, and a DeepLab-v2 checkpoint needs layout: deeplab_v2, "
+            "got layout: timm"
         )
     content = source if isinstance(source, Mapping) else read_checkpoint(source)
     state = content.get("featuremodel", content)
@@ -104,7 +104,7 @@ def load_segmenter(path: str | Path) -> Segmenter:
     if "architecture" not in metadata:
         raise WeightsError(
             f"{path}: has no 'architecture' in its metadata, so it is no segmenter of this project; "
-            "give a backbone's weights as net.weights, a DeepLab-v2 checkpoint as net.checkpoint"
+            "give a backbone's weights as weights, a DeepLab-v2 checkpoint as checkpoint"
         )
     described = metadata["architecture"][:500]
     expected = f"its architecture {described}"

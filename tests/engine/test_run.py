@@ -162,12 +162,12 @@ def test_checkpoint_of_another_network(tmp_path: Path, load: Load) -> None:
     with pytest.raises(WeightsError) as caught:
         build_segmenter(load(f"--net.checkpoint={path}"))
     message = str(caught.value)
-    assert message.startswith(f"{path}: does not fit") and "mis-shaped" in message
+    assert message.startswith(f"net: {path}: does not fit") and "mis-shaped" in message
     assert "mobilenetv3_small_050" in message and "mobilenetv3_small_075" in message
 
 
 def test_checkpoint_that_is_missing_or_foreign(tmp_path: Path, load: Load) -> None:
-    with pytest.raises(WeightsError, match=r"gone\.pt: no such weights file; mend net\.checkpoint"):
+    with pytest.raises(WeightsError, match=r"gone\.pt: no such weights file; mend checkpoint"):
         build_segmenter(load(f"--net.checkpoint={tmp_path / 'gone.pt'}"))
     (tmp_path / "foreign.pt").write_text("text")
     with pytest.raises(ConfigError, match=r"foreign\.pt: is no file of this project.*layout: deeplab_v2"):

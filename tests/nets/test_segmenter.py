@@ -78,7 +78,7 @@ def test_layouts_differ_in_strides_dilations_and_pooling_only() -> None:
 
 @pytest.mark.parametrize(("backbone", "stride"), [("resnet18", 8), ("resnet50", 16), ("resnet50d", 8)])
 def test_deeplab_v2_layout_is_refused_elsewhere(backbone: str, stride: int) -> None:
-    with pytest.raises(ConfigError, match=f"{backbone} at output_stride {stride}; set net.layout: timm"):
+    with pytest.raises(ConfigError, match=f"{backbone} at output_stride {stride}; set layout: timm"):
         on_meta(backbone, output_stride=stride, layout="deeplab_v2")
 
 
@@ -109,9 +109,7 @@ def test_channels_last_backbone() -> None:
 
 @pytest.mark.parametrize("backbone", ["densenet121", "efficientvit_b0"])
 def test_backbone_without_dilation_names_the_call_and_the_key(backbone: str) -> None:
-    with pytest.raises(
-        ConfigError, match=rf"timm.create_model\('{backbone}', .*output_stride=8.*net.output_stride: null"
-    ):
+    with pytest.raises(ConfigError, match=rf"timm.create_model\('{backbone}', .*output_stride=8.*output_stride: null"):
         on_meta(backbone)
 
 
@@ -157,9 +155,9 @@ def test_statistics_of_other_band_counts() -> None:
 
 
 def test_unusable_statistics() -> None:
-    with pytest.raises(ConfigError, match=r"net.mean must have one value or 4"):
+    with pytest.raises(ConfigError, match=r"mean must have one value or 4"):
         small(in_channels=4, mean=[0.5, 0.5, 0.5])
-    with pytest.raises(ConfigError, match=r"net.std must be positive"):
+    with pytest.raises(ConfigError, match=r"std must be positive"):
         small(std=[1.0, 0.0, 1.0])
 
 
@@ -323,8 +321,8 @@ def test_hub_out_of_reach_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> No
         "no route",
         "huggingface.co/timm/resnet18",
         "model.safetensors",
-        "net.weights: PATH",
-        "net.weights: null",
+        "give its path as weights",
+        "null to start without",
     ):
         assert part in str(caught.value)
 

@@ -150,7 +150,7 @@ def test_other_classes_depths_and_formats_are_refused(tmp_path: Path) -> None:
         import_deeplab_v2(on_meta(Reference, (3, 4, 23, 3)).state_dict(), segmenter)
     with pytest.raises(WeightsError, match="'featuremodel' holds a int"):
         import_deeplab_v2({"featuremodel": 3}, segmenter)
-    with pytest.raises(ConfigError, match=r"net\.layout: deeplab_v2"):
+    with pytest.raises(ConfigError, match=r"layout: deeplab_v2"):
         import_deeplab_v2({}, on_meta(Segmenter, "resnet50"))
     torch.save(nn.Linear(1, 1), tmp_path / "code.pth")
     with pytest.raises(WeightsError, match=r"code\.pth"):
