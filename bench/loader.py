@@ -29,9 +29,10 @@ from PIL import Image
 
 from config.schema import AugmentConfig
 from datasets.cache import Cache
+from datasets.decoder import Decoder
 from datasets.files import Item, from_folders
 from datasets.generated import SENSORS, render_scene
-from datasets.images import Decoder, checked
+from datasets.images import checked
 from datasets.samples import EndlessSamples
 
 IMAGES, BATCH, ROUNDS, IN_A_ROW = 24, 8, 12, 5

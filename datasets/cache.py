@@ -15,16 +15,14 @@ import zlib
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from datasets.decoded import Decoded
+from datasets.decoder import Decoder
 from datasets.files import Item
 from utils.errors import DataError
 from utils.files import whole
-
-if TYPE_CHECKING:
-    from datasets.images import Decoded, Decoder
 
 VERSION = 5  # of the layout and of the decoding; an older entry is not found any more
 HEADER = np.dtype("<i4")
@@ -52,17 +50,15 @@ class Cache:
 
     def image(self, key: str, bands: int, decode: Callable[[], Decoded]) -> Decoded:
         """The decoded image of a key, of so many bands, made if it is not there."""
-        from datasets.images import Decoded
-
-        found = self._open(key)
-        if found is None:
-            made = decode()
-            planes = made.image.transpose(2, 0, 1)
-            if not made.valid.all():
-                planes = np.concatenate([planes, made.valid[None]])
-            self._write(key, planes, (made.top, made.left, made.height, made.width))
-            return made
-        planes, place = found
+        entry = self._open(key)
+        if entry is None:
+            decoded = decode()
+            planes = decoded.image.transpose(2, 0, 1)
+            if not decoded.valid.all():
+                planes = np.concatenate([planes, decoded.valid[None]])
+            self._write(key, planes, (decoded.top, decoded.left, decoded.height, decoded.width))
+            return decoded
+        planes, place = entry
         if len(planes) == bands:  # every pixel has data
             valid = np.broadcast_to(np.True_, planes.shape[1:])
             return Decoded(planes.transpose(1, 2, 0), None, valid, *place)
@@ -70,12 +66,12 @@ class Cache:
 
     def label(self, key: str, decode: Callable[[], np.ndarray]) -> np.ndarray:
         """The decoded label of a key, made if it is not there."""
-        found = self._open(key)
-        if found is None:
-            made = decode()
-            self._write(key, made[None], (0, 0, *made.shape))
-            return made
-        return found[0][0]
+        entry = self._open(key)
+        if entry is None:
+            label = decode()
+            self._write(key, label[None], (0, 0, *label.shape))
+            return label
+        return entry[0][0]
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / key

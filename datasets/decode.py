@@ -66,7 +66,7 @@ def read_bands(
     bands = _read_picture(path, kind, names)
     _require_count(path, len(bands.names), names, bands.pixels.shape[2])
     chosen = bands.pixels
-    if wanted is not None and (order := _order(path, bands.names, wanted)) != list(range(chosen.shape[2])):
+    if wanted is not None and (order := band_order(path, bands.names, wanted)) != list(range(chosen.shape[2])):
         chosen = chosen[..., order]
     return Bands(_cut_array(chosen, window), tuple(wanted or bands.names), _cut_array(bands.mask, window))
 
@@ -78,7 +78,12 @@ def _require_count(path: Path, known: int, names: Sequence[str] | None, count: i
         raise DataError(f"{path}: found {count} bands without names; give the domain's bands, in the order of the file")
 
 
-def _order(path: Path, names: Sequence[str], wanted: Sequence[str]) -> list[int]:
+def band_order(path: Path, names: Sequence[str], wanted: Sequence[str]) -> list[int]:
+    """The places of the wanted bands among those that an image has.
+
+    Raises:
+        DataError: it lacks one.
+    """
     if missing := [band for band in wanted if band not in names]:
         raise DataError(
             f"{path}: has no band {', '.join(missing)}, found {', '.join(names)}; set data.bands to bands that both "
@@ -238,13 +243,13 @@ def _read_gdal(path: Path, names: Sequence[str] | None, window: Window | None, w
             own = {1: ("gray",), 3: RGB}.get(len(data), ())
         known = tuple(names or own)
         _require_count(path, len(known), names, len(data))
-        chosen = data if wanted is None else [data[place] for place in _order(path, known, wanted)]
+        chosen = data if wanted is None else [data[place] for place in band_order(path, known, wanted)]
         _require_room_in(path, dataset, len(chosen), window)
-        pixels = dataset.read(chosen, window=_part(window))
+        pixels = dataset.read(chosen, window=_raster_window(window))
         mask = np.ones(pixels.shape[1:], bool)
         # An alpha band that has a name is a band like the others, and no mask.
         if not everything or ColorInterp.alpha not in kinds or dataset.nodata is not None:
-            mask = dataset.read_masks(chosen, window=_part(window)).all(0)
+            mask = dataset.read_masks(chosen, window=_raster_window(window)).all(0)
     if pixels.dtype == np.float64:
         pixels = pixels.astype(np.float32)
     if pixels.dtype not in DTYPES:
@@ -252,10 +257,10 @@ def _read_gdal(path: Path, names: Sequence[str] | None, window: Window | None, w
     return Bands(pixels.transpose(1, 2, 0), tuple(wanted or known), mask)
 
 
-def _part(window: Window | None) -> Any:
-    from rasterio.windows import Window as Part
+def _raster_window(window: Window | None) -> Any:
+    from rasterio.windows import Window as RasterWindow
 
-    return None if window is None else Part(window.left, window.top, window.width, window.height)
+    return None if window is None else RasterWindow(window.left, window.top, window.width, window.height)
 
 
 @lru_cache(maxsize=1)
@@ -348,7 +353,7 @@ def _label_pixels(path: Path, window: Window | None) -> np.ndarray:
             if dataset.count > 4:  # grey saved as colour, at most
                 raise DataError(f"{path}: found {dataset.count} bands, expected one of whole numbers")
             _require_room_in(path, dataset, dataset.count, window)
-            pixels: np.ndarray = dataset.read(window=_part(window)).transpose(1, 2, 0)
+            pixels: np.ndarray = dataset.read(window=_raster_window(window)).transpose(1, 2, 0)
         return pixels
     try:
         with _header(path, kind, path) as image:
@@ -365,6 +370,4 @@ def _label_pixels(path: Path, window: Window | None) -> np.ndarray:
 
 
 def _cut_array(array: np.ndarray, window: Window | None) -> np.ndarray:
-    if window is None:
-        return array
-    return array[window.top : window.top + window.height, window.left : window.left + window.width]
+    return array if window is None else array[window.slices]

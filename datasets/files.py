@@ -20,6 +20,11 @@ class Window(NamedTuple):
     height: int
     width: int
 
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Its rows and columns."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
 
 class Item(NamedTuple):
     """One image of a domain.
@@ -67,7 +72,7 @@ def from_list(root: Path, rows: Path, labels: bool, partial: bool) -> Found:
     Raises:
         DataError: the list cannot be read.
     """
-    path, lines = _read_lines(root, rows)
+    path, lines = _read_lines(rows, root)
     items, faults = [], []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -223,16 +228,16 @@ def raise_all(faults: Sequence[str], what: str) -> None:
         raise DataError(f"{what} has {len(faults)} fault(s); mend or remove these files:\n  {listed}")
 
 
-def read_names(path: Path) -> list[str]:
-    """The lines of a text file of names, exactly, without blank ones.
+def read_names(rows: Path, root: Path = Path()) -> list[str]:
+    """The lines of a text file of names, looked up below `root` first, exactly, without blank ones.
 
     Raises:
         DataError: it cannot be read.
     """
-    return [line for line in _read_lines(path.parent, Path(path.name))[1] if line.strip()]
+    return [line for line in _read_lines(rows, root)[1] if line.strip()]
 
 
-def _read_lines(root: Path, rows: Path) -> tuple[Path, list[str]]:
+def _read_lines(rows: Path, root: Path) -> tuple[Path, list[str]]:
     path = root / rows if (root / rows).is_file() else rows
     try:
         return path, path.read_text("utf-8-sig").splitlines()

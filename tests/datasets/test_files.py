@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
+from datasets.decoder import Decoder
 from datasets.files import Item, from_folders, from_list, raise_all, read_names, unique
-from datasets.images import Decoder, checked
+from datasets.images import checked
 from datasets.readers import find_images
 from utils.errors import DataError
 

@@ -20,8 +20,9 @@ import torch
 from config.schema import AugmentConfig
 from datasets.augment import LUMA
 from datasets.cache import Cache
+from datasets.decoder import Decoder
 from datasets.files import Item
-from datasets.images import Decoder, ImageSet, checked
+from datasets.images import ImageSet, checked
 from datasets.readers import find_images
 from datasets.samples import STREAMS, EndlessSamples, network_input, to_tensor
 from utils.labels import IGNORE
