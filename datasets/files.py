@@ -106,34 +106,33 @@ def from_list(root: Path, rows: Path, labels: bool, partial: bool) -> Found:
     return Found(items, faults)
 
 
-def from_folders(
-    root: Path, images: str, labels: str | None, partial: bool, suffixes: Sequence[str] = SUFFIXES
-) -> Found:
-    """The images of a folder and its sub-folders, each with the label of the same path and stem in another folder.
+def from_folders(root: Path, labels: bool, partial: bool) -> Found:
+    """The images in `images/` and its sub-folders, each with the label of the same path and stem in `labels/`.
 
     Args:
-        images, labels: folders below `root`; None where labels are not wanted: they are not even looked for.
+        labels: whether labels are wanted; with False they are not even looked for.
         partial: an image may lack its label, and the folder of labels may be missing.
 
     Raises:
         DataError: a folder is missing.
     """
-    found = by_name(root / images, suffixes)
+    image_folder, label_folder = root / "images", root / "labels"
+    found = by_name(image_folder)
     faults = _duplicates(found)
     masks: dict[str, list[Path]] = {}
-    if labels is not None and not (partial and not (root / labels).is_dir()):
-        masks = by_name(root / labels, suffixes)
+    if labels and (label_folder.is_dir() or not partial):
+        masks = by_name(label_folder)
         faults += _duplicates(masks)
         missing = [] if partial else sorted(found.keys() - masks.keys())
-        faults += [f"{found[name][0]}: has no label in {root / labels}" for name in missing]
+        faults += [f"{found[name][0]}: has no label in {label_folder}" for name in missing]
         extra = sorted(masks.keys() - found.keys())
-        faults += [f"{masks[name][0]}: is a label without its image in {root / images}" for name in extra]
+        faults += [f"{masks[name][0]}: is a label without its image in {image_folder}" for name in extra]
         found = {name: paths for name, paths in found.items() if name in masks or partial}
     items = [Item(name, (paths[0],), masks[name][0] if name in masks else None) for name, paths in found.items()]
     return Found(items, faults)
 
 
-def by_name(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, list[Path]]:
+def by_name(folder: Path) -> dict[str, list[Path]]:
     """The image files below a folder by their path in it without suffix.
 
     Raises:
@@ -144,7 +143,7 @@ def by_name(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, list[
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)  # such as ._a.tif of macOS
-        if path.suffix.lower() in suffixes and not hidden:
+        if path.suffix.lower() in SUFFIXES and not hidden:
             found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
     return found
 
