@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import struct
 import zlib
 from collections.abc import Callable
 from functools import lru_cache
@@ -25,8 +26,8 @@ from utils.errors import DataError
 from utils.files import whole
 
 VERSION = 5  # of the layout and of the decoding; an older entry is not found any more
-HEADER = np.dtype("<i4")
-WORDS = 9  # magic, planes, height, width, top, left, full height, full width, CRC-32 of these
+HEADER = struct.Struct("<8i")  # magic, planes, height, width, top, left, full height, full width
+CHECK = struct.Struct("<I")  # CRC-32 of these
 MAGIC = 0x41445341
 
 
@@ -83,35 +84,33 @@ class Cache:
                 content = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
         except (OSError, ValueError):  # none, or an empty one
             return None
-        size = WORDS * HEADER.itemsize
-        if len(content) < size:
+        size = HEADER.size + CHECK.size
+        header = content[: HEADER.size].tobytes()
+        if content[HEADER.size : size].tobytes() != _check(header):  # of a short file too
             return None
-        magic, count, height, width, *place, check = content[:size].view(HEADER).tolist()
+        magic, count, height, width, *place = HEADER.unpack(header)
         top, left, full_height, full_width = place
         inside = 0 <= top <= full_height - height and 0 <= left <= full_width - width
-        sound = check == _check(content[: size - HEADER.itemsize].view(HEADER))
-        if magic != MAGIC or not sound or min(count, height, width) < 1 or not inside:
-            return None
-        if len(content) != size + count * height * width:
+        fits = min(count, height, width) >= 1 and len(content) == size + count * height * width
+        if magic != MAGIC or not inside or not fits:
             return None
         return content[size:].reshape(count, height, width), tuple(place)
 
     def _write(self, key: str, planes: np.ndarray, place: tuple[int, ...]) -> None:
         path = self._path(key)
-        header = np.array([MAGIC, *planes.shape, *place, 0], HEADER)
-        header[-1] = _check(header[:-1])
+        header = HEADER.pack(MAGIC, *planes.shape, *place)
         try:
-            with whole(path, header.nbytes + planes.nbytes, shared=True) as temporary:
+            with whole(path, len(header) + CHECK.size + planes.nbytes, shared=True) as temporary:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with open(temporary, "wb") as file:
-                    file.write(header.tobytes())
+                    file.write(header + _check(header))
                     file.write(np.ascontiguousarray(planes).data)
         except DataError as error:
             raise DataError(f"{error}. Or set data.cache to another folder or to null") from None
 
 
-def _check(words: np.ndarray) -> int:
-    return int(np.uint32(zlib.crc32(words.tobytes())).view(np.int32))
+def _check(header: bytes) -> bytes:
+    return CHECK.pack(zlib.crc32(header))
 
 
 def _name(settings: list[object], files: tuple[Path, ...]) -> str:

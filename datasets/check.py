@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
-
 from datasets.cache import content_hash
 from datasets.decoder import Decoder, require_size
 from datasets.files import Item
@@ -45,8 +43,8 @@ class PartSummary:
     cloud: int = 0
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     dtypes: dict[str, list[Item]] = field(default_factory=dict)
-    low: np.ndarray | None = None
-    high: np.ndarray | None = None
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
     scenes: set[str] = field(default_factory=set)
     contents: dict[str, list[str]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -62,8 +60,8 @@ class PartSummary:
         self.sizes[image.size] += 1
         self.dtypes.setdefault(image.dtype, []).append(item)
         if image.valid:
-            self.low = np.array(image.low) if self.low is None else np.minimum(self.low, image.low)
-            self.high = np.array(image.high) if self.high is None else np.maximum(self.high, image.high)
+            self.low = tuple(map(min, self.low or image.low, image.low))
+            self.high = tuple(map(max, self.high or image.high, image.high))
         if item.scene is not None:
             self.scenes.add(item.scene)
         self.contents.setdefault(image.content, []).append(item.name)
@@ -82,18 +80,13 @@ class PartSummary:
         """All of it as plain values, for a table and for JSON."""
         sizes = [f"{width}x{height} ({count})" for (height, width), count in self.sizes.most_common(4)]
         more = len(self.sizes) - len(sizes)
-        ranges = {}
-        if self.low is not None and self.high is not None:
-            ranges = {
-                band: [float(low), float(high)] for band, low, high in zip(bands, self.low, self.high, strict=True)
-            }
         return {
             "images": self.images,
             "labelled": self.labelled,
             "scenes": len(self.scenes) or None,
             "sizes": ", ".join(sizes) + (f" and {more} more" if more > 0 else ""),
             "type": ", ".join(sorted(self.dtypes)),
-            "values": ranges,
+            "values": {band: [low, high] for band, low, high in zip(bands, self.low, self.high, strict=False)},
             "cloud_share": self.cloud_share,
             "no_data_share": 1 - self.valid / self.pixels if self.pixels else None,
             "images_without_data": self.empty,

@@ -134,14 +134,9 @@ class HRCWHU(Reader):
             return Found([item._replace(name=name[1]) if name else item for item, name in named], found.faults)
         images: dict[str, list[Path]] = {}
         masks: dict[str, list[Path]] = {}
-        for paths in by_name(root).values():
-            for path in paths:
-                matched = self.name.match(path.stem)
-                if matched is None:
-                    continue
-                below = path.relative_to(root)
-                folders = "/".join(below.parts[:-1])
-                is_mask = bool(matched[2]) or self.masks.search(folders) is not None
+        for path in (path for paths in by_name(root).values() for path in paths):
+            if matched := self.name.match(path.stem):
+                is_mask = matched[2] or self.masks.search(path.relative_to(root).parent.as_posix())
                 (masks if is_mask else images).setdefault(matched[1], []).append(path)
         items, faults = [], []
         for name, paths in sorted(images.items()):

@@ -164,16 +164,11 @@ def _permutation(seed: int, stream: int, epoch: int, length: int) -> np.ndarray:
     return np.random.default_rng([seed, stream, 0, epoch]).permutation(length)
 
 
-def to_tensor(image: np.ndarray) -> Tensor:
-    """An 8-bit image (H, W, C) as float32 (C, H, W) in [0, 1]."""
-    return torch.from_numpy(np.array(image.transpose(2, 0, 1))).float().div_(255)
-
-
 def network_input(image: np.ndarray, size: int, geometry: Literal["letterbox", "crop"]) -> Tensor:
-    """The tensor (1, C, h, w) on which a trained network predicts a whole image (H, W, C).
+    """The tensor (1, C, h, w) in [0, 1] on which a trained network predicts a whole 8-bit image (H, W, C).
 
     Follows the training geometry without padding: the longer side scaled to `size`, or native resolution.
     """
     if geometry == "letterbox":
         image = scale_to(image, *fitted_size(image.shape[0], image.shape[1], size))
-    return to_tensor(image)[None]
+    return torch.from_numpy(np.array(image.transpose(2, 0, 1)))[None].float().div_(255)

@@ -17,7 +17,7 @@ from config.schema import AugmentConfig
 from datasets.cache import Cache
 from datasets.images import checked
 from datasets.readers import find_images
-from datasets.samples import STREAMS, EndlessSamples, network_input, to_tensor
+from datasets.samples import STREAMS, EndlessSamples, network_input
 from tests.datasets.written import RGB, STILL, STRONG, Build, Make, of_bands, samples_of, stream_of
 from utils.labels import IGNORE
 
@@ -171,9 +171,9 @@ def test_label_of_a_letterboxed_sample_lies_on_its_cloud(stream: Build) -> None:
 # whole images
 
 
-def test_to_tensor_is_exact() -> None:
+def test_network_input_is_exact() -> None:
     image = np.random.default_rng(0).integers(0, 256, (4, 5, 2), np.uint8)
-    assert torch.equal(to_tensor(image) * 255, torch.from_numpy(image).permute(2, 0, 1).float())
+    assert torch.equal(network_input(image, 5, "crop")[0] * 255, torch.from_numpy(image).permute(2, 0, 1).float())
 
 
 def test_network_input_follows_the_geometry_without_padding() -> None:
