@@ -179,8 +179,9 @@ def fenced(root: Path, items: Iterable[Item]) -> Found:
             if CONTROL.search(path, start):
                 faults.append(f"{path!r}: has a control character in its name; rename it")
                 break
-            bad = strange[folder]
-            if bad is None or (bad and bad & _beside(name)):
+            bad, stem = strange[folder], os.path.splitext(name)[0]
+            read_with_it = f"{name}.msk", f"{name}.MSK", f"{name}.aux.xml", f"{stem}.hdr"  # by GDAL
+            if bad is None or (bad and bad & {name, *read_with_it}):
                 faults.append(
                     f"{path}: leads out of {root} by a symbolic link, or is no file; copy it there, or give a root "
                     "that holds what the link leads to"
@@ -191,25 +192,18 @@ def fenced(root: Path, items: Iterable[Item]) -> Found:
     return Found(kept, faults)
 
 
-def _beside(name: str) -> set[str]:
-    """A file and what GDAL reads with it."""
-    return {name, f"{name}.msk", f"{name}.MSK", f"{name}.aux.xml", f"{os.path.splitext(name)[0]}.hdr"}
-
-
 def _strange(folder: str, home: str) -> set[str] | None:
     if not _inside(folder, home):
         return None
     try:
         with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if not _harmless(entry, home)}
+            return {
+                entry.name
+                for entry in entries
+                if not (_inside(entry.path, home) if entry.is_symlink() else entry.is_file() or entry.is_dir())
+            }
     except OSError:  # a folder that is missing has nothing strange
         return set()
-
-
-def _harmless(entry: os.DirEntry[str], home: str) -> bool:
-    if entry.is_symlink():
-        return _inside(entry.path, home)
-    return entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)
 
 
 def _inside(path: str, home: str) -> bool:

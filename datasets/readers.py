@@ -237,10 +237,10 @@ class Cloud38(Reader):
     def _nonempty(self, root: Path) -> set[str] | None:
         for path in sorted(root.rglob("*.csv")):
             if path.name.lower() == self.nonempty.lower():
-                return set(self._listed(path, root))
+                return set(self._listed(path))
         return None
 
-    def _listed(self, rows: Path, root: Path) -> list[str]:
+    def _listed(self, rows: Path, root: Path = Path()) -> list[str]:
         """The names in a list: a column `name` as in the official files, or a name a line."""
         lines = read_names(rows, root)
         if lines and "name" in (header := next(csv.reader([lines[0]]))):
