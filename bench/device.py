@@ -49,7 +49,7 @@ class Timed:
 
     def __init__(self, stream: Any, skip: int, device: torch.device) -> None:
         self.stream, self.skip, self.device = stream, skip, device
-        self.ready, self.culprit = stream.ready, stream.culprit
+        self.culprit = stream.culprit
         self.asked: list[float] = []
 
     def batches(self, *arguments: Any) -> Iterator[Any]:

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from config.schema import Config, LogConfig
 from datasets.samples import EndlessSamples
+from engine.batches import ready
 from engine.build import build_segmenter
 from losses.adversarial import SOURCE, TARGET, discriminator_loss
 from losses.entropy import mean_entropy
@@ -69,7 +70,7 @@ class ByHand:
         first_rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
         batches = {name: stream.batches(w.batch, 0, steps) for name, stream in streams.items()}
         for step in range(steps):
-            source, target = (streams[name].ready(next(batches[name]), CPU) for name in ("source", "target"))
+            source, target = (ready(next(batches[name]), CPU) for name in ("source", "target"))
             torch.manual_seed(int(np.random.SeedSequence([config.seed, step]).generate_state(1)[0]))
             decay = (1 - step / steps) ** config.optim.power
             rates = iter(first_rates)

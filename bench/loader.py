@@ -29,10 +29,12 @@ from PIL import Image
 
 from config.schema import AugmentConfig
 from datasets.cache import Cache
+from datasets.decoder import Decoder
 from datasets.files import Item, from_folders
 from datasets.generated import SENSORS, render_scene
-from datasets.images import Decoder, checked
+from datasets.images import checked
 from datasets.samples import EndlessSamples
+from engine.batches import ready
 
 IMAGES, BATCH, ROUNDS, IN_A_ROW = 24, 8, 12, 5
 HEIGHT, WIDTH, SIZE = 720, 1280, 256
@@ -47,7 +49,7 @@ def draw_pairs(root: Path) -> list[Item]:
         image, label = render_scene(SENSORS["sensor_a"], i, WIDTH)
         Image.fromarray(image[:HEIGHT]).save(root / "images" / f"{i:03d}.jpg", quality=95)
         Image.fromarray(label[:HEIGHT]).save(root / "labels" / f"{i:03d}.png")
-    return from_folders(root, "images", "labels", partial=False).items
+    return from_folders(root, labels=True, partial=False).items
 
 
 def plain(item: Item, rng: np.random.Generator) -> dict[str, torch.Tensor]:
@@ -84,7 +86,7 @@ def main() -> None:
         rng, order = np.random.default_rng(0), cycle(items)
 
         def ours(name: str) -> Callable[[], object]:
-            return lambda: EndlessSamples.ready(next(batches[name]), torch.device("cpu"))
+            return lambda: ready(next(batches[name]), torch.device("cpu"))
 
         def theirs() -> object:
             made = [plain(next(order), rng) for _ in range(BATCH)]

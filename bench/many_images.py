@@ -25,24 +25,26 @@ LIMIT = 40.0  # MiB
 MEASURE = """
 import sys
 from datasets.cache import Cache
-from datasets.check import survey_part
+from datasets.check import inspect_part
 from datasets.files import from_folders
-from datasets.images import Decoder, checked
+from datasets.decoder import Decoder
+from datasets.images import checked
 from datasets.samples import EndlessSamples
+from engine.batches import ready
 from pathlib import Path
 from config.schema import AugmentConfig
 from engine.memory import process_peak_mib
 root, samples = Path(sys.argv[1]), int(sys.argv[2])
 decoder = Decoder(("red", "green", "blue"))
-items = from_folders(root, "images", "labels", partial=False).items
-assert not survey_part(items, decoder, "check").problems
+items = from_folders(root, labels=True, partial=False).items
+assert not inspect_part(items, decoder, "check").problems
 for cache in (None, Cache(root / "cache")):
     stream = EndlessSamples(
         checked(items, decoder, "training", cache), "source", seed=0, size=256, geometry="crop",
         amounts=AugmentConfig(jitter=0.5),
     )
     for batch in stream.batches(8, 0, samples // 8):
-        stream.ready(batch, "cpu")
+        ready(batch, "cpu")
 print(len(items), process_peak_mib())
 """
 

@@ -56,7 +56,7 @@ class TakingTurns:
 
     def __init__(self, stream: EndlessSamples, other: Iterator[None]) -> None:
         self.stream, self.loop = stream, other
-        self.ready, self.culprit = stream.ready, stream.culprit
+        self.culprit = stream.culprit
         self.engine: list[np.ndarray] = []
         self.other: list[np.ndarray] = []
 

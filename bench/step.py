@@ -90,6 +90,7 @@ class Stopwatch:
             watched: list[tuple[Any, str, str]] = [
                 *((engine, name, "checks") for name in ("gradient_norm", "_not_finite")),
                 *((engine, name, "rows") for name in ("_row",)),
+                (engine, "ready", "data"),
                 *((Logger, name, part) for name, part in (("scalars", "rows"), ("picture", "pictures"))),
                 (engine, "prediction_grid", "pictures"),
                 (engine, "save_checkpoint", "checkpointing"),
@@ -117,7 +118,6 @@ class Watched:
 
     def __init__(self, stream: Any, watch: Stopwatch) -> None:
         self.stream, self.watch, self.culprit = stream, watch, stream.culprit
-        self.ready = watch.timed("data", stream.ready)
 
     def batches(self, *arguments: Any) -> Iterator[Any]:
         inner = self.stream.batches(*arguments)

@@ -24,7 +24,7 @@ from datasets.readers import READERS
 from utils.errors import CONTROL, ConfigError
 
 PARTS = ("scores", "scenes", "masks", "entropy", "tsne", "gradcam", "report")
-NO_DATA = ("file", "none", "all_zero")  # beside a number and band:NAME; datasets/images.py has what they mean
+NO_DATA = ("file", "none", "all_zero")  # beside a number and band:NAME; datasets/decoder.py has what they mean
 SHIFT8 = "shift8"
 LIKE_SOURCE = "source"
 # The choices of losses/registry.py, by name. They stand here again so that a config is checked without torch.

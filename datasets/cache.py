@@ -11,24 +11,23 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import struct
 import zlib
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from datasets.decoded import Decoded
+from datasets.decoder import Decoder
 from datasets.files import Item
 from utils.errors import DataError
 from utils.files import whole
 
-if TYPE_CHECKING:
-    from datasets.images import Decoded, Decoder
-
 VERSION = 5  # of the layout and of the decoding; an older entry is not found any more
-HEADER = np.dtype("<i4")
-WORDS = 9  # magic, planes, height, width, top, left, full height, full width, CRC-32 of these
+HEADER = struct.Struct("<8i")  # magic, planes, height, width, top, left, full height, full width
+CHECK = struct.Struct("<I")  # CRC-32 of these
 MAGIC = 0x41445341
 
 
@@ -52,17 +51,15 @@ class Cache:
 
     def image(self, key: str, bands: int, decode: Callable[[], Decoded]) -> Decoded:
         """The decoded image of a key, of so many bands, made if it is not there."""
-        from datasets.images import Decoded
-
-        found = self._open(key)
-        if found is None:
-            made = decode()
-            planes = made.image.transpose(2, 0, 1)
-            if not made.valid.all():
-                planes = np.concatenate([planes, made.valid[None]])
-            self._write(key, planes, (made.top, made.left, made.height, made.width))
-            return made
-        planes, place = found
+        entry = self._open(key)
+        if entry is None:
+            decoded = decode()
+            planes = decoded.image.transpose(2, 0, 1)
+            if not decoded.valid.all():
+                planes = np.concatenate([planes, decoded.valid[None]])
+            self._write(key, planes, (decoded.top, decoded.left, decoded.height, decoded.width))
+            return decoded
+        planes, place = entry
         if len(planes) == bands:  # every pixel has data
             valid = np.broadcast_to(np.True_, planes.shape[1:])
             return Decoded(planes.transpose(1, 2, 0), None, valid, *place)
@@ -70,12 +67,12 @@ class Cache:
 
     def label(self, key: str, decode: Callable[[], np.ndarray]) -> np.ndarray:
         """The decoded label of a key, made if it is not there."""
-        found = self._open(key)
-        if found is None:
-            made = decode()
-            self._write(key, made[None], (0, 0, *made.shape))
-            return made
-        return found[0][0]
+        entry = self._open(key)
+        if entry is None:
+            label = decode()
+            self._write(key, label[None], (0, 0, *label.shape))
+            return label
+        return entry[0][0]
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / key
@@ -87,35 +84,33 @@ class Cache:
                 content = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
         except (OSError, ValueError):  # none, or an empty one
             return None
-        size = WORDS * HEADER.itemsize
-        if len(content) < size:
+        size = HEADER.size + CHECK.size
+        header = content[: HEADER.size].tobytes()
+        if content[HEADER.size : size].tobytes() != _check(header):  # of a short file too
             return None
-        magic, count, height, width, *place, check = content[:size].view(HEADER).tolist()
+        magic, count, height, width, *place = HEADER.unpack(header)
         top, left, full_height, full_width = place
         inside = 0 <= top <= full_height - height and 0 <= left <= full_width - width
-        sound = check == _check(content[: size - HEADER.itemsize].view(HEADER))
-        if magic != MAGIC or not sound or min(count, height, width) < 1 or not inside:
-            return None
-        if len(content) != size + count * height * width:
+        fits = min(count, height, width) >= 1 and len(content) == size + count * height * width
+        if magic != MAGIC or not inside or not fits:
             return None
         return content[size:].reshape(count, height, width), tuple(place)
 
     def _write(self, key: str, planes: np.ndarray, place: tuple[int, ...]) -> None:
         path = self._path(key)
-        header = np.array([MAGIC, *planes.shape, *place, 0], HEADER)
-        header[-1] = _check(header[:-1])
+        header = HEADER.pack(MAGIC, *planes.shape, *place)
         try:
-            with whole(path, header.nbytes + planes.nbytes, shared=True) as temporary:
+            with whole(path, len(header) + CHECK.size + planes.nbytes, shared=True) as temporary:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with open(temporary, "wb") as file:
-                    file.write(header.tobytes())
+                    file.write(header + _check(header))
                     file.write(np.ascontiguousarray(planes).data)
         except DataError as error:
             raise DataError(f"{error}. Or set data.cache to another folder or to null") from None
 
 
-def _check(words: np.ndarray) -> int:
-    return int(np.uint32(zlib.crc32(words.tobytes())).view(np.int32))
+def _check(header: bytes) -> bytes:
+    return CHECK.pack(zlib.crc32(header))
 
 
 def _name(settings: list[object], files: tuple[Path, ...]) -> str:

@@ -8,17 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
-
 from datasets.cache import content_hash
+from datasets.decoder import Decoder, require_size
 from datasets.files import Item
-from datasets.images import Decoder, in_parallel
+from datasets.images import in_parallel
 from datasets.readers import Published
 from utils.errors import DataError
 from utils.labels import IGNORE
 
 
-class Seen(NamedTuple):
+class ImageFacts(NamedTuple):
     """One image: its size (H, W), type, lowest and highest value of each band with data, and pixels by kind."""
 
     size: tuple[int, int]
@@ -32,7 +31,7 @@ class Seen(NamedTuple):
 
 
 @dataclass
-class Part:
+class PartSummary:
     """The images of one part of a domain, added up one by one; memory grows by a hash and a name for each."""
 
     images: int = 0
@@ -43,32 +42,34 @@ class Part:
     clear: int = 0
     cloud: int = 0
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    dtypes: dict[str, list[str]] = field(default_factory=dict)
-    low: np.ndarray | None = None
-    high: np.ndarray | None = None
+    dtypes: dict[str, list[Item]] = field(default_factory=dict)
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
     scenes: set[str] = field(default_factory=set)
     contents: dict[str, list[str]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
-    def add(self, item: Item, seen: Seen) -> None:
+    def add(self, item: Item, image: ImageFacts) -> None:
         self.images += 1
         self.labelled += item.label is not None
-        self.empty += not seen.valid
-        self.pixels += seen.size[0] * seen.size[1]
-        self.valid, self.clear, self.cloud = self.valid + seen.valid, self.clear + seen.clear, self.cloud + seen.cloud
-        self.sizes[seen.size] += 1
-        self.dtypes.setdefault(seen.dtype, []).append(item.name)
-        if seen.valid:
-            self.low = np.array(seen.low) if self.low is None else np.minimum(self.low, seen.low)
-            self.high = np.array(seen.high) if self.high is None else np.maximum(self.high, seen.high)
+        self.empty += not image.valid
+        self.pixels += image.size[0] * image.size[1]
+        self.valid += image.valid
+        self.clear += image.clear
+        self.cloud += image.cloud
+        self.sizes[image.size] += 1
+        self.dtypes.setdefault(image.dtype, []).append(item)
+        if image.valid:
+            self.low = tuple(map(min, self.low or image.low, image.low))
+            self.high = tuple(map(max, self.high or image.high, image.high))
         if item.scene is not None:
             self.scenes.add(item.scene)
-        self.contents.setdefault(seen.content, []).append(item.name)
+        self.contents.setdefault(image.content, []).append(item.name)
 
     @property
-    def usual(self) -> list[str]:
-        """The names of the images that can be used together: those of the type that most have."""
-        return max(self.dtypes.values(), key=len, default=[])
+    def usual_dtype(self) -> str:
+        """The type that most images have; only images of one type can be used together."""
+        return max(self.dtypes, key=lambda dtype: len(self.dtypes[dtype]), default="")
 
     @property
     def cloud_share(self) -> float | None:
@@ -79,25 +80,20 @@ class Part:
         """All of it as plain values, for a table and for JSON."""
         sizes = [f"{width}x{height} ({count})" for (height, width), count in self.sizes.most_common(4)]
         more = len(self.sizes) - len(sizes)
-        ranges = {}
-        if self.low is not None and self.high is not None:
-            ranges = {
-                band: [float(low), float(high)] for band, low, high in zip(bands, self.low, self.high, strict=True)
-            }
         return {
             "images": self.images,
             "labelled": self.labelled,
             "scenes": len(self.scenes) or None,
             "sizes": ", ".join(sizes) + (f" and {more} more" if more > 0 else ""),
             "type": ", ".join(sorted(self.dtypes)),
-            "values": ranges,
+            "values": {band: [low, high] for band, low, high in zip(bands, self.low, self.high, strict=False)},
             "cloud_share": self.cloud_share,
             "no_data_share": 1 - self.valid / self.pixels if self.pixels else None,
             "images_without_data": self.empty,
         }
 
 
-def look(item: Item, decoder: Decoder) -> Seen:
+def inspect_image(item: Item, decoder: Decoder) -> ImageFacts:
     """Decode one image and its label.
 
     Raises:
@@ -109,11 +105,7 @@ def look(item: Item, decoder: Decoder) -> Seen:
     clear = cloud = 0
     if item.label is not None:
         label = decoder.label(item)
-        if label.shape != valid.shape:
-            raise DataError(
-                f"{item.label}: found {label.shape[1]}x{label.shape[0]} pixels, expected "
-                f"{valid.shape[1]}x{valid.shape[0]} as in {item.image}"
-            )
+        require_size(label, item, *valid.shape)
         known = valid & (label != IGNORE)
         clear, cloud = int((label[known] == 0).sum()), int((label[known] == 1).sum())
     inside = pixels[valid]
@@ -121,36 +113,27 @@ def look(item: Item, decoder: Decoder) -> Seen:
     hashes = [content_hash(path) for path in item.files if path.is_file()]
     content = hashlib.blake2b("".join(hashes).encode(), digest_size=16).hexdigest()
     values = (tuple(map(float, low)), tuple(map(float, high)))
-    return Seen(valid.shape, str(pixels.dtype), *values, int(valid.sum()), clear, cloud, content)
+    return ImageFacts(valid.shape, str(pixels.dtype), *values, int(valid.sum()), clear, cloud, content)
 
 
-def survey_part(items: Sequence[Item], decoder: Decoder, what: str, faults: Iterable[str] = ()) -> Part:
-    """Look at every image, several at a time; a file that cannot be used is a problem and no error."""
-    part = Part(problems=list(faults))
-
-    def attempt(item: Item) -> Seen | str:
-        try:
-            return look(item, decoder)
-        except DataError as error:
-            return str(error)
-
-    first: dict[str, str] = {}
-    for item, seen in zip(items, in_parallel(attempt, items, f"checking {what}"), strict=True):
-        if isinstance(seen, str):
-            part.problems.append(seen)
+def inspect_part(items: Sequence[Item], decoder: Decoder, what: str, faults: Iterable[str] = ()) -> PartSummary:
+    """Inspect every image, several at a time; a file that cannot be used is a problem and no error."""
+    part = PartSummary(problems=list(faults))
+    facts = in_parallel(lambda item: inspect_image(item, decoder), items, f"checking {what}")
+    for item, image in zip(items, facts, strict=True):
+        if isinstance(image, DataError):
+            part.problems.append(str(image))
         else:
-            first.setdefault(seen.dtype, str(item.image))
-            part.add(item, seen)
-    usual = max(part.dtypes, key=lambda dtype: len(part.dtypes[dtype]), default="")
-    for dtype, names in part.dtypes.items():
-        if dtype != usual:
-            part.problems.append(
-                f"{first[dtype]}: found {dtype} pixels ({len(names)} such image(s)), expected {usual} as in most"
-            )
+            part.add(item, image)
+    part.problems += [
+        f"{odd[0].image}: found {dtype} pixels ({len(odd)} such image(s)), expected {part.usual_dtype} as in most"
+        for dtype, odd in part.dtypes.items()
+        if dtype != part.usual_dtype
+    ]
     return part
 
 
-def warnings_of(parts: Mapping[str, Part]) -> list[str]:
+def warnings_of(parts: Mapping[str, PartSummary]) -> list[str]:
     """What would make scores too good or training odd: one content twice, scenes on both sides, one class alone."""
     found = []
     for name, part in parts.items():
@@ -178,7 +161,9 @@ def warnings_of(parts: Mapping[str, Part]) -> list[str]:
     return found
 
 
-def against_published(parts: Mapping[str, Part], rows: Mapping[str, str], published: Published | None) -> list[str]:
+def against_published(
+    parts: Mapping[str, PartSummary], rows: Mapping[str, str], published: Published | None
+) -> list[str]:
     """How the counts and the share of cloud compare with what is published.
 
     Args:

@@ -66,7 +66,7 @@ def read_bands(
     bands = _read_picture(path, kind, names)
     _require_count(path, len(bands.names), names, bands.pixels.shape[2])
     chosen = bands.pixels
-    if wanted is not None and (order := _order(path, bands.names, wanted)) != list(range(chosen.shape[2])):
+    if wanted is not None and (order := band_order(path, bands.names, wanted)) != list(range(chosen.shape[2])):
         chosen = chosen[..., order]
     return Bands(_cut_array(chosen, window), tuple(wanted or bands.names), _cut_array(bands.mask, window))
 
@@ -78,7 +78,12 @@ def _require_count(path: Path, known: int, names: Sequence[str] | None, count: i
         raise DataError(f"{path}: found {count} bands without names; give the domain's bands, in the order of the file")
 
 
-def _order(path: Path, names: Sequence[str], wanted: Sequence[str]) -> list[int]:
+def band_order(path: Path, names: Sequence[str], wanted: Sequence[str]) -> list[int]:
+    """The places of the wanted bands among those that an image has.
+
+    Raises:
+        DataError: it lacks one.
+    """
     if missing := [band for band in wanted if band not in names]:
         raise DataError(
             f"{path}: has no band {', '.join(missing)}, found {', '.join(names)}; set data.bands to bands that both "
@@ -152,7 +157,10 @@ def require_room(path: Path, height: int, width: int, pixel_bytes: int, what: st
     Raises:
         DataError: what a header announces would take more memory than the limit.
     """
-    needed, limit = height * width * pixel_bytes / 2**20, _limit()
+    given = os.environ.get(LIMIT_VARIABLE, str(LIMIT))
+    if not given.isdecimal():
+        raise DataError(f"{LIMIT_VARIABLE}: found {given!r} in the environment, expected a whole number of MiB")
+    needed, limit = height * width * pixel_bytes / 2**20, int(given)
     if needed > limit:
         raise DataError(
             f"{path}: {what} has {width}x{height} pixels by the header, {math.ceil(needed):,} MiB when decoded, and "
@@ -161,19 +169,21 @@ def require_room(path: Path, height: int, width: int, pixel_bytes: int, what: st
         )
 
 
-def _limit() -> int:
-    given = os.environ.get(LIMIT_VARIABLE, str(LIMIT))
-    if not given.isdecimal():
-        raise DataError(f"{LIMIT_VARIABLE}: found {given!r} in the environment, expected a whole number of MiB")
-    return int(given)
+@contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    """Within it, every error is the file's: a damaged one fails anywhere in a parser, with errors of any class."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{path}: cannot be decoded as an image ({_reason(error)}); is the file truncated?") from None
 
 
 def _header(path: Path, kind: str, source: Path | io.BytesIO) -> ImageFile:
     """The header of a picture, read by Pillow's parser for this kind alone."""
-    try:
+    with _decoding(path):
         return HEADERS[kind](source)
-    except Exception as error:  # a damaged header fails anywhere in the parser
-        raise DataError(f"{path}: cannot be decoded as an image ({error}); is the file truncated?") from None
 
 
 def _require_room_for(path: Path, header: ImageFile) -> None:
@@ -189,12 +199,8 @@ def _read_picture(path: Path, kind: str, names: Sequence[str] | None) -> Bands:
     # A colour JPEG is decoded to RGB at once; other files may hold more than the three 8-bit bands that this gives.
     colour_jpeg = kind == "jpeg" and _jpeg_mode(path, header) != "L"
     way = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION if colour_jpeg else cv2.IMREAD_UNCHANGED
-    try:
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), way)
-    except cv2.error:
-        pixels = None
-    if pixels is None:
-        raise DataError(f"{path}: cannot be decoded as an image ({len(content)} bytes); is the file truncated?")
+    with _decoding(path):
+        pixels = _by_opencv(np.frombuffer(content, np.uint8), way)
     if pixels.ndim == 2:
         return Bands(pixels[..., None], tuple(names or ("gray",)), np.ones(pixels.shape, bool))
     if pixels.shape[2] == 3:
@@ -208,10 +214,8 @@ def _read_picture(path: Path, kind: str, names: Sequence[str] | None) -> Bands:
 
 def _jpeg_mode(path: Path, header: ImageFile) -> str:
     """How a JPEG holds its colours, if it is one that is read as it looks."""
-    try:
+    with _decoding(path):
         orientation = header.getexif().get(0x0112, UPRIGHT)
-    except Exception as error:  # as in `_header`
-        raise DataError(f"{path}: cannot be decoded as an image ({error}); is the file truncated?") from None
     if header.mode == "CMYK":
         raise DataError(f"{path}: found CMYK, inks instead of light, expected RGB or grey; save it again as RGB")
     if orientation != UPRIGHT:
@@ -238,13 +242,13 @@ def _read_gdal(path: Path, names: Sequence[str] | None, window: Window | None, w
             own = {1: ("gray",), 3: RGB}.get(len(data), ())
         known = tuple(names or own)
         _require_count(path, len(known), names, len(data))
-        chosen = data if wanted is None else [data[place] for place in _order(path, known, wanted)]
+        chosen = data if wanted is None else [data[place] for place in band_order(path, known, wanted)]
         _require_room_in(path, dataset, len(chosen), window)
-        pixels = dataset.read(chosen, window=_part(window))
+        pixels = dataset.read(chosen, window=_raster_window(window))
         mask = np.ones(pixels.shape[1:], bool)
         # An alpha band that has a name is a band like the others, and no mask.
         if not everything or ColorInterp.alpha not in kinds or dataset.nodata is not None:
-            mask = dataset.read_masks(chosen, window=_part(window)).all(0)
+            mask = dataset.read_masks(chosen, window=_raster_window(window)).all(0)
     if pixels.dtype == np.float64:
         pixels = pixels.astype(np.float32)
     if pixels.dtype not in DTYPES:
@@ -252,10 +256,10 @@ def _read_gdal(path: Path, names: Sequence[str] | None, window: Window | None, w
     return Bands(pixels.transpose(1, 2, 0), tuple(wanted or known), mask)
 
 
-def _part(window: Window | None) -> Any:
-    from rasterio.windows import Window as Part
+def _raster_window(window: Window | None) -> Any:
+    from rasterio.windows import Window as RasterWindow
 
-    return None if window is None else Part(window.left, window.top, window.width, window.height)
+    return None if window is None else RasterWindow(window.left, window.top, window.width, window.height)
 
 
 @lru_cache(maxsize=1)
@@ -277,27 +281,17 @@ def open_raster(path: Path) -> Iterator[Any]:
         DataError: it is nothing of this, or damaged, as far as that is met while it is open.
     """
     import rasterio  # a quarter of a second, which only those pay who read such files
-    import rasterio.errors
 
     _without_warnings()
     is_tiff = _is_tiff(path)
     # GDAL is not left to guess: some of its formats, such as VRT, read other files than the one that is named.
     if not is_tiff and not path.with_suffix(".hdr").is_file():
         raise DataError(f"{path}: cannot be decoded as an image; expected PNG, JPEG, BMP, TIFF, or ENVI with its .hdr")
-    try:
-        dataset = rasterio.open(path, driver="GTiff" if is_tiff else "ENVI")
-    except (rasterio.errors.RasterioError, OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be decoded as an image ({_reason(error)})") from None
-    with dataset:
+    with _decoding(path), rasterio.open(path, driver="GTiff" if is_tiff else "ENVI") as dataset:
         for mask in (Path(f"{path}{end}") for end in (".msk", ".MSK")):
             if mask.exists():
                 _require_mask(mask, dataset)
-        try:
-            yield dataset
-        except DataError:
-            raise
-        except Exception as error:  # those of GDAL itself have no public class
-            raise DataError(f"{path}: cannot be decoded ({_reason(error)}); is the file truncated?") from None
+        yield dataset
 
 
 def _is_tiff(path: Path) -> bool:
@@ -348,23 +342,22 @@ def _label_pixels(path: Path, window: Window | None) -> np.ndarray:
             if dataset.count > 4:  # grey saved as colour, at most
                 raise DataError(f"{path}: found {dataset.count} bands, expected one of whole numbers")
             _require_room_in(path, dataset, dataset.count, window)
-            pixels: np.ndarray = dataset.read(window=_part(window)).transpose(1, 2, 0)
+            pixels: np.ndarray = dataset.read(window=_raster_window(window)).transpose(1, 2, 0)
         return pixels
-    try:
-        with _header(path, kind, path) as image:
-            _require_room_for(path, image)
-            if image.mode == "L" and kind == "png":
-                image.close()
-                grey = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)  # without Pillow's copy
-                if grey is None:
-                    raise OSError(f"{path.stat().st_size} bytes")
-                return _cut_array(grey, window)
-            return _cut_array(np.asarray(image.convert("L") if image.mode == "1" else image), window)
-    except (OSError, ValueError, SyntaxError, cv2.error) as error:
-        raise DataError(f"{path}: cannot be decoded as an image ({error}); is the file truncated?") from None
+    with _decoding(path), _header(path, kind, path) as image:
+        _require_room_for(path, image)
+        if image.mode == "L" and kind == "png":
+            image.close()
+            return _cut_array(_by_opencv(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED), window)  # no Pillow copy
+        return _cut_array(np.asarray(image.convert("L") if image.mode == "1" else image), window)
+
+
+def _by_opencv(content: np.ndarray, way: int) -> np.ndarray:
+    pixels = cv2.imdecode(content, way)
+    if pixels is None:
+        raise ValueError(f"{len(content)} bytes")
+    return pixels
 
 
 def _cut_array(array: np.ndarray, window: Window | None) -> np.ndarray:
-    if window is None:
-        return array
-    return array[window.top : window.top + window.height, window.left : window.left + window.width]
+    return array if window is None else array[window.slices]

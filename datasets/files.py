@@ -20,6 +20,11 @@ class Window(NamedTuple):
     height: int
     width: int
 
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Its rows and columns."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
 
 class Item(NamedTuple):
     """One image of a domain.
@@ -67,7 +72,7 @@ def from_list(root: Path, rows: Path, labels: bool, partial: bool) -> Found:
     Raises:
         DataError: the list cannot be read.
     """
-    path, lines = _read_lines(root, rows)
+    path, lines = _read_lines(rows, root)
     items, faults = [], []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -101,34 +106,33 @@ def from_list(root: Path, rows: Path, labels: bool, partial: bool) -> Found:
     return Found(items, faults)
 
 
-def from_folders(
-    root: Path, images: str, labels: str | None, partial: bool, suffixes: Sequence[str] = SUFFIXES
-) -> Found:
-    """The images of a folder and its sub-folders, each with the label of the same path and stem in another folder.
+def from_folders(root: Path, labels: bool, partial: bool) -> Found:
+    """The images in `images/` and its sub-folders, each with the label of the same path and stem in `labels/`.
 
     Args:
-        images, labels: folders below `root`; None where labels are not wanted: they are not even looked for.
+        labels: whether labels are wanted; with False they are not even looked for.
         partial: an image may lack its label, and the folder of labels may be missing.
 
     Raises:
         DataError: a folder is missing.
     """
-    found = by_name(root / images, suffixes)
+    image_folder, label_folder = root / "images", root / "labels"
+    found = by_name(image_folder)
     faults = _duplicates(found)
     masks: dict[str, list[Path]] = {}
-    if labels is not None and not (partial and not (root / labels).is_dir()):
-        masks = by_name(root / labels, suffixes)
+    if labels and (label_folder.is_dir() or not partial):
+        masks = by_name(label_folder)
         faults += _duplicates(masks)
         missing = [] if partial else sorted(found.keys() - masks.keys())
-        faults += [f"{found[name][0]}: has no label in {root / labels}" for name in missing]
+        faults += [f"{found[name][0]}: has no label in {label_folder}" for name in missing]
         extra = sorted(masks.keys() - found.keys())
-        faults += [f"{masks[name][0]}: is a label without its image in {root / images}" for name in extra]
+        faults += [f"{masks[name][0]}: is a label without its image in {image_folder}" for name in extra]
         found = {name: paths for name, paths in found.items() if name in masks or partial}
     items = [Item(name, (paths[0],), masks[name][0] if name in masks else None) for name, paths in found.items()]
     return Found(items, faults)
 
 
-def by_name(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, list[Path]]:
+def by_name(folder: Path) -> dict[str, list[Path]]:
     """The image files below a folder by their path in it without suffix.
 
     Raises:
@@ -139,7 +143,7 @@ def by_name(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, list[
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)  # such as ._a.tif of macOS
-        if path.suffix.lower() in suffixes and not hidden:
+        if path.suffix.lower() in SUFFIXES and not hidden:
             found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
     return found
 
@@ -175,8 +179,9 @@ def fenced(root: Path, items: Iterable[Item]) -> Found:
             if CONTROL.search(path, start):
                 faults.append(f"{path!r}: has a control character in its name; rename it")
                 break
-            bad = strange[folder]
-            if bad is None or (bad and bad & _beside(name)):
+            bad, stem = strange[folder], os.path.splitext(name)[0]
+            read_with_it = f"{name}.msk", f"{name}.MSK", f"{name}.aux.xml", f"{stem}.hdr"  # by GDAL
+            if bad is None or (bad and bad & {name, *read_with_it}):
                 faults.append(
                     f"{path}: leads out of {root} by a symbolic link, or is no file; copy it there, or give a root "
                     "that holds what the link leads to"
@@ -187,25 +192,18 @@ def fenced(root: Path, items: Iterable[Item]) -> Found:
     return Found(kept, faults)
 
 
-def _beside(name: str) -> set[str]:
-    """A file and what GDAL reads with it."""
-    return {name, f"{name}.msk", f"{name}.MSK", f"{name}.aux.xml", f"{os.path.splitext(name)[0]}.hdr"}
-
-
 def _strange(folder: str, home: str) -> set[str] | None:
     if not _inside(folder, home):
         return None
     try:
         with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if not _harmless(entry, home)}
+            return {
+                entry.name
+                for entry in entries
+                if not (_inside(entry.path, home) if entry.is_symlink() else entry.is_file() or entry.is_dir())
+            }
     except OSError:  # a folder that is missing has nothing strange
         return set()
-
-
-def _harmless(entry: os.DirEntry[str], home: str) -> bool:
-    if entry.is_symlink():
-        return _inside(entry.path, home)
-    return entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)
 
 
 def _inside(path: str, home: str) -> bool:
@@ -223,16 +221,16 @@ def raise_all(faults: Sequence[str], what: str) -> None:
         raise DataError(f"{what} has {len(faults)} fault(s); mend or remove these files:\n  {listed}")
 
 
-def read_names(path: Path) -> list[str]:
-    """The lines of a text file of names, exactly, without blank ones.
+def read_names(rows: Path, root: Path = Path()) -> list[str]:
+    """The lines of a text file of names, looked up below `root` first, exactly, without blank ones.
 
     Raises:
         DataError: it cannot be read.
     """
-    return [line for line in _read_lines(path.parent, Path(path.name))[1] if line.strip()]
+    return [line for line in _read_lines(rows, root)[1] if line.strip()]
 
 
-def _read_lines(root: Path, rows: Path) -> tuple[Path, list[str]]:
+def _read_lines(rows: Path, root: Path) -> tuple[Path, list[str]]:
     path = root / rows if (root / rows).is_file() else rows
     try:
         return path, path.read_text("utf-8-sig").splitlines()

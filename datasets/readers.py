@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +65,7 @@ class Reader:
             DataError: a folder or list is missing.
         """
         if rows is None:
-            return from_folders(root, "images", "labels" if labels else None, partial)
+            return from_folders(root, labels, partial)
         return from_list(root, Path(rows), labels, partial)
 
     def published_key(self, root: Path, rows: str | None) -> str:
@@ -134,14 +134,9 @@ class HRCWHU(Reader):
             return Found([item._replace(name=name[1]) if name else item for item, name in named], found.faults)
         images: dict[str, list[Path]] = {}
         masks: dict[str, list[Path]] = {}
-        for paths in by_name(root).values():
-            for path in paths:
-                matched = self.name.match(path.stem)
-                if matched is None:
-                    continue
-                below = path.relative_to(root)
-                folders = "/".join(below.parts[:-1])
-                is_mask = bool(matched[2]) or self.masks.search(folders) is not None
+        for path in (path for paths in by_name(root).values() for path in paths):
+            if matched := self.name.match(path.stem):
+                is_mask = matched[2] or self.masks.search(path.relative_to(root).parent.as_posix())
                 (masks if is_mask else images).setdefault(matched[1], []).append(path)
         items, faults = [], []
         for name, paths in sorted(images.items()):
@@ -199,32 +194,25 @@ class Cloud38(Reader):
         "38": ("38-Cloud_training", "train_", ""),
         "test": ("38-Cloud_test", "test_", ""),
     }
-    training: Mapping[str, tuple[str, ...]] = {"train": ("38",), "all": ("38",)}
+    halves: Mapping[str, tuple[str, ...]] = {"train": ("38",), "all": ("38",), "test": ("test",)}
     nonempty = "training_patches_38-cloud_nonempty.csv"
 
     def find(self, root: Path, rows: str | None, *, labels: bool, partial: bool = False) -> Found:
-        if rows == "test":
-            return self._patches(root, "test", labels=False, partial=True)
-        part = rows if rows in self.parts else "train" if rows is None else "all"
-        there = [half for half in self.training[part] if (root / self.folders[half][0]).is_dir()]
+        listed = rows if rows not in self.parts else None
+        part = "all" if listed is not None else rows or "train"
+        there = [half for half in self.halves[part] if part == "test" or (root / self.folders[half][0]).is_dir()]
         if not there:
-            expected = " or ".join(self.folders[half][0] for half in self.training[part])
+            expected = " or ".join(self.folders[half][0] for half in self.halves[part])
             raise DataError(f"{root}: has no folder {expected}; set the domain's root to the folder that holds it")
-        by_list = rows is not None and rows not in self.parts
-        chosen = self._nonempty(root) if part != "all" else None
-        if rows is not None and by_list:
-            chosen = set(self._listed(root / rows if (root / rows).is_file() else Path(rows)))
-        found = [self._patches(root, half, chosen, labels=labels, partial=partial) for half in there]
-        items = [item for one in found for item in one.items]
-        faults = [fault for one in found for fault in one.faults]
-        if chosen is not None and by_list:
-            faults += [f"{rows}: names {name}, which is not there" for name in sorted(chosen - {i.name for i in items})]
-        return Found(items, faults)
+        patches = [patch for half in there for patch in self._patches(root, half)]
+        if listed is not None:
+            return _found(patches, labels, partial, set(self._listed(Path(listed), root)), listed)
+        chosen = self._nonempty(root) if part not in ("all", "test") else None
+        return _found(patches, labels and part != "test", partial, chosen)
 
-    def _patches(self, root: Path, half: str, chosen: set[str] | None = None, *, labels: bool, partial: bool) -> Found:
+    def _patches(self, root: Path, half: str) -> Iterator[tuple[Item, str]]:
         folder, start, end = self.folders[half]
-        base = root / folder
-        places = {band: base / f"{start}{band}{end}" for band in (*self.bands, "gt")}
+        places = {band: root / folder / f"{start}{band}{end}" for band in (*self.bands, "gt")}
         # Paired by name: the order of a folder is nobody's promise.
         patches = {
             path.stem.removeprefix(f"{band}_"): path.suffix
@@ -234,19 +222,13 @@ class Cloud38(Reader):
             if path.suffix.lower() in (".tif", ".tiff") and path.stem.startswith(f"{band}_")
         }
         if not patches:
-            raise DataError(f"{base}: holds no patches; expected {places['red'].name}/red_patch_*.TIF and other bands")
-        items, faults = [], []
-        for name in sorted(patches if chosen is None else patches.keys() & chosen):
-            suffix = patches[name]
+            raise DataError(
+                f"{root / folder}: holds no patches; expected {places['red'].name}/red_patch_*.TIF and other bands"
+            )
+        for name, suffix in sorted(patches.items()):
+            label = places["gt"] / f"gt_{name}{suffix}"
             files = tuple(places[band] / f"{band}_{name}{suffix}" for band in self.bands)
-            label = places["gt"] / f"gt_{name}{suffix}" if labels else None
-            if label is not None and not label.is_file():
-                if not partial:
-                    faults.append(f"{label}: does not exist, so {name} has no label")
-                    continue
-                label = None
-            items.append(Item(name, files, label))
-        return Found(items, faults)
+            yield Item(name, files, label), f"{label}: does not exist, so {name} has no label"
 
     def published_key(self, root: Path, rows: str | None) -> str:
         part = rows or "train"
@@ -258,9 +240,9 @@ class Cloud38(Reader):
                 return set(self._listed(path))
         return None
 
-    def _listed(self, path: Path) -> list[str]:
+    def _listed(self, rows: Path, root: Path = Path()) -> list[str]:
         """The names in a list: a column `name` as in the official files, or a name a line."""
-        lines = read_names(path)
+        lines = read_names(rows, root)
         if lines and "name" in (header := next(csv.reader([lines[0]]))):
             return [row["name"] for row in csv.DictReader(lines, fieldnames=header)][1:]
         return lines
@@ -295,11 +277,37 @@ class Cloud95(Cloud38):
         **Cloud38.folders,
         "95": ("95-cloud_training_only_additional_to38-cloud", "train_", "_additional_to38cloud"),
     }
-    training: Mapping[str, tuple[str, ...]] = {"train": ("38", "95"), "all": ("38", "95"), "additional": ("95",)}
+    halves: Mapping[str, tuple[str, ...]] = {
+        **Cloud38.halves,
+        **{"train": ("38", "95"), "all": ("38", "95"), "additional": ("95",)},
+    }
     nonempty = "training_patches_95-cloud_nonempty.csv"
 
 
-class L8Biome(Reader):
+class ScenesByPattern(Reader):
+    """Images that a pattern finds anywhere below the root, each with its label beside it; a list has their names."""
+
+    listed_by = "name"
+    nodata = "all_zero"
+    pattern: str
+    expected: str  # what it finds, for an error
+
+    def described(self, image: Path, root: Path) -> tuple[Item, str]:
+        """An image with the label that it should have, and what to say where that is missing."""
+        raise NotImplementedError
+
+    def find(self, root: Path, rows: str | None, *, labels: bool, partial: bool = False) -> Found:
+        images = sorted(root.rglob(self.pattern))
+        if not images:
+            raise DataError(f"{root}: holds no {self.expected}")
+        if rows in self.parts:
+            images = [image for image in images if rows in image.relative_to(root).parts]
+            rows = None
+        names = None if rows is None else set(read_names(Path(rows), root))
+        return _found([self.described(image, root) for image in images], labels, partial, names, rows)
+
+
+class L8Biome(ScenesByPattern):
     """L8 Biome: 96 whole Landsat-8 scenes, 30 m, in eight biomes.
 
     Format: a folder a scene (`BC/<scene>/`), `<scene>_B1.TIF` to `_B11.TIF`, 16 bits, and `<scene>_fixedmask.img`. The
@@ -312,27 +320,21 @@ class L8Biome(Reader):
     """
 
     bands = (*LANDSAT_8, "cirrus", "thermal1", "thermal2")
-    listed_by = "name"
     numbers = (1, 2, 3, 4, 5, 6, 7, 9, 10, 11)
     label_map: Mapping[int, int] = {0: 255, 64: 0, 128: 0, 192: 1, 255: 1}
-    nodata = "all_zero"
     scene = r"(LC8\w+)$"
     published = Published({"all": 96}, note="USGS")
 
-    def find(self, root: Path, rows: str | None, *, labels: bool, partial: bool = False) -> Found:
-        items, faults = [], {}
-        for band in _found(root, "*_B4.TIF", "<scene>/<scene>_B4.TIF and its other bands"):
-            scene = band.name.removesuffix("_B4.TIF")
-            mask = band.with_name(f"{scene}_fixedmask.img")
-            if labels and not mask.is_file() and not partial:
-                faults[scene] = f"{mask}: does not exist, so {scene} has no label"
-                continue
-            files = tuple(band.with_name(f"{scene}_B{number}.TIF") for number in self.numbers)
-            items.append(Item(scene, files, mask if labels and mask.is_file() else None))
-        return _selected(items, faults, root, rows)
+    pattern, expected = "*_B4.TIF", "<scene>/<scene>_B4.TIF and its other bands"
+
+    def described(self, image: Path, root: Path) -> tuple[Item, str]:
+        scene = image.name.removesuffix("_B4.TIF")
+        mask = image.with_name(f"{scene}_fixedmask.img")
+        files = tuple(image.with_name(f"{scene}_B{number}.TIF") for number in self.numbers)
+        return Item(scene, files, mask), f"{mask}: does not exist, so {scene} has no label"
 
 
-class SPARCS(Reader):
+class SPARCS(ScenesByPattern):
     """SPARCS: 80 parts of 1000x1000 pixels of Landsat-8 scenes, 30 m.
 
     Format: `<scene>_<n>_data.tif`, ten bands of 16 bits, with `<scene>_<n>_mask.png` (USGS, a palette) or `_labels.tif`
@@ -345,25 +347,20 @@ class SPARCS(Reader):
     """
 
     bands = (*LANDSAT_8, "cirrus", "thermal1", "thermal2")
-    listed_by = "name"
     label_map: Mapping[int, int] = {0: 0, 1: 0, 2: 0, 3: 0, 4: 0, 5: 1, 6: 0}
-    nodata = "all_zero"
     scene = r"(LC8\w+?)_\d+$"
     published = Published({"all": 80}, note="USGS")
 
-    def find(self, root: Path, rows: str | None, *, labels: bool, partial: bool = False) -> Found:
-        items, faults = [], {}
-        for data in _found(root, "*_data.tif", "<scene>_<n>_data.tif"):
-            name = data.name.removesuffix("_data.tif")
-            masks = [path for end in ("mask.png", "labels.tif") if (path := data.with_name(f"{name}_{end}")).is_file()]
-            if labels and not masks and not partial:
-                faults[name] = f"{data}: has no {name}_mask.png or {name}_labels.tif beside it"
-                continue
-            items.append(Item(name, (data,), masks[0] if labels and masks else None))
-        return _selected(items, faults, root, rows)
+    pattern, expected = "*_data.tif", "<scene>_<n>_data.tif"
+
+    def described(self, image: Path, root: Path) -> tuple[Item, str]:
+        name = image.name.removesuffix("_data.tif")
+        mask, other = (image.with_name(f"{name}_{end}") for end in ("mask.png", "labels.tif"))
+        label = mask if mask.is_file() else other
+        return Item(name, (image,), label), f"{image}: has no {mask.name} or {other.name} beside it"
 
 
-class CloudSEN12(Reader):
+class CloudSEN12(ScenesByPattern):
     """CloudSEN12, the GeoTIFF release: Sentinel-2 L1C patches of 509x509 pixels, 10 m, five of each region.
 
     Format: `{high,scribble,no-label}/ROI_<n>/<image>/S2L1C.tif`, 13 bands of 16 bits (reflectance times 10,000), and
@@ -377,25 +374,17 @@ class CloudSEN12(Reader):
     """
 
     bands = SENTINEL_2
-    listed_by = "name"
     label_map: Mapping[int, int] = {0: 0, 1: 1, 2: 1, 3: 0, 99: 255}
-    nodata = "all_zero"
     scene = r"(ROI_\d+)"
     parts = ("high", "scribble", "no-label")
     published = Published({"high": 10000, "scribble": 10000, "no-label": 29400}, note="five patches of each region")
 
-    def find(self, root: Path, rows: str | None, *, labels: bool, partial: bool = False) -> Found:
-        items, faults = [], {}
-        for image in _found(root, "S2L1C.tif", "high/ROI_<n>/<image>/S2L1C.tif"):
-            folder = image.parent
-            if rows in self.parts and rows not in folder.relative_to(root).parts:
-                continue
-            name, mask = folder.relative_to(root).as_posix(), folder / "labels" / "manual_hq.tif"
-            if labels and not mask.is_file() and not partial:
-                faults[name] = f"{mask}: does not exist, so {folder.name} has no label; take the part high"
-                continue
-            items.append(Item(name, (image,), mask if labels and mask.is_file() else None))
-        return _selected(items, faults, root, None if rows in self.parts else rows)
+    pattern, expected = "S2L1C.tif", "high/ROI_<n>/<image>/S2L1C.tif"
+
+    def described(self, image: Path, root: Path) -> tuple[Item, str]:
+        folder, mask = image.parent, image.parent / "labels" / "manual_hq.tif"
+        fault = f"{mask}: does not exist, so {folder.name} has no label; take the part high"
+        return Item(folder.relative_to(root).as_posix(), (image,), mask), fault
 
 
 READERS: dict[str, Reader] = {
@@ -452,24 +441,27 @@ def _scene(pattern: str, name: str) -> str | None:
     return next((group for group in found.groups() if group is not None), found.group(0))
 
 
-def _found(root: Path, pattern: str, expected: str) -> list[Path]:
-    paths = sorted(root.rglob(pattern))
-    if not paths:
-        raise DataError(f"{root}: holds no {expected}")
-    return paths
+def _found(
+    images: Iterable[tuple[Item, str]], labels: bool, partial: bool, names: set[str] | None, listed: str | None = None
+) -> Found:
+    """The images of these names, or all, each with its label if that is wanted and there.
 
-
-def _selected(items: list[Item], faults: Mapping[str, str], root: Path, rows: str | None) -> Found:
-    """The items that a list of names asks for, and the faults of these names alone."""
-    if rows is None:
-        return Found(items, list(faults.values()))
-    wanted = set(read_names(root / rows if (root / rows).is_file() else Path(rows)))
-    missing = sorted(wanted - {item.name for item in items} - faults.keys())
-    return Found(
-        [item for item in items if item.name in wanted],
-        [fault for name, fault in faults.items() if name in wanted]
-        + [f"{rows}: names {name}, which is not there" for name in missing],
-    )
+    Args:
+        images: each with the label that it should have, and what to say where that is missing.
+        listed: the list that the names come from, if an image of each must be there.
+    """
+    items, faults, known = [], [], set()
+    for item, fault in images:
+        known.add(item.name)
+        if names is not None and item.name not in names:
+            continue
+        there = labels and item.label is not None and item.label.is_file()
+        if labels and not there and not partial:
+            faults.append(fault)
+        else:
+            items.append(item if there else item._replace(label=None))
+    missing = sorted(names - known) if names is not None and listed is not None else []
+    return Found(items, [*faults, *(f"{listed}: names {name}, which is not there" for name in missing)])
 
 
 def _picture(item: Item) -> str:

@@ -9,9 +9,10 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 import numpy as np
 import torch
@@ -21,7 +22,6 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from datasets.augment import Amounts, colour_change, flip, tone_change
 from datasets.geometry import crop, fitted_size, letterbox, scale_to
 from datasets.images import ImageSet
-from engine import processes
 from utils.labels import IGNORE
 
 STREAMS = ("source", "target", "easy", "hard")
@@ -34,7 +34,7 @@ LAG = 1  # second
 
 class Sample(TypedDict, total=False):
     """What a loader process sends, in few bytes: `image` (C, H, W) uint8, `colour` (C, C + 1) float32, the change of it
-    that is left to `EndlessSamples.ready`, `valid` (H, W) bool, `name`, and `label` (H, W) uint8 with classes and 255
+    that is left to `engine.batches.ready`, `valid` (H, W) bool, `name`, and `label` (H, W) uint8 with classes and 255
     where nothing is known; `label` is absent in an unlabelled domain."""
 
     image: Tensor
@@ -44,35 +44,32 @@ class Sample(TypedDict, total=False):
     name: str
 
 
+@dataclass(eq=False)
 class EndlessSamples(Dataset[Sample]):
     """An endless shuffled stream of one domain's samples; position n is always the same sample, changed the same way.
 
     Every pass over the images is a new permutation, so that each image is seen once per pass, and two domains of
     different length do not pair the same images again and again.
 
-    Args:
+    Attributes:
         images: with labels where the stream is a labelled one.
         stream: which of `STREAMS` it is; streams of one seed are independent.
         size: side of the square sample in pixels.
-        geometry: "letterbox" or "crop", see `datasets.geometry`.
+        geometry: see `datasets.geometry`.
         amounts: random changes, see `datasets.augment`.
     """
 
-    def __init__(
-        self,
-        images: ImageSet,
-        stream: str,
-        *,
-        seed: int,
-        size: int,
-        geometry: Literal["letterbox", "crop"],
-        amounts: Amounts,
-    ) -> None:
-        self.images = images
-        self.key = (seed, STREAMS.index(stream))
-        self.size = size
-        self.place = {"letterbox": letterbox, "crop": crop}[geometry]
-        self.amounts = amounts
+    images: ImageSet
+    stream: str
+    _: KW_ONLY
+    seed: int
+    size: int
+    geometry: Literal["letterbox", "crop"]
+    amounts: Amounts
+
+    def __post_init__(self) -> None:
+        self.key = (self.seed, STREAMS.index(self.stream))
+        self.place = {"letterbox": letterbox, "crop": crop}[self.geometry]
         self.places = torch.zeros(0, 2, dtype=torch.int64)  # of each loader process its pid and position
 
     def index(self, position: int) -> int:
@@ -111,20 +108,22 @@ class EndlessSamples(Dataset[Sample]):
             sample["label"] = torch.from_numpy(label)
         return sample
 
-    def batches(self, batch: int, start: int, stop: int, workers: int = 0, timeout: int = 0) -> Iterator[Sample]:
+    def batches(
+        self, batch: int, start: int, stop: int, workers: int = 0, timeout: int = 0, rank: int = 0, processes: int = 1
+    ) -> Iterator[Sample]:
         """Batches `start` to `stop` of the stream, each stacked along a new first axis.
-
-        Of several processes, each gets its share: the samples number `rank()`, `rank() + size()` and so on of a batch.
 
         Args:
             batch: samples of all processes together, a multiple of their number.
             timeout: seconds after which a loader process that gives nothing is taken for dead; 0: never.
+            rank, processes: of so many processes this one gets its share of a batch, the samples number `rank`,
+                `rank + processes` and so on.
         """
         self.places = torch.zeros(workers, 2, dtype=torch.int64).share_memory_()
         loader = DataLoader(
             self,
-            batch_size=batch // processes.size(),
-            sampler=range(start * batch + processes.rank(), stop * batch, processes.size()),
+            batch_size=batch // processes,
+            sampler=range(start * batch + rank, stop * batch, processes),
             num_workers=workers,
             timeout=timeout if workers else 0,
             pin_memory=torch.cuda.is_initialized(),  # a GPU is in use: it copies without being waited for
@@ -151,31 +150,6 @@ class EndlessSamples(Dataset[Sample]):
         files = [str(self.images[self.index(position)].image) for position in mine if position != IDLE]
         return " or ".join(files) or "no image"
 
-    @staticmethod
-    def ready(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-        """A batch as the stages want it, on `device`: `image` (B, C, H, W) float32 in [0, 1] with its change of colour,
-        0 where not valid; `label` int64; `valid` and `name` as they are. Each of several processes gives its share and
-        gets the whole batch."""
-        changes = processes.gather(batch["colour"])
-        parts: dict[str, Any] = {
-            key: processes.gather(part.to(device, non_blocking=True))
-            for key, part in batch.items()
-            if isinstance(part, Tensor)
-        }
-        parts |= {key: processes.whole_batch(part) for key, part in batch.items() if key not in parts}
-        image, colour = parts["image"].float().div_(255), parts.pop("colour")
-        # What there is to do is asked of the tensors on the CPU, so that no GPU is waited for.
-        same = torch.eye(*changes.shape[1:])
-        for i in (changes != same).flatten(1).any(1).nonzero()[:, 0].tolist():
-            linear, offset = colour[i, :, :-1], colour[i, :, -1:]
-            image[i] = torch.addmm(offset, linear, image[i].flatten(1)).view_as(image[i]).clamp_(0, 1)
-        if processes.size() > 1 or not batch["valid"].numpy().all():
-            image *= parts["valid"][:, None]
-        parts["image"] = image
-        if "label" in parts:
-            parts["label"] = parts["label"].long()
-        return parts
-
 
 def _end_with_parent(worker: int) -> None:
     """Have Linux kill this loader process when the run dies, hanging or not; and leave to the run what is sent to all
@@ -190,16 +164,11 @@ def _permutation(seed: int, stream: int, epoch: int, length: int) -> np.ndarray:
     return np.random.default_rng([seed, stream, 0, epoch]).permutation(length)
 
 
-def to_tensor(image: np.ndarray) -> Tensor:
-    """An 8-bit image (H, W, C) as float32 (C, H, W) in [0, 1]."""
-    return torch.from_numpy(np.array(image.transpose(2, 0, 1))).float().div_(255)
-
-
 def network_input(image: np.ndarray, size: int, geometry: Literal["letterbox", "crop"]) -> Tensor:
-    """The tensor (1, C, h, w) on which a trained network predicts a whole image (H, W, C).
+    """The tensor (1, C, h, w) in [0, 1] on which a trained network predicts a whole 8-bit image (H, W, C).
 
     Follows the training geometry without padding: the longer side scaled to `size`, or native resolution.
     """
     if geometry == "letterbox":
         image = scale_to(image, *fitted_size(image.shape[0], image.shape[1], size))
-    return to_tensor(image)[None]
+    return torch.from_numpy(np.array(image.transpose(2, 0, 1)))[None].float().div_(255)

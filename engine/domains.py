@@ -15,18 +15,12 @@ from safetensors import SafetensorError, safe_open
 from config.schema import LIKE_SOURCE, SHIFT8, Config, DomainConfig
 from datasets.cache import Cache
 from datasets.decode import size_of
+from datasets.decoder import Decoder
 from datasets.files import SUFFIXES, Found, Item, raise_all
-from datasets.images import (
-    Decoder,
-    ImageSet,
-    Stretch,
-    checked,
-    has_8_bits,
-    matched_stretch,
-    measured_stretch,
-    recorded_scaling,
-)
+from datasets.images import ImageSet, checked
+from datasets.measured_scaling import has_8_bits, matched_stretch, measured_stretch
 from datasets.readers import READERS, find_images
+from datasets.scaling import Stretch, recorded_scaling
 from engine.processes import is_first
 from utils.errors import ConfigError, DataError, WeightsError
 from utils.files import write_text

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from config.schema import Config
 from engine import processes
+from engine.batches import ready
 from engine.build import device_of
 from engine.checkpoint import resume, save_checkpoint
 from engine.forward import ForwardMode, forward_mode
@@ -72,11 +73,11 @@ class Ledger(nn.Module):
 
 
 class Stream(Protocol):
-    """An endless stream of samples, cut into batches; `ready` makes one what a stage looks at, on the device."""
+    """An endless stream of samples, cut into batches, of which each of several processes gets its share."""
 
-    def batches(self, batch: int, start: int, stop: int, workers: int, timeout: int) -> Iterator[Any]: ...
-
-    def ready(self, batch: Any, device: torch.device) -> dict[str, Any]: ...
+    def batches(
+        self, batch: int, start: int, stop: int, workers: int, timeout: int, rank: int, processes: int
+    ) -> Iterator[Any]: ...
 
     def culprit(self, error: Exception) -> str | None:
         """The image at which a loader process of this stream was, if `error` says that one died or hangs."""
@@ -119,7 +120,7 @@ def fit(
     mode = prepared(stage, device, config, batch, folder)
     with processes.first_alone():
         start = resume(folder, networks, stage.optimizers, about)
-    loader = config.data.workers, config.data.timeout
+    loader = config.data.workers, config.data.timeout, processes.rank(), processes.size()
     sources = {name: stream.batches(batch, start, steps, *loader) for name, stream in streams.items()}
     allowed, first = config.optim.skip_not_finite, processes.is_first()
     bar_style: dict[str, Any] = {"desc": folder.name, "unit": "step", "dynamic_ncols": True, "disable": not first}
@@ -134,7 +135,7 @@ def fit(
         for step in range(start, steps):
             progress = TrainingProgress(step, steps, epoch_steps, _step_seed(config.seed, step))
             asked = time.perf_counter()
-            batches = {name: streams[name].ready(next(source), device) for name, source in sources.items()}
+            batches = {name: ready(next(source), device) for name, source in sources.items()}
             data_time += time.perf_counter() - asked
 
             torch.manual_seed(progress.seed)

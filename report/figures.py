@@ -14,8 +14,9 @@ import torch
 from tqdm import tqdm
 
 from config.schema import Config, recorded_config
+from datasets.decoded import Decoded
 from datasets.files import Item
-from datasets.images import Decoded, ImageSet
+from datasets.images import ImageSet
 from datasets.samples import network_input
 from engine.domains import training_images
 from engine.inference import decided, probabilities

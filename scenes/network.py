@@ -14,7 +14,8 @@ import numpy as np
 
 from config.schema import recorded_config
 from datasets.decode import RGB
-from datasets.images import Decoder, recorded_scaling
+from datasets.decoder import Decoder
+from datasets.scaling import recorded_scaling
 from utils.errors import ConfigError, WeightsError
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from datasets.decode import PICTURES, open_raster, require_room, size_of
+from datasets.decoder import Decoder
 from datasets.files import Item, Window
-from datasets.images import Decoder
 from engine.memory import ran_out
 from scenes.masks import CLEAR, CLOUD, UNKNOWN
 from scenes.windows import Rows

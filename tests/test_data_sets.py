@@ -16,8 +16,8 @@ import split_entropy
 import train_intra
 import train_teacher
 from config.schema import Config, load_config
-from datasets.__main__ import check
 from nets.weights import load_weights
+from report.data_check import check
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"

@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets import images
+from datasets import decoder as decoding
 from datasets.cache import Cache
+from datasets.decoder import Decoder
 from datasets.files import Item, Window
-from datasets.images import Decoder, ImageSet, Stretch, checked
+from datasets.images import ImageSet, checked
+from datasets.scaling import Stretch
 from utils.errors import DataError
 
 RGB = ("red", "green", "blue")
@@ -55,13 +57,13 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Every file that is decoded, in order."""
     seen: list[Path] = []
     for name in ("read_bands", "read_label"):
-        inner = getattr(images, name)
+        inner = getattr(decoding, name)
 
         def counted(path: Path, *rest: Any, inner: Callable[..., Any] = inner) -> Any:
             seen.append(path)
             return inner(path, *rest)
 
-        monkeypatch.setattr(images, name, counted)
+        monkeypatch.setattr(decoding, name, counted)
     return seen
 
 
@@ -267,7 +269,7 @@ checked(items, Decoder(("red", "green", "blue"), nodata="all_zero"), "source", C
 
 def test_processes_fill_one_cache_at_once(items: list[Item], cache: Cache, tmp_path: Path) -> None:
     command = [sys.executable, "-c", FILL, str(tmp_path / "data"), str(cache.folder)]
-    root = str(Path(images.__file__).parents[1])
+    root = str(Path(decoding.__file__).parents[1])
     runs = [
         subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for _ in range(2)

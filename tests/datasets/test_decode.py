@@ -383,7 +383,7 @@ def test_errors_of_gdal_itself_name_the_file(tmp_path: Path) -> None:
         content = content.replace(struct.pack("<HH", tag, kind), struct.pack("<HH", 65000, kind))
     path.write_bytes(content)
     message = fault_of(lambda: read_bands(path))
-    assert message.startswith(f"{path}: cannot be decoded (Key GTCitationGeoKey is of type ASCII")
+    assert message.startswith(f"{path}: cannot be decoded as an image (Key GTCitationGeoKey is of type ASCII")
 
 
 def test_label_of_thousands_of_bands_is_refused_before_it_is_read(tmp_path: Path) -> None:

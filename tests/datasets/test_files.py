@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
+from datasets.decoder import Decoder
 from datasets.files import Item, from_folders, from_list, raise_all, read_names, unique
-from datasets.images import Decoder, checked
+from datasets.images import checked
 from datasets.readers import find_images
 from utils.errors import DataError
 
@@ -56,7 +57,7 @@ def test_folder_reads_nested_folders_and_leaves_other_files(tmp_path: Path) -> N
 
 def test_label_may_have_another_suffix_and_dots_in_its_name(tmp_path: Path) -> None:
     touch(tmp_path, "images/v1.2/a.b.jpg", "labels/v1.2/a.b.png", "images/v1.2/a.c.jpg", "labels/v1.2/a.c.png")
-    found = from_folders(tmp_path, "images", "labels", partial=False)
+    found = from_folders(tmp_path, labels=True, partial=False)
     assert not found.faults
     assert {item.name: item.label for item in found.items} == {
         name: tmp_path / f"labels/{name}.png" for name in ("v1.2/a.b", "v1.2/a.c")

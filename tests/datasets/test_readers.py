@@ -13,8 +13,9 @@ import rasterio
 from PIL import Image
 
 from config.schema import DomainConfig
+from datasets.decoder import Decoder
 from datasets.files import Found, Item
-from datasets.images import Decoder, checked
+from datasets.images import checked
 from datasets.readers import READERS, SENTINEL_2, find_images
 from engine.domains import drawn_scenes, search
 from utils.errors import DataError

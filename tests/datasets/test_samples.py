@@ -6,67 +6,27 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
-import rasterio
 import torch
 
 from config.schema import AugmentConfig
-from datasets.augment import LUMA
 from datasets.cache import Cache
-from datasets.files import Item
-from datasets.images import Decoder, ImageSet, checked
+from datasets.images import checked
 from datasets.readers import find_images
-from datasets.samples import STREAMS, EndlessSamples, network_input, to_tensor
+from datasets.samples import STREAMS, EndlessSamples, network_input
+from tests.datasets.written import RGB, STILL, STRONG, Build, Make, of_bands, samples_of, stream_of
 from utils.labels import IGNORE
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-Make = Callable[..., Path]
-Build = Callable[..., EndlessSamples]
-CPU = torch.device("cpu")
-RGB = Decoder(("red", "green", "blue"))
-STILL = AugmentConfig(hflip=0, vflip=0, jitter=0)
-STRONG = AugmentConfig(hflip=0.5, vflip=0.5, jitter=1, brightness=0.5, contrast=0.5, saturation=0.5, hue=0.2)
-
-
-def samples_of(images: ImageSet, name: str = "source", **changed: Any) -> EndlessSamples:
-    options: dict[str, Any] = {"seed": 3, "size": 32, "geometry": "crop", "amounts": AugmentConfig(jitter=0.5)}
-    return EndlessSamples(images, name, **(options | changed))
 
 
 @pytest.fixture
 def stream(tmp_path: Path, make_domain: Make) -> Build:
-    """Seven images of a domain as a stream, from files or from a cache; any argument can be changed."""
-    root = make_domain(tmp_path / "domain", count=7)
-
-    def build(name: str = "source", labels: bool = True, cached: bool = False, **changed: Any) -> EndlessSamples:
-        cache = Cache(tmp_path / "cache") if cached else None
-        return samples_of(checked(find_images(root, labels=labels).items, RGB, name, cache), name, **changed)
-
-    return build
-
-
-def of_bands(folder: Path, bands: int, holes: bool = False) -> ImageSet:
-    """Three images of so many bands with bright pixels and, with `holes`, a block of 0 that holds no data."""
-    names, items = tuple(f"b{i}" for i in range(bands)), []
-    rng = np.random.default_rng(0)
-    for i in range(3):
-        pixels = rng.integers(100, 256, (bands, 40, 48), np.uint8)
-        if holes:
-            pixels[:, 10:20, 15:30] = 0
-        shape = {"height": 40, "width": 48, "count": bands, "dtype": "uint8"}
-        with rasterio.open(folder / f"{i}.tif", "w", driver="GTiff", **shape) as file:
-            file.write(pixels)
-        label = folder / f"label_{i}.png"
-        assert cv2.imwrite(str(label), np.full((40, 48), 255, np.uint8))
-        items.append(Item(str(i), (folder / f"{i}.tif",), label))
-    return checked(items, Decoder(names, names, nodata="all_zero"), "source")
+    return stream_of(tmp_path, make_domain)
 
 
 def same(first: Any, second: Any) -> bool:
@@ -100,17 +60,6 @@ def test_only_bytes_and_a_small_matrix_cross_the_border_of_a_process(stream: Bui
         "valid": (torch.bool, (3, 32, 32)),
     }
     assert len(batch["name"]) == 3
-
-
-def test_ready_batch_has_its_types_and_range(stream: Build) -> None:
-    batch = next(stream(size=64, amounts=STRONG).batches(4, 0, 1))
-    kept = {key: part.clone() for key, part in batch.items() if isinstance(part, torch.Tensor)}
-    ready = EndlessSamples.ready(batch, CPU)
-    assert ready["image"].dtype == torch.float32 and ready["image"].shape == (4, 3, 64, 64)
-    assert ready["image"].min() >= 0 and 0.3 < ready["image"].max() <= 1
-    assert ready["label"].dtype == torch.int64 and torch.equal(ready["label"], kept["label"].long())
-    assert ready["valid"].dtype == torch.bool and ready["name"] == batch["name"] and "colour" not in ready
-    assert all(torch.equal(batch[key], part) for key, part in kept.items())  # the batch itself stays as it was
 
 
 # the same samples, however they are made
@@ -166,6 +115,14 @@ def test_resuming_equals_the_tail(stream: Build) -> None:
     assert list(stream().batches(2, 6, 6)) == []
 
 
+def test_shares_of_several_processes_are_the_batch(stream: Build) -> None:
+    whole = next(stream().batches(6, 1, 2))
+    shares = [next(stream().batches(6, 1, 2, rank=rank, processes=3)) for rank in range(3)]
+    for key in ("image", "colour", "valid", "label"):
+        assert torch.equal(torch.stack([share[key] for share in shares], 1).flatten(0, 1), whole[key])
+    assert [share["name"] for share in shares] == [whole["name"][rank::3] for rank in range(3)]
+
+
 def test_each_image_once_per_pass_in_a_new_order(stream: Build) -> None:
     samples = stream()
     passes = [[samples.index(7 * epoch + place) for place in range(7)] for epoch in range(5)]
@@ -199,96 +156,9 @@ def test_unlabelled_samples_have_no_label(stream: Build) -> None:
     with_label, without = stream("target"), stream("target", labels=False)
     assert "label" not in without[0] and "label" not in next(without.batches(2, 0, 1))
     assert same({**without[5], "label": with_label[5]["label"]}, with_label[5])  # a label changes nothing else
-    assert "label" not in EndlessSamples.ready(next(without.batches(2, 0, 1)), CPU)
 
 
-# what is done to it
-
-
-@pytest.mark.parametrize("position", range(6))
-def test_ready_sample_equals_a_computation_by_hand(stream: Build, position: int) -> None:
-    """Crop, mirrors, brightness and contrast with numpy, from the draws in the order in which they are documented."""
-    amounts = AugmentConfig(hflip=0.5, vflip=0.5, jitter=0.7, brightness=0.5, contrast=0.5, saturation=0, hue=0)
-    samples = stream("target", amounts=amounts)
-    item = samples.images[samples.index(position)]
-    assert item.label is not None
-    image = cv2.imread(str(item.image))[..., ::-1] / 255
-    label = cv2.imread(str(item.label), cv2.IMREAD_GRAYSCALE) // 255
-    rng = np.random.default_rng([3, STREAMS.index("target"), 1, position])
-    top, left = rng.integers(40 - 32 + 1), rng.integers(48 - 32 + 1)
-    image, label = (layer[top : top + 32, left : left + 32] for layer in (image, label))
-    if rng.random() < 0.5:
-        image, label = image[:, ::-1], label[:, ::-1]
-    if rng.random() < 0.5:
-        image, label = image[::-1], label[::-1]
-    brightness, contrast, *_ = 1 + 0.5 * rng.uniform(-1, 1, 4)
-    if rng.random() < 0.7:
-        image = image * brightness
-        grey = (image @ LUMA).mean()
-        image = np.clip(grey + contrast * (image - grey), 0, 1)
-    ready = EndlessSamples.ready(torch.utils.data.default_collate([samples[position]]), CPU)
-    np.testing.assert_allclose(ready["image"][0].permute(1, 2, 0).numpy(), image, atol=1e-5)
-    assert np.array_equal(ready["label"][0], label) and ready["name"] == [item.name]
-
-
-@pytest.mark.parametrize("bands", [1, 2, 3, 4, 13])
-def test_still_samples_are_exact_for_any_number_of_bands(tmp_path: Path, bands: int) -> None:
-    samples = samples_of(of_bands(tmp_path, bands), amounts=STILL)
-    batch = next(samples.batches(3, 0, 1))
-    assert batch["image"].shape == (3, bands, 32, 32) and batch["colour"].shape == (3, bands, bands + 1)
-    ready = EndlessSamples.ready(batch, CPU)["image"]
-    assert torch.equal(ready, batch["image"].float() / 255)  # bit by bit
-
-
-@pytest.mark.parametrize("bands", [1, 2, 3, 4, 13])
-@pytest.mark.parametrize("geometry", ["crop", "letterbox"])
-def test_pixels_without_data_stay_0_under_any_change(tmp_path: Path, bands: int, geometry: str) -> None:
-    samples = samples_of(of_bands(tmp_path, bands, holes=True), amounts=STRONG, size=64, geometry=geometry)
-    batch = next(samples.batches(6, 0, 1))
-    ready = EndlessSamples.ready(batch, CPU)
-    empty = ~ready["valid"]
-    assert 0.1 < empty.float().mean() < 0.9 and (ready["label"][empty] == IGNORE).all()
-    assert (ready["image"].permute(0, 2, 3, 1)[empty] == 0).all()
-    moved = ready["image"] - batch["image"] / 255
-    assert moved.abs().amax((1, 2, 3)).min() > 0.005  # each was changed elsewhere
-    assert (ready["image"].permute(0, 2, 3, 1)[ready["valid"]] > 0).any()
-
-
-def test_still_sample_is_exact_beside_one_that_changes(tmp_path: Path) -> None:
-    batch = next(samples_of(of_bands(tmp_path, 3), amounts=replace(STRONG, jitter=0.5)).batches(16, 0, 1))
-    still = (batch["colour"] == torch.eye(3, 4)).all(2).all(1)
-    assert 2 < still.sum() < 14
-    ready = EndlessSamples.ready(batch, CPU)["image"]
-    assert torch.equal(ready[still], batch["image"][still].float() / 255)
-    alone = [EndlessSamples.ready({k: v[i : i + 1] for k, v in batch.items()}, CPU)["image"] for i in range(16)]
-    torch.testing.assert_close(ready, torch.cat(alone), atol=1e-6, rtol=0)  # whatever else is in the batch
-
-
-def test_jitter_changes_the_image_alone(stream: Build) -> None:
-    still, moved = (next(stream(amounts=a).batches(5, 0, 1)) for a in (STILL, replace(STILL, jitter=1.0)))
-    assert not torch.equal(still["colour"], moved["colour"])
-    assert all(torch.equal(still[key], moved[key]) for key in ("image", "label", "valid"))
-    before, after = (EndlessSamples.ready(batch, CPU) for batch in (still, moved))
-    assert (before["image"] - after["image"]).abs().amax((1, 2, 3)).min() > 0.005
-    assert torch.equal(before["label"], after["label"]) and torch.equal(before["valid"], after["valid"])
-
-
-@pytest.mark.parametrize("bands", [1, 3, 4, 13])
-def test_ready_does_not_depend_on_the_number_of_threads(bands: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    batch = {
-        "image": torch.randint(0, 256, (2, bands, 256, 256), generator=generator, dtype=torch.uint8),
-        "colour": torch.randn(2, bands, bands + 1, generator=generator),
-        "valid": torch.ones(2, 256, 256, dtype=torch.bool),
-    }
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            results.append(EndlessSamples.ready(batch, CPU)["image"])
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(*results)
+# labels
 
 
 def test_label_of_a_letterboxed_sample_lies_on_its_cloud(stream: Build) -> None:
@@ -301,9 +171,9 @@ def test_label_of_a_letterboxed_sample_lies_on_its_cloud(stream: Build) -> None:
 # whole images
 
 
-def test_to_tensor_is_exact() -> None:
+def test_network_input_is_exact() -> None:
     image = np.random.default_rng(0).integers(0, 256, (4, 5, 2), np.uint8)
-    assert torch.equal(to_tensor(image) * 255, torch.from_numpy(image).permute(2, 0, 1).float())
+    assert torch.equal(network_input(image, 5, "crop")[0] * 255, torch.from_numpy(image).permute(2, 0, 1).float())
 
 
 def test_network_input_follows_the_geometry_without_padding() -> None:

@@ -39,13 +39,10 @@ class FakeStream:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def batches(self, batch: int, start: int, stop: int, workers: int, timeout: int) -> Iterator[Any]:
+    def batches(self, batch: int, start: int, stop: int, *loader: int) -> Iterator[Any]:
         for i in range(start, stop):
             image = torch.randn(batch, 4, generator=torch.Generator().manual_seed(i))
             yield {"image": image, "name": [f"{self.name}_{i * batch + k}" for k in range(batch)]}
-
-    def ready(self, batch: Any, device: torch.device) -> Any:
-        return batch
 
     def culprit(self, error: Exception) -> str | None:
         return None
@@ -53,7 +50,7 @@ class FakeStream:
 
 @pytest.fixture(autouse=True)
 def no_segmenter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fake stage has no segmenter to draw or to write; it counts both."""
+    """The fake stage has no segmenter to draw or to write; it counts both. Fake batches are ready."""
 
     def picture(stage: FakeStage, batch: Batch) -> np.ndarray:
         stage.pictures += 1
@@ -64,6 +61,7 @@ def no_segmenter(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(engine, "prediction_grid", picture)
     monkeypatch.setattr(engine, "save_segmenter", write)
+    monkeypatch.setattr(engine, "ready", lambda batch, device: batch)
 
 
 class FakeStage:

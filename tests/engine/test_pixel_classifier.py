@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datasets.decoder import Decoder
 from datasets.files import Item
-from datasets.images import Decoder, ImageSet
+from datasets.images import ImageSet
 from engine.pixel_classifier import LEVELS, UNCERTAIN, drawn_places, fit, pixel_features, relabel
 from report.plots import write_png
 

@@ -16,18 +16,21 @@ import numpy as np
 import compare
 from comparison.table import read_published
 from config.schema import Config, NetConfig, load_compare_config, load_config
-from datasets.__main__ import check
 from datasets.cache import Cache
-from datasets.check import survey_part
+from datasets.check import inspect_part
 from datasets.decode import RGB, read_bands, read_label, size_of
+from datasets.decoder import Decoder
 from datasets.files import Item, Window, raise_all
-from datasets.images import Decoder, Stretch, checked, measured_stretch
+from datasets.images import checked
+from datasets.measured_scaling import measured_stretch
 from datasets.readers import READERS, find_images
+from datasets.scaling import Stretch
 from engine.build import build_segmenter, device_of
 from engine.checkpoint import MARK, NAME, PREVIOUS, TRAILER, resume
 from engine.domains import decoder_of, expected_images, listed, rules_of, with_scaling_of
 from eval import load_models
 from nets.weights import import_deeplab_v2, is_segmenter_file, load_segmenter
+from report.data_check import check
 from scenes import CloudNetwork, Images, load_network, predict_scene
 from scenes.export import model_card
 from scenes.rasters import grid_of
@@ -89,7 +92,7 @@ def image(rng: Random, base: Path, box: Path) -> Case:
         read_bands(path, window=Window(min(corner, height - 1), 0, 1, max(1, width // 2)))
 
     def survey() -> None:
-        raise_all(survey_part([whole], decoder, "fuzz").problems, str(path))
+        raise_all(inspect_part([whole], decoder, "fuzz").problems, str(path))
 
     def scenes() -> None:
         images = Images(decoder, 16, rng.choice(("crop", "letterbox")), 32)
@@ -138,7 +141,7 @@ def label(rng: Random, base: Path, box: Path) -> Case:
     cache = Cache(box / "cache") if rng.random() < 0.3 else None
 
     def survey() -> None:
-        raise_all(survey_part([item], decoder, "fuzz").problems, str(path))
+        raise_all(inspect_part([item], decoder, "fuzz").problems, str(path))
 
     calls: list[Callable[[], object]] = [
         lambda: read_label(path, label_map),

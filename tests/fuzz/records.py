@@ -15,9 +15,10 @@ from comparison.table import table
 from config.schema import CompareConfig, Config
 from datasets.cache import Cache
 from datasets.decode import RGB
+from datasets.decoder import Decoder
 from datasets.files import Item
 from datasets.generated import make_pair
-from datasets.images import Decoder, ImageSet
+from datasets.images import ImageSet
 from engine.domains import decoder_of
 from engine.log import Logger
 from engine.run import open_stage, read_warnings

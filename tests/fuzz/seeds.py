@@ -22,9 +22,10 @@ from torch import nn
 from compare import RESULT
 from config.schema import load_config
 from datasets.cache import Cache
+from datasets.decoder import Decoder
 from datasets.files import Item
 from datasets.generated import make_pair
-from datasets.images import Decoder, ImageSet
+from datasets.images import ImageSet
 from engine.build import build_segmenter
 from engine.checkpoint import save_checkpoint
 from engine.domains import data_record

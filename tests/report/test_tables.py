@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from config.schema import Config, DomainConfig
+from datasets.decoder import Decoder
 from datasets.files import Item
-from datasets.images import Decoder, ImageSet
+from datasets.images import ImageSet
 from report.evaluation import Domain, Survey, Tally
 from report.metrics import calibration_bins
 from report.tables import markdown, report_of, write_tables

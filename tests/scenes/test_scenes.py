@@ -19,7 +19,8 @@ from rasterio.transform import from_origin
 from torch import nn
 
 from config.schema import DataConfig
-from datasets.images import Decoder, Stretch
+from datasets.decoder import Decoder
+from datasets.scaling import Stretch
 from engine.inference import probabilities
 from engine.layout import best_model
 from nets.segmenter import Segmenter, resize_logits

@@ -1,0 +1,167 @@
+"""How the files of a domain become 8-bit bands, classes, and where there is data.
+
+Whatever a file holds (1 to 13 bands, 8 or 16 bits, floats), the network gets 8-bit bands in one order, scaled by one
+fixed rule for the whole domain. A pixel without data is 0 in every band and 255 in the label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from datasets.decode import band_order, read_bands, read_label
+from datasets.decoded import Decoded, trimmed
+from datasets.files import Item
+from datasets.scaling import Stretch
+from utils.errors import DataError
+from utils.labels import IGNORE
+
+MASK_BAND = "band:"  # begins the no-data rule that names one
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """How the files of a domain are understood.
+
+    Attributes:
+        bands: the bands that the network gets, in its order.
+        file_bands: the names of the file's bands, in the file's order; None takes what the file says.
+        scaling: None takes 8-bit files as they are and refuses others; "shift8" drops the lower 8 of 16 bits, as the
+            released code does; or a `Stretch` of each of `bands`.
+        nodata: where there is no data. "file": where the file says so, by alpha, mask band or no-data tag; "none":
+            nowhere; "all_zero": where all bands in use are 0; a number: where one of them has that value; "band:NAME":
+            where that band of the file is 0. NaN and infinity are no data in any case.
+        label_map: value in a label file -> class (0, 1, 255).
+    """
+
+    bands: tuple[str, ...]
+    file_bands: tuple[str, ...] | None = None
+    scaling: Stretch | str | None = None
+    nodata: str | float = "file"
+    label_map: Mapping[int, int] = field(default_factory=lambda: {0: 0, 255: 1})
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The bands that are read: `bands` and, at the end, the one that says where there is data, if one does."""
+        rule = str(self.nodata)
+        return (*self.bands, rule.removeprefix(MASK_BAND)) if rule.startswith(MASK_BAND) else self.bands
+
+    def read(self, item: Item, *, masked: bool = True) -> Decoded:
+        """Decode one image and, where it has one, its label; see `labelled`.
+
+        Raises:
+            DataError: a file cannot be used; names it.
+        """
+        decoded = self.image(item)
+        return decoded if item.label is None else self.labelled(decoded, self.label(item), item, masked=masked)
+
+    def image(self, item: Item) -> Decoded:
+        """The same without the label."""
+        return trimmed(*self.pixels(item))
+
+    def pixels(self, item: Item) -> tuple[np.ndarray, np.ndarray]:
+        """The bands in 8 bits, (H, W, C), 0 without data, and where they have data, (H, W) bool; nothing is cut off."""
+        stored, valid = self.native(item)
+        scaled = self.scaled(stored, item)
+        if not valid.all():
+            scaled[~valid] = 0
+        return scaled, valid
+
+    def label(self, item: Item) -> np.ndarray:
+        """The classes of the whole file."""
+        assert item.label is not None
+        return read_label(item.label, self.label_map, item.label_window)
+
+    def labelled(self, decoded: Decoded, label: np.ndarray, item: Item, *, masked: bool = True) -> Decoded:
+        """An image with the part of its file's label that belongs to it, 255 where not valid if `masked`.
+
+        Raises:
+            DataError: label and image are not of one size.
+        """
+        require_size(label, item, decoded.height, decoded.width)
+        part = decoded.taken(label)
+        return decoded._replace(label=np.where(decoded.valid, part, np.uint8(IGNORE)) if masked else part)
+
+    def sources(self, item: Item) -> tuple[Path, ...]:
+        """The files that are read for an image: its one file, or those of the bands that are wanted.
+
+        Raises:
+            DataError: a band is unknown or its file is missing.
+        """
+        if len(item.files) == 1:
+            return item.files
+        names = self.file_bands or ()
+        if len(names) != len(item.files):
+            raise DataError(f"{item.image}: found {len(item.files)} files of bands, expected {len(names)} as in bands")
+        files = tuple(item.files[place] for place in band_order(item.image, names, self.wanted))
+        for band, path in zip(self.wanted, files, strict=True):
+            if not path.is_file():
+                raise DataError(f"{path}: does not exist, so the band {band} of {item.name} is missing")
+        return files
+
+    def native(self, item: Item) -> tuple[np.ndarray, np.ndarray]:
+        """The bands as they are stored, (H, W, C), and where they have data, (H, W) bool."""
+        wanted = self.wanted
+        if len(item.files) == 1:
+            layers, _, valid = read_bands(item.files[0], self.file_bands, item.window, wanted)
+        else:
+            layers, valid = self._file_a_band(item, wanted)
+        if len(wanted) > len(self.bands):
+            valid = layers[..., -1] != 0
+        pixels = layers[..., : len(self.bands)]
+        if self.nodata == "none":
+            valid = np.ones(valid.shape, bool)
+        elif self.nodata == "all_zero":
+            valid = (pixels != 0).any(2)
+        elif not isinstance(self.nodata, str):
+            valid = (pixels != self.nodata).all(2)
+        if pixels.dtype.kind == "f":
+            valid = valid & np.isfinite(pixels).all(2)
+        return pixels, valid
+
+    def _file_a_band(self, item: Item, wanted: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+        layers = [read_bands(path, (band,), item.window) for path, band in zip(self.sources(item), wanted, strict=True)]
+        if len(shapes := {layer.mask.shape for layer in layers}) > 1:
+            sizes = ", ".join(f"{width}x{height}" for height, width in sorted(shapes))
+            raise DataError(f"{item.image}: found bands of {sizes} pixels, expected one size; leave a band out")
+        return np.dstack([layer.pixels for layer in layers]), np.logical_and.reduce([layer.mask for layer in layers])
+
+    def scaled(self, pixels: np.ndarray, item: Item) -> np.ndarray:
+        """Stored values (H, W, C) in 8 bits.
+
+        Raises:
+            DataError: their type does not fit the scaling.
+        """
+        self.require_type(pixels.dtype, item)
+        if self.scaling is None:
+            return pixels if pixels.flags.writeable else pixels.copy()
+        return (pixels >> 8).astype(np.uint8) if isinstance(self.scaling, str) else self.scaling.applied(pixels)
+
+    def require_type(self, dtype: np.dtype, item: Item) -> None:
+        """The type of stored values fits the scaling.
+
+        Raises:
+            DataError: it does not.
+        """
+        if self.scaling is None and dtype != np.uint8:
+            raise DataError(f"{item.image}: found {dtype} pixels, expected 8 bits, or give the domain's scaling")
+        if isinstance(self.scaling, str) and dtype != np.uint16:
+            raise DataError(f"{item.image}: found {dtype} pixels, expected 16 bits for scaling shift8")
+        if isinstance(self.scaling, Stretch) and self.scaling.dtype not in (None, str(dtype)):
+            raise DataError(
+                f"{item.image}: found {dtype} pixels, expected {self.scaling.dtype}, on which the scaling was measured"
+            )
+
+
+def require_size(label: np.ndarray, item: Item, height: int, width: int) -> None:
+    """A label has the size of its image.
+
+    Raises:
+        DataError: it does not.
+    """
+    if label.shape != (height, width):
+        rows, columns = label.shape
+        raise DataError(f"{item.label}: found {columns}x{rows} pixels, expected {width}x{height} as in {item.image}")
