@@ -21,7 +21,8 @@ from datasets.generated import make_pair
 from datasets.images import ImageSet
 from engine.domains import decoder_of
 from engine.log import Logger
-from engine.run import open_stage, read_warnings
+from engine.layout import read_warnings
+from engine.run import open_stage
 from eval import check_view
 from predict import open_folder, read_request, read_summary
 from report.figures import draw_entropy
