@@ -31,10 +31,11 @@ from engine.memory import memory_explained
 from engine.run import make_generated, trained
 from nets.segmenter import Segmenter
 from nets.weights import load_segmenter
-from report.evaluation import Survey, survey
+from report.evaluation import DomainScores, evaluate_domain
 from report.figures import draw_entropy, draw_gradcam, draw_masks, draw_tsne
-from report.page import Picture, remember_pictures, write_report
+from report.page import write_report
 from report.protocol import LESS_MEMORY, check_view, evaluation_domains, seen_as_trained
+from report.records import Picture, remember_pictures
 from report.scene_scores import score_scenes
 from report.tables import write_tables
 from utils.errors import ConfigError, DataError, EvaluationError, MissingError, WeightsError
@@ -75,17 +76,17 @@ def evaluate(config: Config) -> None:
             write_text(folder / f"{part}_failed.txt", traceback.format_exc())
         remember_pictures(folder, part, pictures or [])
 
-    surveys: list[Survey] = []
+    results: list[DomainScores] = []
 
-    def look() -> None:
+    def predict() -> None:
         options = {"masks": "masks" in wanted, "entropy": "entropy" in wanted}
-        surveys.extend(survey(domain, models, config, folder, **options) for domain in domains)
+        results.extend(evaluate_domain(domain, models, config, folder, **options) for domain in domains)
 
     parts: dict[str, Callable[[], list[Picture] | None]] = {
-        "scores": lambda: write_tables(folder, surveys, config),
+        "scores": lambda: write_tables(folder, results, config),
         "scenes": lambda: score_scenes(domains[0], models, config, folder),
-        "masks": lambda: [figure for result in surveys for figure in draw_masks(result, config, folder)],
-        "entropy": lambda: draw_entropy(surveys, models, config, folder),
+        "masks": lambda: [figure for result in results for figure in draw_masks(result, config, folder)],
+        "entropy": lambda: draw_entropy(results, models, config, folder),
         "tsne": lambda: draw_tsne(domains, models, config, folder),
         "gradcam": lambda: [figure for domain in domains for figure in draw_gradcam(domain, models, config, folder)],
         "report": lambda: write_report(folder, config, failures, missing),
@@ -93,10 +94,10 @@ def evaluate(config: Config) -> None:
     from_predictions = FROM_PREDICTIONS & set(wanted)
     if not processes.is_first():  # these help to predict, and the first one tells what went wrong
         with suppress(Exception):
-            look() if from_predictions else None
+            predict() if from_predictions else None
         return
     if from_predictions:
-        attempt("predictions", look)
+        attempt("predictions", predict)
     for part, make in parts.items():
         if "predictions" in failures and part in from_predictions:
             remember_pictures(folder, part, [])  # those of an earlier evaluation must not stand for this one's

@@ -35,6 +35,7 @@ from engine.domains import data_record, training_images
 from engine.forward import ForwardBatchDiscriminator, head_weights, shared
 from engine.loop import Batch, Losses, device_of, fit, intra_length
 from engine.optim import discriminator_optimizer, segmenter_optimizer
+from engine.pseudo_labels import STORED_CLASSES
 from engine.run import (
     build_choice,
     build_segmenter,
@@ -62,7 +63,6 @@ from utils.labels import IGNORE
 
 FEATURES = 128  # of the projection, docs/method.md, section 5.3
 SIDES = {"easy_hard": ("easy", "hard"), "source_target": ("source", "target")}  # labelled, unlabelled
-STORED = {0: 0, 255: 1, 128: IGNORE}  # values of stage 2's masks
 
 
 class Student(nn.Module):
@@ -310,7 +310,7 @@ def sides(config: Config, split: Path) -> dict[str, ImageSet]:
         images = {part: target.only(read_names(path), path) for part, path in lists.items()}
         masked = "easy" if "stored" in (config.intra.pseudo_label, config.intra.anchor) else None
     if masked is not None:
-        images[masked] = images[masked].with_labels(split / "pseudo_labels", STORED)
+        images[masked] = images[masked].with_labels(split / "pseudo_labels", STORED_CLASSES)
     return images
 
 

@@ -35,7 +35,8 @@ from datasets.images import Decoded, ImageSet, has_8_bits, measured_stretch
 from datasets.readers import READERS
 from engine.cli import run
 from engine.domains import Role, SetName, domain_of, rules_of, search
-from report.plots import as_rgb, colour_mask, picture_grid
+from engine.pictures import as_rgb, colour_mask
+from report.plots import picture_grid
 from utils.errors import DataError, printable
 from utils.files import write_text
 

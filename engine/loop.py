@@ -20,14 +20,13 @@ from engine import processes
 from engine.checkpoint import resume, save_checkpoint
 from engine.forward import Passing, passing
 from engine.layout import SNAPSHOTS, WARNINGS
-from engine.log import Logger
+from engine.log import Logger, prediction_grid
 from engine.memory import peak_mib, ran_out, reuse_memory
 from engine.schedule import Clock, asda_released, poly
 from engine.signals import CONTINUES, deferred
 from nets.discriminator import Discriminator
 from nets.segmenter import Segmenter
 from nets.weights import save_segmenter
-from report.plots import prediction_grid
 from utils.errors import ConfigError, Interrupted, TrainingError
 from utils.files import write_text
 

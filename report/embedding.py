@@ -26,7 +26,7 @@ from utils.errors import MissingError
 COMPONENTS = 50
 
 
-class Window(NamedTuple):
+class Patch(NamedTuple):
     """A piece of an image as the network is shown it: (1, C, h, w), its classes (H, W) of 0, 1, 255 or None, and where
     it has data, (H, W) bool, or None for everywhere."""
 
@@ -36,9 +36,9 @@ class Window(NamedTuple):
 
 
 class Pixels(NamedTuple):
-    """Sampled positions: `window` and (`row`, `column`) of the feature map, all (N,), with domain, class and group."""
+    """Sampled positions: `patch` and (`row`, `column`) of the feature map, all (N,), with domain, class and group."""
 
-    window: np.ndarray
+    patch: np.ndarray
     row: np.ndarray
     column: np.ndarray
     source: np.ndarray
@@ -66,14 +66,14 @@ def _below(full: tuple[int, ...], low: tuple[int, int]) -> tuple[np.ndarray, ...
 
 @torch.inference_mode()
 def sample_pixels(
-    windows: Mapping[str, Sequence[Window]], reference: Segmenter, per_kind: int, seed: int
+    patches: Mapping[str, Sequence[Patch]], reference: Segmenter, per_kind: int, seed: int
 ) -> tuple[Pixels, bool]:
     """Choose the same number of feature pixels of each domain and class, at most `per_kind`.
 
     The class of a feature pixel is the label at its place; where an image has none, it is what `reference` predicts.
 
     Args:
-        windows: "source" and "target" -> their windows.
+        patches: "source" and "target" -> their patches.
 
     Returns:
         The pixels, and whether any class is a prediction.
@@ -87,23 +87,23 @@ def sample_pixels(
     kinds: dict[tuple[bool, bool], list[tuple[int, int, int, int]]] = {}
     offset = 0
     for role in ("source", "target"):
-        for position, window in enumerate(tqdm(windows[role], desc=f"t-SNE, {role}", unit="image", leave=False)):
+        for position, patch in enumerate(tqdm(patches[role], desc=f"t-SNE, {role}", unit="image", leave=False)):
             with evaluating(reference):
-                prediction = reference(window.image.to(device))
+                prediction = reference(patch.image.to(device))
             rows, columns = prediction.features.shape[-2:]
-            if window.label is None:
+            if patch.label is None:
                 predicted = True
                 classes = resize_logits(prediction.main, (rows, columns))[0].argmax(0).cpu().numpy()
             else:
-                classes = window.label[_below(window.label.shape, (rows, columns))]
-            if window.valid is not None:
-                classes = np.where(window.valid[_below(window.valid.shape, (rows, columns))], classes, 255)
+                classes = patch.label[_below(patch.label.shape, (rows, columns))]
+            if patch.valid is not None:
+                classes = np.where(patch.valid[_below(patch.valid.shape, (rows, columns))], classes, 255)
             for cloud in (False, True):
                 found = np.argwhere(classes == int(cloud))
                 kinds.setdefault((role == "source", cloud), []).extend(
                     (offset + position, int(row), int(column), position) for row, column in found
                 )
-        offset += len(windows[role])
+        offset += len(patches[role])
     count = min(per_kind, *map(len, kinds.values()))
     if count < 2:
         empty = [
@@ -117,14 +117,14 @@ def sample_pixels(
 
 
 @torch.inference_mode()
-def features_at(segmenter: Segmenter, windows: Sequence[Window], pixels: Pixels) -> np.ndarray:
+def features_at(segmenter: Segmenter, patches: Sequence[Patch], pixels: Pixels) -> np.ndarray:
     """Backbone features (N, D) of the sampled pixels."""
     device = next(segmenter.parameters()).device
-    found = np.empty((len(pixels.window), segmenter.num_features), np.float32)
-    for index in np.unique(pixels.window):
+    found = np.empty((len(pixels.patch), segmenter.num_features), np.float32)
+    for index in np.unique(pixels.patch):
         with evaluating(segmenter):
-            features = segmenter(windows[index].image.to(device)).features[0].cpu().numpy()  # (D, h, w)
-        here = pixels.window == index
+            features = segmenter(patches[index].image.to(device)).features[0].cpu().numpy()  # (D, h, w)
+        here = pixels.patch == index
         found[here] = features[:, pixels.row[here], pixels.column[here]].T
     return found
 

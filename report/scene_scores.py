@@ -25,6 +25,7 @@ from engine.domains import listed
 from engine.inference import decided, probabilities
 from nets.segmenter import Segmenter
 from report.evaluation import Domain
+from report.tables import markdown_table, percent
 from utils.errors import DataError
 from utils.files import write_text
 
@@ -124,9 +125,9 @@ def score_scenes(domain: Domain, models: Mapping[str, Segmenter], config: Config
                 found.setdefault(name, {}).setdefault(title, {})[scene] = scene_scores(truth, whole > threshold)
     bar.close()
     write_text(folder / "scenes.json", json.dumps(found, indent=2) + "\n")
-    table = scene_table(found)
-    text = "\n".join(f"| {' | '.join(row)} |" for row in [table[0], ["---"] * len(table[0]), *table[1:]])
-    write_text(folder / "scenes.md", f"38-Cloud, official: mean over {len(patches)} scenes, percent\n\n{text}\n")
+    lines = scene_table(found)
+    table = markdown_table(lines, left=len(lines[0]))
+    write_text(folder / "scenes.md", f"38-Cloud, official: mean over {len(patches)} scenes, percent\n\n{table}\n")
     print(f"\n{(folder / 'scenes.md').read_text('utf-8')}")
 
 
@@ -135,6 +136,6 @@ def scene_table(found: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float
     rows: list[list[str]] = [["model", "cloud above", *SCORES]]
     for model, thresholds in found.items():
         for title, scenes in thresholds.items():
-            means = (np.mean([scores[key] for scores in scenes.values()]) for key in SCORES)
-            rows.append([model, title, *("-" if np.isnan(mean) else f"{100 * mean:.2f}" for mean in means)])
+            means = (float(np.mean([scores[key] for scores in scenes.values()])) for key in SCORES)
+            rows.append([model, title, *map(percent, means)])
     return rows

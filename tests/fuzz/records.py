@@ -20,18 +20,20 @@ from datasets.generated import make_pair
 from datasets.images import Decoder, ImageSet
 from engine.domains import decoder_of
 from engine.log import Logger
+from engine.pseudo_labels import STORED_CLASSES
 from engine.run import open_stage, read_warnings
 from predict import open_folder, read_request, read_summary
 from report.figures import draw_entropy
-from report.page import remember_pictures, write_report
+from report.page import write_report
 from report.protocol import check_view
+from report.records import remember_pictures
 from report.summary import summary
 from scenes import Images, load_network
 from scenes.export import model_card
 from tests.fuzz.mutate import mutated
 from tests.fuzz.runner import Case, Try
 from tests.fuzz.shared import settings_of, small
-from train_intra import STORED, sides
+from train_intra import sides
 
 Read = Callable[[Config, Path, Path], object]  # the run's configuration, the folder of the seeds, that of the case
 
@@ -106,7 +108,7 @@ def split(settings: Config, base: Path, box: Path) -> None:
 
 def stored(settings: Config, base: Path, box: Path) -> None:
     item = Item("s_0", (base / "target/images/s_0.png",))
-    ImageSet((item,), Decoder(RGB)).with_labels(box / "run/split/pseudo_labels", STORED).read(item)
+    ImageSet((item,), Decoder(RGB)).with_labels(box / "run/split/pseudo_labels", STORED_CLASSES).read(item)
 
 
 def resumed(settings: Config, base: Path, box: Path) -> None:
