@@ -423,7 +423,7 @@ def tally(domain: Domain, weights: Path, config: Config) -> ModelScores:
     device, folder = device_of(config), Path(config.out)
     with memory_explained(weights, f"batch 1 of data.size {config.data.size}", device, LESS_MEMORY):
         models = {weights.stem: load_segmenter(weights).to(device)}
-        return evaluate_domain(domain, models, config, folder, masks=False, entropy=False).models[weights.stem]
+        return evaluate_domain(domain, models, config, folder).models[weights.stem]
 
 
 # Gathering

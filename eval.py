@@ -79,8 +79,7 @@ def evaluate(config: Config) -> None:
     results: list[DomainScores] = []
 
     def predict() -> None:
-        options = {"masks": "masks" in wanted, "entropy": "entropy" in wanted}
-        results.extend(evaluate_domain(domain, models, config, folder, **options) for domain in domains)
+        results.extend(evaluate_domain(domain, models, config, folder, wanted) for domain in domains)
 
     parts: dict[str, Callable[[], list[Picture] | None]] = {
         "scores": lambda: write_tables(folder, results, config),

@@ -81,39 +81,35 @@ def sample_pixels(
     Raises:
         MissingError: a class is absent from a domain.
     """
-    rng = np.random.default_rng(seed)
-    device = next(reference.parameters()).device
-    predicted = False
-    kinds: dict[tuple[bool, bool], list[tuple[int, int, int, int]]] = {}
-    offset = 0
+    rng, device = np.random.default_rng(seed), next(reference.parameters()).device
+    predicted, offset = False, 0
+    kinds: dict[tuple[bool, bool], list[np.ndarray]] = {}  # (is source, is cloud) -> (n, 4) for each patch
     for role in ("source", "target"):
         for position, patch in enumerate(tqdm(patches[role], desc=f"t-SNE, {role}", unit="image", leave=False)):
             with evaluating(reference):
                 prediction = reference(patch.image.to(device))
-            rows, columns = prediction.features.shape[-2:]
+            size = prediction.features.shape[-2:]
             if patch.label is None:
                 predicted = True
-                classes = resize_logits(prediction.main, (rows, columns))[0].argmax(0).cpu().numpy()
+                classes = resize_logits(prediction.main, size)[0].argmax(0).cpu().numpy()
             else:
-                classes = patch.label[_below(patch.label.shape, (rows, columns))]
+                classes = patch.label[_below(patch.label.shape, size)]
             if patch.valid is not None:
-                classes = np.where(patch.valid[_below(patch.valid.shape, (rows, columns))], classes, 255)
+                classes = np.where(patch.valid[_below(patch.valid.shape, size)], classes, 255)
             for cloud in (False, True):
-                found = np.argwhere(classes == int(cloud))
-                kinds.setdefault((role == "source", cloud), []).extend(
-                    (offset + position, int(row), int(column), position) for row, column in found
-                )
+                row, column = np.nonzero(classes == cloud)
+                places = np.stack(np.broadcast_arrays(offset + position, row, column, position), 1)
+                kinds.setdefault((role == "source", cloud), []).append(places)
         offset += len(patches[role])
-    count = min(per_kind, *map(len, kinds.values()))
+    found = {kind: np.concatenate(places) for kind, places in kinds.items()}
+    count = min(per_kind, *map(len, found.values()))
     if count < 2:
-        empty = [
-            f"{'source' if s else 'target'} {'cloud' if c else 'clear'}" for (s, c), p in kinds.items() if len(p) < 2
-        ]
+        empty = [f"{'source' if s else 'target'} {'cloud' if c else 'clear'}" for s, c in found if len(found[s, c]) < 2]
         raise MissingError(f"t-SNE needs pixels of both classes in both domains; found too few of: {', '.join(empty)}")
-    chosen = {kind: [found[i] for i in rng.choice(len(found), count, False)] for kind, found in kinds.items()}
-    places = np.array([place for found in chosen.values() for place in found])  # (N, 4)
-    is_source, is_cloud = (np.repeat([kind[axis] for kind in chosen], count) for axis in (0, 1))
-    return Pixels(places[:, 0], places[:, 1], places[:, 2], is_source, is_cloud, places[:, 3]), predicted
+    chosen = np.concatenate([places[rng.choice(len(places), count, False)] for places in found.values()])  # (N, 4)
+    is_source, is_cloud = np.repeat([*found], count, axis=0).T
+    patch_index, row, column, group = chosen.T
+    return Pixels(patch_index, row, column, is_source, is_cloud, group), predicted
 
 
 @torch.inference_mode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -106,18 +106,19 @@ class EvaluatedImage(NamedTuple):
 
 
 def evaluate_domain(
-    domain: Domain, models: Mapping[str, Segmenter], config: Config, folder: Path, *, masks: bool, entropy: bool
+    domain: Domain, models: Mapping[str, Segmenter], config: Config, folder: Path, pictures: Collection[str] = ()
 ) -> DomainScores:
     """Predict every image of a domain with every model.
 
     Args:
-        folder: with `masks`, receives masks/ROLE/MODEL/NAME.png and, for labelled images, errors/ROLE/MODEL/NAME.png;
-            with `entropy`, entropy/ROLE/MODEL/NAME.png.
+        folder: receives the pictures.
+        pictures: with "masks", masks/ROLE/MODEL/NAME.png and, for labelled images, errors/ROLE/MODEL/NAME.png; with
+            "entropy", entropy/ROLE/MODEL/NAME.png.
 
     Raises:
         DataError: an image cannot be read, or a picture cannot be written.
     """
-    predict = partial(evaluate_image, domain, models, config, folder, masks=masks, entropy=entropy)
+    predict = partial(evaluate_image, domain, models, config, folder, pictures)
     images = processes.divided(predict, list(domain.images), desc=f"predict {domain.role}", unit="image")
     features = [image.features for image in images]
     scores = {}
@@ -132,14 +133,7 @@ def evaluate_domain(
 
 
 def evaluate_image(
-    domain: Domain,
-    models: Mapping[str, Segmenter],
-    config: Config,
-    folder: Path,
-    item: Item,
-    *,
-    masks: bool,
-    entropy: bool,
+    domain: Domain, models: Mapping[str, Segmenter], config: Config, folder: Path, pictures: Collection[str], item: Item
 ) -> EvaluatedImage:
     """Predict one image with every model; see `evaluate_domain`."""
     decoded = domain.images.read(item)
@@ -170,12 +164,12 @@ def evaluate_image(
             drawn=chosen[1].numpy()[valid][places],
         )
         file = Path(domain.role, name, f"{item.name}.png")
-        if masks:
+        if "masks" in pictures:
             whole = decoded.placed(mask, IGNORE)
             write_png(folder / "masks" / file, colour_mask(whole))
             if label is not None:
                 write_png(folder / "errors" / file, colour_errors(decoded.placed(label, IGNORE), whole))
-        if entropy:
+        if "entropy" in pictures:
             write_png(folder / "entropy" / file, decoded.placed(colour_entropy(uncertain), UNKNOWN))
     agreement = {(a, b): float((predicted[a] == predicted[b]).mean()) for a, b in combinations(models, 2)}
     brightness = np.zeros((2, 256), np.int64) if label is None else brightness_counts(image, label)

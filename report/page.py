@@ -78,20 +78,22 @@ def _commands(folder: Path, out: Path) -> list[tuple[str, str]]:
 def _domain(role: str, entry: dict[str, Any]) -> dict[str, Any]:
     """A domain's facts and tables, cells as (text, is the column's best among the trained models)."""
     models, trained = entry["models"], [name for name in entry["models"] if name not in TRIVIAL]
-    shown = {  # column -> model -> number, as exact as the table shows it
-        title: {name: round(100 * share, 2) for name in trained if (share := score_at(models[name], path)) is not None}
-        for title, path in MEASURES.items()
-    }
-    best = {
-        title: min(numbers.values()) if title in LOWER_IS_BETTER else max(numbers.values())
-        for title, numbers in shown.items()
-        if len(numbers) > 1
-    }
+    best: dict[str, float] = {}  # of each column, as exact as the table shows it
+    for title, path in MEASURES.items():
+        shares = [score_at(models[name], path) for name in trained]
+        known = [round(100 * share, 2) for share in shares if share is not None]
+        if len(known) > 1:
+            best[title] = min(known) if title in LOWER_IS_BETTER else max(known)
+
+    def wins(name: str, title: str) -> bool:
+        share = score_at(models[name], MEASURES[title]) if name in trained and title in best else None
+        return share is not None and round(100 * share, 2) == best[title]
+
     rows = []
     for name, values in models.items():
-        title, *cells = row(name, values)
-        wins = [column in best and shown[column].get(name) == best[column] for column in HEADER[1:]]
-        rows.append((title, list(zip(cells, wins, strict=True)), name in trained))
+        label, *cells = row(name, values)
+        marks = [wins(name, title) for title in HEADER[1:]]
+        rows.append((label, list(zip(cells, marks, strict=True)), name in trained))
     gains = {
         name: (100 * values["gain"], [100 * edge for edge in values["gain_interval"] or ()])
         for name, values in models.items()

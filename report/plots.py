@@ -53,10 +53,8 @@ def picture_grid(
         bar.set_label("normalised entropy: 0 reliable, 1 unreliable", fontsize=7)
         bar.ax.tick_params(labelsize=6)
     if key:
-        patches = [
-            Patch(facecolor=(colour[0] / 255, colour[1] / 255, colour[2] / 255), edgecolor="0.6", label=text)
-            for text, colour in key
-        ]
+        named = ((text, "#{:02x}{:02x}{:02x}".format(*colour)) for text, colour in key)
+        patches = [Patch(facecolor=colour, edgecolor="0.6", label=text) for text, colour in named]
         figure.legend(handles=patches, loc="outside lower center", ncols=len(key), fontsize=7, frameon=False)
     save_figure(figure, path)
 
@@ -67,12 +65,9 @@ def _short(name: str, length: int = 24) -> str:
 
 def new_figure(width: float, height: float) -> Any:
     """A matplotlib figure of `width` x `height` inches that needs no display and no global state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=110, layout="constrained")
 
 
 def save_figure(figure: Any, path: Path, **options: Any) -> None:

@@ -43,26 +43,22 @@ def remember_pictures(folder: Path, part: str, pictures: Sequence[Picture]) -> N
 def read_pictures(folder: Path) -> dict[str, list[Picture]]:
     """The pictures of each part that was made."""
 
-    def checked(picture: Picture) -> Picture:
-        if not all(isinstance(text, str) for text in picture):
-            raise ValueError(f"found {picture}, expected texts")
-        if Path(picture.file).is_absolute() or ".." in Path(picture.file).parts:
-            raise ValueError(f"found {picture.file!r}, expected a file below {folder}")
-        return picture
-
     def parts(found: Any) -> dict[str, list[Picture]]:
-        return {part: [checked(Picture(**picture)) for picture in pictures] for part, pictures in found.items()}
+        made = {part: [Picture(**picture) for picture in pictures] for part, pictures in found.items()}
+        for picture in (picture for pictures in made.values() for picture in pictures):
+            if not all(isinstance(text, str) for text in picture):
+                raise ValueError(f"found {picture}, expected texts")
+            if Path(picture.file).is_absolute() or ".." in Path(picture.file).parts:
+                raise ValueError(f"found {picture.file!r}, expected a file below {folder}")
+        return made
 
     return _read(folder / "pictures.json", "the pictures of an evaluation", parts) or {}
 
 
 def read_commands(folder: Path) -> dict[str, str]:
     """The command that made each part."""
-
-    def parts(found: Any) -> dict[str, str]:
-        return {str(part): str(command) for part, command in found.items()}
-
-    return _read(folder / "commands.json", "the commands of an evaluation", parts) or {}
+    taken = _read(folder / "commands.json", "the commands of an evaluation", lambda found: [*found.items()])
+    return {str(part): str(command) for part, command in taken or ()}
 
 
 def read_metrics(folder: Path) -> dict[str, dict[str, Any]]:
@@ -121,13 +117,10 @@ def _domain(entry: dict[str, Any]) -> dict[str, Any]:
 def _model(values: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"ece": None, **values}
     for title, path in MEASURES.items():
-        share = score_at(found, path)
-        if share is not None and not 0 <= share <= 1:
+        if (share := score_at(found, path)) is not None and not 0 <= share <= 1:
             raise ValueError(f"found {share} as {title}, expected a share")
-    for key in ("miou_interval", "gain_interval"):
-        if found.get(key) is not None:
-            low, high = found[key]
-            found[key] = [float(low), float(high)]
+    for key in {"miou_interval", "gain_interval"} & found.keys():
+        found[key] = found[key] and [float(found[key][0]), float(found[key][1])]
     if "gain" in found:
         found["gain"] = _number(found["gain"])
     return found

@@ -41,10 +41,10 @@ PAPER = {  # the columns of the published tables, by their true names
     "BA": COLUMNS["balanced accuracy"],  # MCAP
 }
 FEW = 10  # images or scenes, below which a bootstrap interval is too narrow
-IMAGE_HEADER = [
+IMAGE_HEADER = (
     *("model", "image", "scene", "error", "missed", "false_alarm", "iou_cloud", "cloud_true", "cloud_predicted"),
     *("mean_entropy", "head_agreement"),
-]
+)
 NAMING = (
     "The published tables of this method call precision of a class its recall ('Re'), and recall its CPA; "
     "their MCAP is balanced accuracy. Here every column has its true name."
@@ -202,34 +202,34 @@ def latex(report: dict[str, Any]) -> str:
     for role, entry in report["domains"].items():
         if not entry["models"]:
             continue
-        columns = [[score_at(values, path) for values in entry["models"].values()] for path in PAPER.values()]
-        trained = len(entry["signs"])  # trivial baselines follow the models and win no column
-        best = [max((v for v in column[:trained] if not math.isnan(v)), default=math.nan) for column in columns]
+        models, trained = entry["models"], [*entry["signs"]]  # trivial baselines win no column
+        shares = {name: [score_at(values, path) for path in PAPER.values()] for name, values in models.items()}
+        best = np.fmax.reduce([shares[name] for name in trained])
         lines = [["model", *PAPER]]
-        for i, name in enumerate(entry["models"]):
+        for name, numbers in shares.items():
             cells = [
-                f"\\textbf{{{percent(column[i])}}}" if i < trained and column[i] == top else percent(column[i])
-                for column, top in zip(columns, best, strict=True)
+                f"\\textbf{{{percent(number)}}}" if name in trained and number == top else percent(number)
+                for number, top in zip(numbers, best, strict=True)
             ]
             lines.append([re.sub(r"[^\w.+ -]|_", "-", name), *cells])
         parts.append(latex_tabular(lines, f"{role}: {entry['protocol']}"))
     return "".join(parts)
 
 
-def image_rows(result: DomainScores) -> list[list[str]]:
+def image_rows(result: DomainScores) -> list[Sequence[str]]:
     """A header, and one row per model and image, by the share of wrong pixels, the largest of a model first."""
-    table = [IMAGE_HEADER]
+    table: list[Sequence[str]] = [IMAGE_HEADER]
     scenes = result.domain.scenes or [""] * len(result.domain.images)
     for name, model in result.models.items():
-        rows: list[tuple[float, str, str, list[float]]] = []
-        for i, item in enumerate(result.domain.images):
-            measured, alarm, hit = [math.nan] * 5, 0.0, 0.0
-            if (matrix := model.matrices[i]) is not None and matrix.sum():
+        rows = []
+        for i, (item, matrix) in enumerate(zip(result.domain.images, model.matrices, strict=True)):
+            measured, cloud = [math.nan] * 5, model.cloud[i]
+            if matrix is not None and matrix.sum():
                 (_, alarm), (missed, hit) = (matrix / matrix.sum()).tolist()
                 union = alarm + missed + hit
                 measured = [alarm + missed, missed, alarm, hit / union if union else math.nan, missed + hit]
-            found = model.cloud[i] if math.isnan(measured[0]) else alarm + hit  # of the known pixels
-            numbers = [*measured, found, model.entropy[i], model.heads[i]]
+                cloud = alarm + hit  # of the known pixels
+            numbers = [*measured, cloud, model.entropy[i], model.heads[i]]
             rows.append((math.inf if math.isnan(measured[0]) else -measured[0], item.name, scenes[i], numbers))
         for _, image, scene, numbers in sorted(rows):
             table.append([name, image, scene, *("" if math.isnan(n) else f"{n:.6f}" for n in numbers)])
