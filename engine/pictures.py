@@ -49,10 +49,10 @@ def colour_errors(label: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return colours
 
 
-def outlined(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = OUTLINE) -> np.ndarray:
+def outlined(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """A copy of an image (H, W, 3) uint8 with the outline of the cloud (mask (H, W) of 0, 1, 255) drawn over it."""
     contours, _ = cv2.findContours((mask == 1).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    return cv2.drawContours(image.copy(), contours, -1, colour, max(1, max(mask.shape) // 200))
+    return cv2.drawContours(image.copy(), contours, -1, OUTLINE, max(1, max(mask.shape) // 200))
 
 
 def laid_over(image: np.ndarray, heat: np.ndarray) -> np.ndarray:

@@ -78,22 +78,18 @@ def _commands(folder: Path, out: Path) -> list[tuple[str, str]]:
 def _domain(role: str, entry: dict[str, Any]) -> dict[str, Any]:
     """A domain's facts and tables, cells as (text, is the column's best among the trained models)."""
     models, trained = entry["models"], [name for name in entry["models"] if name not in TRIVIAL]
-    best: dict[str, float] = {}  # of each column, as exact as the table shows it
-    for title, path in MEASURES.items():
-        shares = [score_at(models[name], path) for name in trained]
-        known = [round(100 * share, 2) for share in shares if share is not None]
-        if len(known) > 1:
-            best[title] = min(known) if title in LOWER_IS_BETTER else max(known)
-
-    def wins(name: str, title: str) -> bool:
-        share = score_at(models[name], MEASURES[title]) if name in trained and title in best else None
-        return share is not None and round(100 * share, 2) == best[title]
-
+    shown = {  # column -> trained model -> number, as exact as the table shows it
+        title: {name: round(100 * share, 2) for name in trained if (share := score_at(models[name], path)) is not None}
+        for title, path in MEASURES.items()
+    }
+    best = {
+        title: (min if title in LOWER_IS_BETTER else max)(of.values()) for title, of in shown.items() if len(of) > 1
+    }
     rows = []
     for name, values in models.items():
         label, *cells = row(name, values)
-        marks = [wins(name, title) for title in HEADER[1:]]
-        rows.append((label, list(zip(cells, marks, strict=True)), name in trained))
+        wins = [title in best and shown[title].get(name) == best[title] for title in HEADER[1:]]
+        rows.append((label, list(zip(cells, wins, strict=True)), name in trained))
     gains = {
         name: (100 * values["gain"], [100 * edge for edge in values["gain_interval"] or ()])
         for name, values in models.items()
