@@ -50,10 +50,10 @@ from engine.lock import LOCK, one_writer
 from engine.memory import memory_explained
 from engine.run import Kind, bound_settings, differences, make_generated, uses_split
 from engine.schedule import intra_length, stage_length
-from eval import HELD_BACK, LESS_MEMORY, TRANSDUCTIVE, evaluation_domains
 from nets.weights import load_segmenter
-from report.evaluation import Domain, Tally, survey
+from report.evaluation import Domain, ModelScores, evaluate_domain
 from report.metrics import scores
+from report.protocol import HELD_BACK, LESS_MEMORY, TRANSDUCTIVE, evaluation_domains
 from split_entropy import split_entropy
 from train_intra import train_intra
 from train_teacher import train_teacher
@@ -415,7 +415,7 @@ def score(config: Config, weights: Path, choice: Mapping[str, Any]) -> dict[str,
     }
 
 
-def tally(domain: Domain, weights: Path, config: Config) -> Tally:
+def tally(domain: Domain, weights: Path, config: Config) -> ModelScores:
     """What one checkpoint says; however many there are, one is in memory at a time.
 
     Raises:
@@ -424,7 +424,7 @@ def tally(domain: Domain, weights: Path, config: Config) -> Tally:
     device, folder = device_of(config), Path(config.out)
     with memory_explained(weights, f"batch 1 of data.size {config.data.size}", device, LESS_MEMORY):
         models = {weights.stem: load_segmenter(weights).to(device)}
-        return survey(domain, models, config, folder, masks=False, entropy=False).tallies[weights.stem]
+        return evaluate_domain(domain, models, config, folder).models[weights.stem]
 
 
 # Gathering
@@ -508,7 +508,7 @@ def _timing(stage: Path) -> list[dict[str, float]]:
     return rows
 
 
-def _miou(tally: Tally) -> float:
+def _miou(tally: ModelScores) -> float:
     return float(scores(tally.matrix)["miou"])
 
 

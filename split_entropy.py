@@ -12,18 +12,11 @@ if __name__ == "__main__":
 
     CONFIG = configure(__doc__)  # before torch is imported: --help and faults of the configuration answer at once
 
-import csv
-import io
 import math
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from config.schema import Config, SplitConfig
 from datasets.files import Item
@@ -34,28 +27,26 @@ from engine.cli import run
 from engine.domains import training_images
 from engine.inference import decided, mean_over_scales
 from engine.memory import memory_explained
-from engine.pixel_classifier import UNCERTAIN, read_stored, relabel
+from engine.pixel_classifier import relabel
+from engine.pseudo_labels import (
+    RANKING,
+    RankedImage,
+    drop_uncertain,
+    levels_of,
+    write_layer,
+    write_pseudo_label,
+    write_ranking,
+)
 from engine.run import make_generated, open_stage, uses_split
-from losses.class_threshold import EntropyHistogram, below_threshold, quantise
+from losses.class_threshold import EntropyHistogram
 from losses.entropy import normalised_entropy
 from nets.segmenter import HEADS, Segmenter
-from report.plots import write_png
 from utils.errors import DataError
-from utils.files import write_text
 from utils.labels import IGNORE
 
-TABLE = "entropy.csv"
 LESS_MEMORY = (
     "Training needs more, so see what else is using it, or give --device cpu; the same command makes the split anew"
 )
-
-
-class Ranked(NamedTuple):
-    """One image's place: ascending by score, ties by name."""
-
-    score: float
-    name: str
-    cloud_fraction: float
 
 
 def score_image(
@@ -65,11 +56,11 @@ def score_image(
     config: Config,
     folder: Path,
     histogram: EntropyHistogram | None,
-) -> Ranked:
+) -> RankedImage:
     """Predict one image, at all scales of the configuration, write its pseudo-label and return its score.
 
-    With a histogram, the entropies are counted there and kept in entropy/, 16 bits a pixel; where a pixel classifier
-    will follow, the probability of cloud is kept in cloud/.
+    With a histogram, the entropies are counted there and kept as a layer; where a pixel classifier will follow, so is
+    the probability of cloud.
 
     The score is the mean (or sum) over the image's valid pixels of the chosen head's normalised entropy, minus, if
     asked for, `iou_weight` times the agreement (IoU of the cloud masks) of the two heads; no label is involved.
@@ -86,36 +77,13 @@ def score_image(
         score -= config.split.iou_weight * float((main & aux).sum() / (main | aux).sum().clamp(min=1))
     if not math.isfinite(score):
         raise DataError(f"{item.image}: its entropy score is {score}, expected a finite number; is the teacher sound?")
-    stored = decoded.placed(mask.mul(255).byte().numpy(), UNCERTAIN)
-    write_png(folder / "pseudo_labels" / f"{item.name}.png", stored)
+    write_pseudo_label(folder, item.name, decoded.placed(mask.byte().numpy(), IGNORE))
     if histogram is not None:
         histogram.add(entropies, mask.masked_fill(~valid, IGNORE))
-        write_png(folder / "entropy" / f"{item.name}.png", decoded.placed(stored_levels(entropies), 0))
+        write_layer(folder, "entropy", item.name, decoded.placed(levels_of(entropies), 0))
     if config.split.pseudo_label == "pixel_classifier":
-        write_png(folder / "cloud" / f"{item.name}.png", decoded.placed(stored_levels(prob[1]), 0))
-    return Ranked(score, item.name, float(mask[valid].double().mean()))
-
-
-def stored_levels(values: Tensor) -> np.ndarray:
-    """Values in [0, 1] in 16 bits, as they are kept between two passes over the images."""
-    return quantise(values).numpy().astype(np.uint16)
-
-
-def drop_uncertain(folder: Path, names: Sequence[str], thresholds: Tensor) -> float:
-    """Mark the pixels (128) of the stored masks whose entropy is above the threshold of their class (ESL).
-
-    Returns:
-        The share of the pixels with data that is kept.
-    """
-    levels, kept, pixels = quantise(thresholds).cpu(), 0, 0
-    for name in tqdm(names, desc="thresholds", unit="image", dynamic_ncols=True):
-        path = folder / "pseudo_labels" / f"{name}.png"
-        mask, entropy = read_stored(path), read_stored(folder / "entropy" / f"{name}.png")
-        label = torch.from_numpy(np.where(mask == UNCERTAIN, IGNORE, mask == 255)).long()
-        sure = (below_threshold(torch.from_numpy(entropy.astype(np.int64)), label, levels) != IGNORE).numpy()
-        kept, pixels = kept + int(sure.sum()), pixels + int((mask != UNCERTAIN).sum())
-        write_png(path, np.where(sure, mask, UNCERTAIN).astype(np.uint8))
-    return kept / pixels
+        write_layer(folder, "cloud", item.name, decoded.placed(levels_of(prob[1]), 0))
+    return RankedImage(score, item.name, float(mask[valid].double().mean()))
 
 
 def easy_count(images: int, split: SplitConfig) -> int:
@@ -147,18 +115,14 @@ def split_entropy(config: Config) -> None:
     with explained():
         segmenter = trained(config, config.teacher.name).to(device)
     folder = open_stage(config, "split", "split")
-    table = folder / TABLE
-    if table.exists():
-        print(f"{table}: finished before, left as it is")
+    if (folder / RANKING).exists():
+        print(f"{folder / RANKING}: finished before, left as it is")
         return
     images = training_images(config, "target", labels=False)
     easy = easy_count(len(images), config.split)
     histogram = EntropyHistogram(segmenter.classes) if config.split.pseudo_label == "class_median" else None
+    score = partial(score_image, segmenter, images, config=config, folder=folder, histogram=histogram)
     with explained():
-
-        def score(item: Item) -> Ranked:
-            return score_image(segmenter, images, item, config, folder, histogram)
-
         ranked = sorted(processes.divided(score, list(images), desc="split", unit="image"))
     if histogram is not None:
         processes.add_up([histogram.counts])
@@ -166,32 +130,16 @@ def split_entropy(config: Config) -> None:
         share = relabel(images, folder, config.split.pixel_floor)
         print(f"pseudo-labels: of the pixel classifier, {share:.1%} of the pixels kept")
     if processes.is_first():
-        write_split(folder, ranked, easy, config, histogram)
+        if histogram is not None:
+            thresholds = histogram.thresholds(config.split.entropy_floor)
+            share = drop_uncertain(folder, [image.name for image in ranked], thresholds)
+            print(f"pseudo-labels: {share:.1%} of the pixels kept, entropy up to {thresholds.tolist()} by class")
+        write_ranking(folder, ranked, easy)
+        for name, part in (("easy", ranked[:easy]), ("hard", ranked[easy:])):
+            share = sum(image.cloud_fraction for image in part) / len(part)
+            low, high = part[0].score, part[-1].score
+            print(f"{name}: {len(part)} images, score {low:.4f} to {high:.4f}, predicted cloud {share:.1%}")
     processes.barrier()
-
-
-def write_split(
-    folder: Path, ranked: Sequence[Ranked], easy: int, config: Config, histogram: EntropyHistogram | None
-) -> None:
-    """Write easy.txt, hard.txt and entropy.csv; with a histogram, first drop what is uncertain from the masks."""
-    if histogram is not None:
-        thresholds = histogram.thresholds(config.split.entropy_floor)
-        share = drop_uncertain(folder, [place.name for place in ranked], thresholds)
-        print(f"pseudo-labels: {share:.1%} of the pixels kept, entropy up to {thresholds.tolist()} by class")
-
-    rows = io.StringIO()
-    writer = csv.writer(rows, lineterminator="\n")
-    writer.writerow(["name", "score", "rank", "split", "cloud_fraction"])
-    for rank, place in enumerate(ranked):
-        writer.writerow(
-            [place.name, f"{place.score:.9f}", rank, "easy" if rank < easy else "hard", f"{place.cloud_fraction:.6f}"]
-        )
-    for name, part in (("easy", ranked[:easy]), ("hard", ranked[easy:])):
-        write_text(folder / f"{name}.txt", "".join(f"{image}\n" for image in sorted(place.name for place in part)))
-        share = sum(place.cloud_fraction for place in part) / len(part)
-        low, high = part[0].score, part[-1].score
-        print(f"{name}: {len(part)} images, score {low:.4f} to {high:.4f}, predicted cloud {share:.1%}")
-    write_text(folder / TABLE, rows.getvalue())  # last: its presence says that the stage is finished
 
 
 if __name__ == "__main__":

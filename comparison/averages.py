@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
 from comparison.table import BASELINE, ORACLE, Comparison, table
-from report.tables import table as markdown_table
+from report.tables import markdown_table
 
 
 def averages(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:

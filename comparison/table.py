@@ -18,8 +18,7 @@ from scipy.stats import wilcoxon
 from config.schema import read_mapping
 from report.metrics import bootstrap, score_at, scores
 from report.plots import new_figure, save_figure
-from report.tables import FEW
-from report.tables import table as markdown_table
+from report.tables import FEW, markdown_table
 from utils.errors import ConfigError, DataError
 from utils.files import write_text
 

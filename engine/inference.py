@@ -17,7 +17,7 @@ from datasets.geometry import scale_to
 from datasets.samples import network_input
 from nets.segmenter import HEADS, Segmenter, evaluating, resize_logits
 
-Head = Literal["main", "aux", "mean", "union"]
+HeadChoice = Literal["main", "aux", "mean", "union"]
 
 
 @torch.inference_mode()
@@ -88,12 +88,12 @@ def _tent(length: int) -> Tensor:
     return torch.minimum(place, length - place)
 
 
-def decide(probability: dict[str, Tensor], head: Head = "main") -> Tensor:
+def decide(probability: dict[str, Tensor], head: HeadChoice = "main") -> Tensor:
     """The mask (H, W) of classes that the chosen head gives; see `EvalConfig.head`."""
     return decided(probability, head).argmax(0)
 
 
-def decided(probability: dict[str, Tensor], head: Head = "main") -> Tensor:
+def decided(probability: dict[str, Tensor], head: HeadChoice = "main") -> Tensor:
     """The class probabilities (K, H, W) behind a mask; `union` takes each pixel's from the head surer of cloud."""
     main, aux = probability["main"], probability["aux"]
     if head == "mean":

@@ -16,7 +16,12 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from engine.pictures import as_rgb, colour_entropy, colour_mask, grid
+from losses.entropy import normalised_entropy
+from nets.segmenter import Segmenter, evaluating, resize_logits
 from utils.errors import unwritable
 from utils.records import reading
 
@@ -122,3 +127,23 @@ def _keep_until(path: Path, step: int) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(kept), "utf-8")
     os.replace(temporary, path)
+
+
+@torch.no_grad()
+def prediction_grid(segmenter: Segmenter, batch: Mapping[str, Mapping[str, Any]], images: int = 4) -> np.ndarray:
+    """Per stream of a batch: images, labels where the stream has them, predicted masks, entropy maps."""
+    rows = []
+    for samples in batch.values():
+        image: Tensor = samples["image"][:images]
+        with evaluating(segmenter):
+            prob = resize_logits(segmenter(image).main, image.shape[-2:]).softmax(1)
+        rows.append([_pixels(i) for i in image])
+        if "label" in samples:
+            rows.append([colour_mask(label.cpu().numpy()) for label in samples["label"][:images]])
+        rows.append([colour_mask(mask.cpu().numpy()) for mask in prob.argmax(1)])
+        rows.append([colour_entropy(entropy.cpu().numpy()) for entropy in normalised_entropy(prob)])
+    return grid(rows)
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    return as_rgb((image.permute(1, 2, 0).clamp(0, 1) * 255).byte().cpu().numpy())

@@ -21,7 +21,7 @@ from engine.build import device_of
 from engine.checkpoint import resume, save_checkpoint
 from engine.forward import ForwardMode, forward_mode
 from engine.layout import SNAPSHOTS, WARNINGS
-from engine.log import Logger
+from engine.log import Logger, prediction_grid
 from engine.memory import peak_mib, ran_out, reuse_memory
 from engine.schedule import set_rates
 from engine.signals import CONTINUES, deferred
@@ -30,7 +30,6 @@ from losses.inputs import TrainingProgress
 from nets.discriminator import Discriminator
 from nets.segmenter import Segmenter
 from nets.weights import save_segmenter
-from report.plots import prediction_grid
 from utils.errors import ConfigError, Interrupted, TrainingError
 from utils.files import write_text
 

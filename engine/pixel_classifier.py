@@ -21,14 +21,12 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from datasets.files import Item
 from datasets.images import ImageSet
 from engine import processes
-from report.plots import write_png
-from utils.errors import DataError
+from engine.pseudo_labels import LEVELS, read_layer, write_pseudo_label
+from utils.labels import IGNORE
 
 PIXELS, MOST = 40_000, 200_000  # of all images together, to learn from: at least, and at most
 ENOUGH = 500  # of each image, where there are many
-LEVELS = 65_535  # of a stored probability
 SURROUNDINGS = (2, 8)  # pixels, deviation of the Gaussian
-UNCERTAIN = 128  # in a stored mask, beside 0 and 255
 
 
 def pixel_features(image: np.ndarray, valid: np.ndarray, places: np.ndarray | None = None) -> np.ndarray:
@@ -80,11 +78,11 @@ def fit(features: np.ndarray, cloud: np.ndarray) -> HistGradientBoostingClassifi
 
 
 def relabel(images: ImageSet, folder: Path, floor: float) -> float:
-    """Write the stored masks anew, as the pixel classifier says that was taught by the network.
+    """Write the pseudo-labels anew, as the pixel classifier says that was taught by the network.
 
     Args:
-        folder: of stage 2; holds cloud/NAME.png, the network's probability of cloud in 16 bits, and the masks
-            pseudo_labels/NAME.png: 0, 255 and, where there is no data or neither class reaches `floor`, 128.
+        folder: of stage 2, with the layer "cloud", the network's probability of cloud.
+        floor: where neither class reaches it, a pixel has no label.
 
     Returns:
         The share of the pixels with data that has a label.
@@ -115,7 +113,7 @@ def drawn_places(name: str, pixels: int, images: int) -> np.ndarray:
 def _draw(images: ImageSet, folder: Path, item: Item) -> tuple[np.ndarray, np.ndarray]:
     """Features and probability of the drawn pixels of an image."""
     decoded = images.read(item)
-    cloud = decoded.taken(read_stored(folder / "cloud" / f"{item.name}.png"))[decoded.valid]
+    cloud = decoded.taken(read_layer(folder, "cloud", item.name))[decoded.valid]
     chosen = drawn_places(item.name, len(cloud), len(images))
     return pixel_features(decoded.image, decoded.valid, chosen), cloud[chosen] / LEVELS
 
@@ -123,22 +121,10 @@ def _draw(images: ImageSet, folder: Path, item: Item) -> tuple[np.ndarray, np.nd
 def _write(
     images: ImageSet, folder: Path, classifier: HistGradientBoostingClassifier, floor: float, item: Item
 ) -> tuple[int, int]:
-    """One mask; how many pixels have a label, and how many have data."""
+    """One pseudo-label; how many pixels have a class, and how many have data."""
     decoded = images.read(item)
     features = pixel_features(decoded.image, decoded.valid)
     cloud = classifier.predict_proba(features.reshape(-1, features.shape[2]))[:, 1].reshape(decoded.valid.shape)
-    mask = np.where(np.maximum(cloud, 1 - cloud) < floor, UNCERTAIN, np.where(cloud > 0.5, 255, 0)).astype(np.uint8)
-    write_png(folder / "pseudo_labels" / f"{item.name}.png", decoded.placed(mask, UNCERTAIN))
-    return int((mask[decoded.valid] != UNCERTAIN).sum()), int(decoded.valid.sum())
-
-
-def read_stored(path: Path) -> np.ndarray:
-    """A PNG that stage 2 has written, as it is.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    found = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if found is None:
-        raise DataError(f"{path}: cannot be read, expected a PNG of stage 2; is the disk full? Make the split anew")
-    return np.asarray(found)
+    label = np.where(np.maximum(cloud, 1 - cloud) < floor, IGNORE, cloud > 0.5).astype(np.uint8)
+    write_pseudo_label(folder, item.name, decoded.placed(label, IGNORE))
+    return int((label[decoded.valid] != IGNORE).sum()), int(decoded.valid.sum())

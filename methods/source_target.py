@@ -12,11 +12,12 @@ from datasets.images import ImageSet
 from engine.build import options_of
 from engine.domains import training_images
 from engine.forward import forward_batch
+from engine.pseudo_labels import STORED_CLASSES
 from engine.stage import Batch, Losses, entropies
 from losses.inputs import TrainingProgress
 from losses.registry import SELF_TRAINING
 from losses.self_training import weighted_cross_entropy
-from methods.student import STORED, StudentStage
+from methods.student import StudentStage
 from nets.segmenter import HEADS, Segmenter, statistics_held, upsampled
 
 
@@ -40,7 +41,7 @@ class SourceTargetStage(StudentStage):
     def images(config: Config, split: Path) -> dict[str, ImageSet]:
         target = training_images(config, "target", labels=False)
         if "stored" in config.intra.self_training:
-            target = target.with_labels(split / "pseudo_labels", STORED)
+            target = target.with_labels(split / "pseudo_labels", STORED_CLASSES)
         return {"source": training_images(config, "source", labels=True), "target": target}
 
     def step(self, batch: Batch, progress: TrainingProgress) -> Losses:

@@ -20,6 +20,7 @@ from engine.build import build_choice, build_segmenter, device_of
 from engine.domains import training_images
 from engine.forward import forward_batch
 from engine.optim import segmenter_optimizer
+from engine.pseudo_labels import STORED_CLASSES
 from engine.stage import Stats, Terms, TrainingStage
 from losses.consistency import consistency
 from losses.contrast import Contrast
@@ -34,7 +35,6 @@ from utils.errors import WeightsError
 from utils.labels import IGNORE
 
 FEATURES = 128  # of the projection, docs/method.md, section 5.3
-STORED = {0: 0, 255: 1, 128: IGNORE}  # values of stage 2's masks
 Samples = dict[str, Any]  # of one stream: image, valid, name and, in a labelled stream, label
 
 
@@ -175,5 +175,5 @@ def easy_and_hard(config: Config, split: Path, *, stored: bool) -> dict[str, Ima
     lists = {part: split / f"{part}.txt" for part in ("easy", "hard")}
     images = {part: target.only(read_names(path), path) for part, path in lists.items()}
     if stored:
-        images["easy"] = images["easy"].with_labels(split / "pseudo_labels", STORED)
+        images["easy"] = images["easy"].with_labels(split / "pseudo_labels", STORED_CLASSES)
     return images

@@ -17,8 +17,9 @@ from datasets.images import ImageSet
 from datasets.measured_scaling import has_8_bits, measured_stretch
 from datasets.readers import READERS
 from engine.domains import Role, SetName, domain_of, rules_of, search
+from engine.pictures import as_rgb, colour_mask
 from engine.run import make_generated
-from report.plots import as_rgb, colour_mask, picture_grid
+from report.plots import picture_grid
 from utils.errors import DataError, printable
 from utils.files import write_text
 from utils.labels import IGNORE

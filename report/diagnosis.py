@@ -18,14 +18,15 @@ from tqdm import tqdm
 
 from config.schema import Config, load_config
 from engine.build import trained
+from engine.cli import run
 from engine.domains import training_images
-from engine.inference import Head, decided, mean_over_scales
-from engine.pixel_classifier import UNCERTAIN, read_stored
+from engine.inference import HeadChoice, decided, mean_over_scales
+from engine.pseudo_labels import RANKING, read_pseudo_label
 from losses.entropy import normalised_entropy
 from nets.segmenter import Segmenter
 from report.metrics import confusion_matrix, scores
-from report.tables import table
-from utils.errors import AsdaError, DataError
+from report.tables import markdown_table
+from utils.errors import DataError
 from utils.labels import IGNORE
 
 LEVELS = 1000  # of entropy, in which pixels are counted
@@ -92,29 +93,30 @@ class Diagnosis:
         return [float(part[0] / part.sum()) if part.sum() else float("nan") for part in parts]
 
 
-def diagnose(run: Path) -> Diagnosis:
-    """Look at one run of stages 1 to 3.
+def diagnose(folder: Path) -> Diagnosis:
+    """Compare the stages of one finished run with the labels.
 
     Raises:
         DataError: the run has no student or no stored masks, or its target lacks labels.
     """
-    config = config_of(run)
+    record, split = folder / "intra" / "config.yaml", folder / "split"
+    if not record.is_file():
+        raise DataError(f"{record}: does not exist; give the folder of a run whose stage 3 is finished")
+    config = load_config(["--config", str(record), "--out", str(folder)])
     teacher, student = (trained(config, name) for name in (config.teacher.name, "student"))
-    folder = run / "split"
-    if not (folder / "entropy.csv").exists():
-        raise DataError(f"{folder / 'entropy.csv'}: does not exist; this run has no stage 2 to look at")
+    if not (split / RANKING).exists():
+        raise DataError(f"{split / RANKING}: does not exist; this run has no stage 2 to judge")
     found = Diagnosis()
     images = training_images(config, "target", labels=True)
-    for item in tqdm(images, desc=str(run), unit="image", dynamic_ncols=True):
+    for item in tqdm(images, desc=str(folder), unit="image", dynamic_ncols=True):
         decoded = images.read(item)
         assert decoded.label is not None
         known = decoded.valid & (decoded.label != IGNORE)
         if not known.any():
             continue
-        entropy, of_teacher = look(teacher, decoded.image, config, config.split.scales, config.split.head)
-        stored = decoded.taken(read_stored(folder / "pseudo_labels" / f"{item.name}.png"))
-        masks = np.where(stored == UNCERTAIN, IGNORE, stored == 255)
-        of_student = look(student, decoded.image, config, [1.0], config.eval.head)[1]
+        entropy, of_teacher = predict_image(teacher, decoded.image, config, config.split.scales, config.split.head)
+        masks = decoded.taken(read_pseudo_label(split, item.name))
+        of_student = predict_image(student, decoded.image, config, [1.0], config.eval.head)[1]
         layers = (decoded.label, entropy, of_teacher, masks, of_student)
         found.add(*(layer[known] for layer in layers))
     if not found.error:
@@ -122,16 +124,8 @@ def diagnose(run: Path) -> Diagnosis:
     return found
 
 
-def config_of(run: Path) -> Config:
-    """The configuration with which stage 3 of a run was made."""
-    record = run / "intra" / "config.yaml"
-    if not record.is_file():
-        raise DataError(f"{record}: does not exist; give the folder of a run whose stage 3 is finished")
-    return load_config(["--config", str(record), "--out", str(run)])
-
-
-def look(
-    network: Segmenter, image: np.ndarray, config: Config, scales: Sequence[float], head: Head
+def predict_image(
+    network: Segmenter, image: np.ndarray, config: Config, scales: Sequence[float], head: HeadChoice
 ) -> tuple[np.ndarray, np.ndarray]:
     """Normalised entropy and class (H, W) of the mean over scales; of the teacher as stage 2 sees it."""
     probability = decided(mean_over_scales(network, image, config.data, scales), head)
@@ -140,11 +134,10 @@ def look(
 
 def report(runs: Sequence[Path]) -> str:
     """Two Markdown tables: scores stage by stage with what entropy tells, and accuracy by tenths of entropy."""
-    found = {str(run): diagnose(run) for run in runs}
-    heads = ["run", *(f"mIoU {name}" for name in ("teacher", "masks", "student"))]
-    rows = [[*heads, "entropy and error, images", "AUROC, pixels", "mended", "spoilt"]]
+    scored = ["mIoU teacher", "mIoU masks", "mIoU student"]
+    rows = [["run", *scored, "entropy and error, images", "AUROC, pixels", "mended", "spoilt"]]
     tenths = [["run", *(f"tenth {number}" for number in range(1, 11))]]
-    for name, one in found.items():
+    for name, one in [(str(folder), diagnose(folder)) for folder in runs]:
         of_stages = [f"{100 * scores(matrix)['miou']:.1f}" for matrix in one.matrices.values()]
         (_, spoilt), (mended, _) = one.changes
         right, wrong = one.changes.sum(1)
@@ -152,17 +145,15 @@ def report(runs: Sequence[Path]) -> str:
         rows.append([name, *of_stages, f"{one.rank_correlation:+.2f}", f"{one.auroc:.2f}", *shares])
         tenths.append([name, *(f"{100 * value:.1f}" for value in one.accuracy_by_decile())])
     return (
-        f"On the target images that the run was adapted to, percent. mended: of the teacher's wrong pixels, those that "
-        f"the student has right; spoilt: of its right ones, those that the student has wrong.\n\n{table(rows)}\n\n"
-        f"Accuracy of the stored masks by tenths of their pixels, from the teacher's lowest entropy to its highest:"
-        f"\n\n{table(tenths)}\n"
+        "On the target images that the run was adapted to, percent. mended: of the teacher's wrong pixels, those that "
+        "the student has right; spoilt: of its right ones, those that the student has wrong.\n\n"
+        f"{markdown_table(rows)}\n\n"
+        "Accuracy of the stored masks by tenths of their pixels, from the teacher's lowest entropy to its highest:\n\n"
+        f"{markdown_table(tenths)}\n"
     )
 
 
 if __name__ == "__main__":
     if not sys.argv[1:] or sys.argv[1].startswith("-"):
         sys.exit(__doc__)
-    try:
-        print(report([Path(run) for run in sys.argv[1:]]))
-    except AsdaError as error:
-        sys.exit(f"error: {error}")
+    run(lambda runs: print(report(runs)), [Path(folder) for folder in sys.argv[1:]])

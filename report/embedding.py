@@ -26,7 +26,7 @@ from utils.errors import MissingError
 COMPONENTS = 50
 
 
-class Window(NamedTuple):
+class Patch(NamedTuple):
     """A piece of an image as the network is shown it: (1, C, h, w), its classes (H, W) of 0, 1, 255 or None, and where
     it has data, (H, W) bool, or None for everywhere."""
 
@@ -36,9 +36,9 @@ class Window(NamedTuple):
 
 
 class Pixels(NamedTuple):
-    """Sampled positions: `window` and (`row`, `column`) of the feature map, all (N,), with domain, class and group."""
+    """Sampled positions: `patch` and (`row`, `column`) of the feature map, all (N,), with domain, class and group."""
 
-    window: np.ndarray
+    patch: np.ndarray
     row: np.ndarray
     column: np.ndarray
     source: np.ndarray
@@ -66,14 +66,14 @@ def _below(full: tuple[int, ...], low: tuple[int, int]) -> tuple[np.ndarray, ...
 
 @torch.inference_mode()
 def sample_pixels(
-    windows: Mapping[str, Sequence[Window]], reference: Segmenter, per_kind: int, seed: int
+    patches: Mapping[str, Sequence[Patch]], reference: Segmenter, per_kind: int, seed: int
 ) -> tuple[Pixels, bool]:
     """Choose the same number of feature pixels of each domain and class, at most `per_kind`.
 
     The class of a feature pixel is the label at its place; where an image has none, it is what `reference` predicts.
 
     Args:
-        windows: "source" and "target" -> their windows.
+        patches: "source" and "target" -> their patches.
 
     Returns:
         The pixels, and whether any class is a prediction.
@@ -81,50 +81,46 @@ def sample_pixels(
     Raises:
         MissingError: a class is absent from a domain.
     """
-    rng = np.random.default_rng(seed)
-    device = next(reference.parameters()).device
-    predicted = False
-    kinds: dict[tuple[bool, bool], list[tuple[int, int, int, int]]] = {}
-    offset = 0
+    rng, device = np.random.default_rng(seed), next(reference.parameters()).device
+    predicted, offset = False, 0
+    kinds: dict[tuple[bool, bool], list[np.ndarray]] = {}  # (is source, is cloud) -> (n, 4) for each patch
     for role in ("source", "target"):
-        for position, window in enumerate(tqdm(windows[role], desc=f"t-SNE, {role}", unit="image", leave=False)):
+        for position, patch in enumerate(tqdm(patches[role], desc=f"t-SNE, {role}", unit="image", leave=False)):
             with evaluating(reference):
-                prediction = reference(window.image.to(device))
-            rows, columns = prediction.features.shape[-2:]
-            if window.label is None:
+                prediction = reference(patch.image.to(device))
+            size = prediction.features.shape[-2:]
+            if patch.label is None:
                 predicted = True
-                classes = resize_logits(prediction.main, (rows, columns))[0].argmax(0).cpu().numpy()
+                classes = resize_logits(prediction.main, size)[0].argmax(0).cpu().numpy()
             else:
-                classes = window.label[_below(window.label.shape, (rows, columns))]
-            if window.valid is not None:
-                classes = np.where(window.valid[_below(window.valid.shape, (rows, columns))], classes, 255)
+                classes = patch.label[_below(patch.label.shape, size)]
+            if patch.valid is not None:
+                classes = np.where(patch.valid[_below(patch.valid.shape, size)], classes, 255)
             for cloud in (False, True):
-                found = np.argwhere(classes == int(cloud))
-                kinds.setdefault((role == "source", cloud), []).extend(
-                    (offset + position, int(row), int(column), position) for row, column in found
-                )
-        offset += len(windows[role])
-    count = min(per_kind, *map(len, kinds.values()))
+                row, column = np.nonzero(classes == cloud)
+                places = np.stack(np.broadcast_arrays(offset + position, row, column, position), 1)
+                kinds.setdefault((role == "source", cloud), []).append(places)
+        offset += len(patches[role])
+    found = {kind: np.concatenate(places) for kind, places in kinds.items()}
+    count = min(per_kind, *map(len, found.values()))
     if count < 2:
-        empty = [
-            f"{'source' if s else 'target'} {'cloud' if c else 'clear'}" for (s, c), p in kinds.items() if len(p) < 2
-        ]
+        empty = [f"{'source' if s else 'target'} {'cloud' if c else 'clear'}" for s, c in found if len(found[s, c]) < 2]
         raise MissingError(f"t-SNE needs pixels of both classes in both domains; found too few of: {', '.join(empty)}")
-    chosen = {kind: [found[i] for i in rng.choice(len(found), count, False)] for kind, found in kinds.items()}
-    places = np.array([place for found in chosen.values() for place in found])  # (N, 4)
-    is_source, is_cloud = (np.repeat([kind[axis] for kind in chosen], count) for axis in (0, 1))
-    return Pixels(places[:, 0], places[:, 1], places[:, 2], is_source, is_cloud, places[:, 3]), predicted
+    chosen = np.concatenate([places[rng.choice(len(places), count, False)] for places in found.values()])  # (N, 4)
+    is_source, is_cloud = np.repeat([*found], count, axis=0).T
+    patch_index, row, column, group = chosen.T
+    return Pixels(patch_index, row, column, is_source, is_cloud, group), predicted
 
 
 @torch.inference_mode()
-def features_at(segmenter: Segmenter, windows: Sequence[Window], pixels: Pixels) -> np.ndarray:
+def features_at(segmenter: Segmenter, patches: Sequence[Patch], pixels: Pixels) -> np.ndarray:
     """Backbone features (N, D) of the sampled pixels."""
     device = next(segmenter.parameters()).device
-    found = np.empty((len(pixels.window), segmenter.num_features), np.float32)
-    for index in np.unique(pixels.window):
+    found = np.empty((len(pixels.patch), segmenter.num_features), np.float32)
+    for index in np.unique(pixels.patch):
         with evaluating(segmenter):
-            features = segmenter(windows[index].image.to(device)).features[0].cpu().numpy()  # (D, h, w)
-        here = pixels.window == index
+            features = segmenter(patches[index].image.to(device)).features[0].cpu().numpy()  # (D, h, w)
+        here = pixels.patch == index
         found[here] = features[:, pixels.row[here], pixels.column[here]].T
     return found
 

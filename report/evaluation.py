@@ -1,10 +1,10 @@
-"""One pass over a domain's images with every model: what is counted, and the mask and entropy map of each image."""
+"""One pass over a domain's images with every model: scores, and the mask and entropy map of each image."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -19,11 +19,11 @@ from datasets.images import ImageSet
 from engine import processes
 from engine.domains import Role
 from engine.inference import decide, decided, probabilities
+from engine.pictures import UNKNOWN, colour_entropy, colour_errors, colour_mask, write_png
 from engine.pixel_classifier import drawn_places, pixel_features
 from losses.entropy import normalised_entropy
 from nets.segmenter import Segmenter
 from report.metrics import brightness_counts, calibration_bins, confusion_matrix
-from report.plots import UNKNOWN, colour_entropy, colour_errors, colour_mask, write_png
 from report.repeatability import repeatability
 from utils.labels import IGNORE
 
@@ -54,19 +54,19 @@ class Domain(NamedTuple):
 
 
 @dataclass
-class Tally:
+class ModelScores:
     """What one model said about a domain, image by image, in the order of the items.
 
     `matrices` holds (2, 2) counts, or None for an image without a label; `entropy`, `heads` and `cloud` are means over
     an image's pixels with data: normalised entropy, agreement of the two heads' masks, share of predicted cloud.
-    `repeatability` is that of all masks together, see `confidence.repeatability`.
+    `calibration` and `repeatability` are those of all masks together, see `calibration_bins` and `repeatability`.
     """
 
-    matrices: list[np.ndarray | None] = field(default_factory=list)
-    calibration: np.ndarray | float = 0.0
-    entropy: list[float] = field(default_factory=list)
-    heads: list[float] = field(default_factory=list)
-    cloud: list[float] = field(default_factory=list)
+    matrices: list[np.ndarray | None]
+    calibration: np.ndarray | float
+    entropy: list[float]
+    heads: list[float]
+    cloud: list[float]
     repeatability: float = math.nan
 
     @property
@@ -75,51 +75,18 @@ class Tally:
         return sum((m for m in self.matrices if m is not None), np.zeros((2, 2), np.int64))
 
 
-class Survey(NamedTuple):
-    """All counts of a domain: a tally per model, the share of pixels on which each pair of models agrees in each image,
-    and the labelled pixels (2, 256) by class and brightness."""
+class DomainScores(NamedTuple):
+    """All counts of a domain: those of each model, the share of pixels on which each pair of models agrees in each
+    image, and the labelled pixels (2, 256) by class and brightness."""
 
     domain: Domain
-    tallies: dict[str, Tally]
+    models: dict[str, ModelScores]
     agreement: dict[tuple[str, str], list[float]]
     brightness: np.ndarray
 
 
-def survey(
-    domain: Domain, models: Mapping[str, Segmenter], config: Config, folder: Path, *, masks: bool, entropy: bool
-) -> Survey:
-    """Predict every image of a domain with every model.
-
-    Args:
-        folder: with `masks`, receives masks/ROLE/MODEL/NAME.png and, for labelled images, errors/ROLE/MODEL/NAME.png;
-            with `entropy`, entropy/ROLE/MODEL/NAME.png.
-
-    Raises:
-        DataError: an image cannot be read, or a picture cannot be written.
-    """
-    look = partial(_look, domain, models, config, folder, masks=masks, entropy=entropy)
-    found = processes.divided(look, list(domain.images), desc=f"predict {domain.role}", unit="image")
-    result = Survey(domain, {name: Tally() for name in models}, {}, np.zeros((2, 256), np.int64))
-    for one in found:
-        result.brightness[:] += one.brightness
-        for pair, share in one.agreement.items():
-            result.agreement.setdefault(pair, []).append(share)
-        for name, counts in one.counts.items():
-            tally = result.tallies[name]
-            tally.matrices.append(counts.matrix)
-            tally.calibration += counts.calibration
-            tally.entropy.append(counts.entropy)
-            tally.heads.append(counts.heads)
-            tally.cloud.append(counts.cloud)
-    features = [one.features for one in found]
-    for name, tally in result.tallies.items():
-        drawn = [one.counts[name].drawn for one in found]
-        tally.repeatability = repeatability(features, drawn, domain.scenes)
-    return result
-
-
-class _Counts(NamedTuple):
-    """What one model said about one image, see `Tally`; `drawn` is the probability of cloud (N,) at some pixels."""
+class ImageScores(NamedTuple):
+    """What one model said about one image, as in `ModelScores`, and its probability of cloud (N,) at some pixels."""
 
     matrix: np.ndarray | None
     calibration: np.ndarray | float
@@ -129,60 +96,81 @@ class _Counts(NamedTuple):
     drawn: np.ndarray
 
 
-class _Looked(NamedTuple):
+class EvaluatedImage(NamedTuple):
     """All that is counted in one image; `features` (N, F) are those of the drawn pixels."""
 
-    counts: dict[str, _Counts]
+    models: dict[str, ImageScores]
     agreement: dict[tuple[str, str], float]
-    brightness: np.ndarray | int
+    brightness: np.ndarray
     features: np.ndarray
 
 
-def _look(
-    domain: Domain,
-    models: Mapping[str, Segmenter],
-    config: Config,
-    folder: Path,
-    item: Item,
-    *,
-    masks: bool,
-    entropy: bool,
-) -> _Looked:
+def evaluate_domain(
+    domain: Domain, models: Mapping[str, Segmenter], config: Config, folder: Path, pictures: Collection[str] = ()
+) -> DomainScores:
+    """Predict every image of a domain with every model.
+
+    Args:
+        folder: receives the pictures.
+        pictures: with "masks", masks/ROLE/MODEL/NAME.png and, for labelled images, errors/ROLE/MODEL/NAME.png; with
+            "entropy", entropy/ROLE/MODEL/NAME.png.
+
+    Raises:
+        DataError: an image cannot be read, or a picture cannot be written.
+    """
+    predict = partial(evaluate_image, domain, models, config, folder, pictures)
+    images = processes.divided(predict, list(domain.images), desc=f"predict {domain.role}", unit="image")
+    features = [image.features for image in images]
+    scores = {}
+    for name in models:
+        every = zip(*(image.models[name] for image in images), strict=True)
+        matrices, calibration, entropies, heads, cloud, drawn = map(list, every)
+        repeatable = repeatability(features, drawn, domain.scenes)
+        scores[name] = ModelScores(matrices, sum(calibration), entropies, heads, cloud, repeatable)
+    agreement = {pair: [image.agreement[pair] for image in images] for pair in combinations(models, 2)}
+    brightness = np.sum([image.brightness for image in images], axis=0)
+    return DomainScores(domain, scores, agreement, brightness)
+
+
+def evaluate_image(
+    domain: Domain, models: Mapping[str, Segmenter], config: Config, folder: Path, pictures: Collection[str], item: Item
+) -> EvaluatedImage:
+    """Predict one image with every model; see `evaluate_domain`."""
     decoded = domain.images.read(item)
     image, label, valid = decoded.image, decoded.label, decoded.valid
-    found: dict[str, np.ndarray] = {}
-    counts: dict[str, _Counts] = {}
+    predicted: dict[str, np.ndarray] = {}
+    scores: dict[str, ImageScores] = {}
     places = drawn_places(item.name, int(valid.sum()), len(domain.images))
-    features = pixel_features(image, valid, places)
     for name, model in models.items():
         seen = domain.views[name].read(item).image if name in domain.views else image
         probability = probabilities(model, seen, config.data)
         chosen = decided(probability, config.eval.head)
-        mask = decide(probability, config.eval.head)
         uncertain = normalised_entropy(chosen[None])[0].numpy()
         same = (decide(probability, "main") == decide(probability, "aux")).numpy()
-        predicted = mask.byte().numpy()
-        found[name] = predicted[valid]
+        classes = decide(probability, config.eval.head)
+        mask = classes.byte().numpy()
+        predicted[name] = mask[valid]
         matrix, calibration = None, np.zeros(())
         if label is not None:
-            matrix = confusion_matrix(label=label, prediction=predicted)
-            confidence = chosen.gather(0, mask[None])[0].numpy()
-            calibration = calibration_bins(label=label, prediction=predicted, confidence=confidence)
-        counts[name] = _Counts(
+            matrix = confusion_matrix(label=label, prediction=mask)
+            confidence = chosen.gather(0, classes[None])[0].numpy()
+            calibration = calibration_bins(label=label, prediction=mask, confidence=confidence)
+        scores[name] = ImageScores(
             matrix,
             calibration,
             entropy=float(uncertain[valid].mean(dtype=np.float64)),
             heads=float(same[valid].mean()),
-            cloud=float(found[name].mean()),
+            cloud=float(predicted[name].mean()),
             drawn=chosen[1].numpy()[valid][places],
         )
-        place = Path(domain.role, name, f"{item.name}.png")
-        if masks:
-            whole = decoded.placed(predicted, IGNORE)
-            write_png(folder / "masks" / place, colour_mask(whole))
+        file = Path(domain.role, name, f"{item.name}.png")
+        if "masks" in pictures:
+            whole = decoded.placed(mask, IGNORE)
+            write_png(folder / "masks" / file, colour_mask(whole))
             if label is not None:
-                write_png(folder / "errors" / place, colour_errors(decoded.placed(label, IGNORE), whole))
-        if entropy:
-            write_png(folder / "entropy" / place, decoded.placed(colour_entropy(uncertain), UNKNOWN))
-    agreement = {pair: float((found[pair[0]] == found[pair[1]]).mean()) for pair in combinations(found, 2)}
-    return _Looked(counts, agreement, 0 if label is None else brightness_counts(image, label), features)
+                write_png(folder / "errors" / file, colour_errors(decoded.placed(label, IGNORE), whole))
+        if "entropy" in pictures:
+            write_png(folder / "entropy" / file, decoded.placed(colour_entropy(uncertain), UNKNOWN))
+    agreement = {(a, b): float((predicted[a] == predicted[b]).mean()) for a, b in combinations(models, 2)}
+    brightness = np.zeros((2, 256), np.int64) if label is None else brightness_counts(image, label)
+    return EvaluatedImage(scores, agreement, brightness, pixel_features(image, valid, places))

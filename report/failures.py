@@ -21,20 +21,21 @@ from config.schema import Config, load_config
 from datasets.files import Item
 from datasets.images import ImageSet
 from engine.build import trained
+from engine.cli import run
 from engine.domains import evaluation_images
 from engine.inference import decide, probabilities
 from engine.layout import best_model
+from engine.pictures import ERROR_KEY, colour_errors, colour_mask, thinned, visible
 from nets.segmenter import Segmenter
-from report.figures import thinned, visible
-from report.plots import ERROR_KEY, colour_errors, colour_mask, picture_grid
-from utils.errors import AsdaError, DataError
+from report.plots import picture_grid
+from utils.errors import DataError
 from utils.labels import IGNORE
 
 WORST = 5
 
 
-class Look(NamedTuple):
-    """A finished run: its last network, and the target's evaluation images as it sees them."""
+class FinishedRun(NamedTuple):
+    """The last network of a run of bash.sh or compare.py, and the target's evaluation images as it sees them."""
 
     config: Config
     network: Segmenter
@@ -54,15 +55,14 @@ class Look(NamedTuple):
         return decoded.placed(decoded.label, IGNORE), decoded.placed(predicted, IGNORE), share
 
 
-def look_at(run: Path) -> Look:
-    """The last network that a run of bash.sh or compare.py has finished.
-
-    Raises:
-        DataError: there is none.
+def finished_run(folder: Path) -> FinishedRun:
     """
-    model = best_model(run)
-    config = load_config(["--config", str(run / model.stage / "config.yaml"), "--out", str(run)])
-    return Look(config, trained(config, model.name), evaluation_images(config, "target"))
+    Raises:
+        DataError: it has no network.
+    """
+    model = best_model(folder)
+    config = load_config(["--config", str(folder / model.stage / "config.yaml"), "--out", str(folder)])
+    return FinishedRun(config, trained(config, model.name), evaluation_images(config, "target"))
 
 
 def draw_failures(runs: Sequence[Path], picture: Path, count: int = WORST) -> None:
@@ -74,7 +74,7 @@ def draw_failures(runs: Sequence[Path], picture: Path, count: int = WORST) -> No
     """
     if picture.exists():
         raise DataError(f"{picture}: exists and is left as it is; give another name, or remove it")
-    judge = look_at(runs[-1])
+    judge = finished_run(runs[-1])
     items = {item.name: item for item in judge.images if item.label is not None}
     shares = {name: judge.errors(item)[2] for name, item in tqdm(items.items(), desc=str(runs[-1]), unit="image")}
     judged = [name for name, share in shares.items() if not math.isnan(share)]
@@ -82,19 +82,18 @@ def draw_failures(runs: Sequence[Path], picture: Path, count: int = WORST) -> No
     if not worst:
         raise DataError(f"{judge.config.target.root}: no evaluation image has a label, so there is nothing to judge by")
     columns: dict[str, list[np.ndarray]] = {"image": [visible(judge.images.read(items[name])) for name in worst]}
-    titles = [run.name for run in runs]
+    titles = [folder.name for folder in runs]
     if len(set(titles)) < len(titles):
-        titles = [str(run) for run in runs]
-    for run, title in zip(runs, titles, strict=True):
-        look = judge if run == runs[-1] else look_at(run)
-        found = {item.name: item for item in look.images if item.label is not None}
+        titles = [str(folder) for folder in runs]
+    for folder, title in zip(runs, titles, strict=True):
+        one = judge if folder == runs[-1] else finished_run(folder)
+        found = {item.name: item for item in one.images if item.label is not None}
         if found.keys() != items.keys():
-            raise DataError(f"{run}: has other labelled evaluation images than {runs[-1]}; give runs on one target")
-        labels, masks, wrong = zip(*(look.errors(found[name]) for name in worst), strict=True)
+            raise DataError(f"{folder}: has other labelled evaluation images than {runs[-1]}; give runs on one target")
+        labels, masks, wrong = zip(*(one.errors(found[name]) for name in worst), strict=True)
         columns.setdefault("label", [thinned(colour_mask(label)) for label in labels])
-        columns[f"{title}: {100 * np.mean(wrong):.0f} %"] = [
-            thinned(colour_errors(label, mask)) for label, mask in zip(labels, masks, strict=True)
-        ]
+        errors = [thinned(colour_errors(label, mask)) for label, mask in zip(labels, masks, strict=True)]
+        columns[f"{title}: {100 * np.mean(wrong):.0f} %"] = errors
     caption = f"The {len(worst)} of {len(judged)} images on which {titles[-1]} is worst; percent of their pixels wrong"
     picture_grid(picture, worst, columns, caption, key=ERROR_KEY)
 
@@ -102,7 +101,4 @@ def draw_failures(runs: Sequence[Path], picture: Path, count: int = WORST) -> No
 if __name__ == "__main__":
     if len(sys.argv) < 3 or not sys.argv[-1].endswith(".png") or sys.argv[1].startswith("-"):
         sys.exit(__doc__)
-    try:
-        draw_failures([Path(run) for run in sys.argv[1:-1]], Path(sys.argv[-1]))
-    except AsdaError as error:
-        sys.exit(f"error: {error}")
+    run(lambda runs: draw_failures(runs, Path(sys.argv[-1])), [Path(folder) for folder in sys.argv[1:-1]])

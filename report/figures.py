@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,32 +14,23 @@ import torch
 from tqdm import tqdm
 
 from config.schema import Config, recorded_config
-from datasets.decoded import Decoded
 from datasets.files import Item
 from datasets.images import ImageSet
 from datasets.samples import network_input
 from engine.domains import training_images
 from engine.inference import decided, probabilities
+from engine.pictures import CLOUD, ERROR_KEY, as_rgb, colour_mask, laid_over, outlined, read_png, thinned, visible
+from engine.pseudo_labels import RANKING, read_ranking
 from losses.entropy import normalised_entropy
 from nets.segmenter import Head, Segmenter
-from report.embedding import Window, embed, features_at, sample_pixels
-from report.evaluation import Domain, Survey
+from report.embedding import Patch, embed, features_at, sample_pixels
+from report.evaluation import Domain, DomainScores
 from report.gradcam import grad_cam
-from report.page import Picture, read_split
-from report.plots import (
-    CLOUD,
-    ERROR_KEY,
-    as_rgb,
-    colour_mask,
-    embedding_panels,
-    entropy_histograms,
-    laid_over,
-    outlined,
-    picture_grid,
-    read_png,
-)
+from report.plots import embedding_panels, entropy_histograms, picture_grid
+from report.records import Picture
 from utils.errors import MissingError
 from utils.files import write_text
+from utils.labels import IGNORE
 from utils.records import reading
 
 SPLIT_IMAGES = 12  # of each split in the histograms of entropy
@@ -47,82 +38,65 @@ SPLIT_PIXELS = 2**18  # of each of them at most
 EXTREMES = 4
 CAM_IMAGES = 5
 TSNE_IMAGES = 60  # of each domain; more would only cost memory, a few pixels are drawn from each
-SHOWN = 1024  # pixels of a side that are kept of a large image
 
 
-def draw_masks(result: Survey, config: Config, folder: Path) -> list[Picture]:
+def draw_masks(result: DomainScores, config: Config, folder: Path) -> list[Picture]:
     """Image, label and every model's mask; then outlines, and where each model is wrong."""
-    domain, models = result.domain, list(result.tallies)
-    role = domain.role
+    domain, role = result.domain, result.domain.role
     chosen = _evenly(domain.images, config.eval.pictures)
     names = [item.name for item in chosen]
     images, labels = [], []
     for item in chosen:
-        seen = domain.images.read(item)
-        images.append(visible(seen))
-        label = np.full_like(seen.image[..., 0], 255) if seen.label is None else seen.label
-        labels.append(thinned(seen.placed(label, 255)))
+        decoded = domain.images.read(item)
+        images.append(visible(decoded))
+        label = np.full(decoded.valid.shape, IGNORE, np.uint8) if decoded.label is None else decoded.label
+        labels.append(thinned(decoded.placed(label, IGNORE)))
+    masks = _stored(folder / "masks" / role, result.models, chosen)
+    truth = {"label": [colour_mask(label) for label in labels]} if domain.labelled else {}
+    caption = f"{role}: {domain.protocol}"
+    picture_grid(folder / "masks" / f"{role}.png", names, {"image": images, **truth, **masks}, caption)
 
-    def of(kind: str, model: str) -> list[np.ndarray]:
-        return [thinned(read_png(folder / kind / role / model / f"{name}.png")) for name in names]
-
-    columns = {"image": images} | ({"label": [colour_mask(label) for label in labels]} if domain.labelled else {})
-    columns |= {_title(model): of("masks", model) for model in models}
-    picture_grid(folder / "masks" / f"{role}.png", names, columns, f"{role}: {domain.protocol}")
-    figures = [
+    title, last = list(masks.items())[-1]
+    clouds = [(mask == CLOUD).all(2) for mask in last]
+    columns = {f"{title}, outline": [outlined(i, m) for i, m in zip(images, clouds, strict=True)]}
+    note = "The outline of the cloud drawn over the image."
+    if domain.labelled:
+        truth = {"label, outline": [outlined(i, k) for i, k in zip(images, labels, strict=True)]}
+        errors = _stored(folder / "errors" / role, result.models, chosen, missing=[colour_mask(k) for k in labels])
+        columns = truth | columns | errors
+        note += " In the error views red is cloud that the model missed, blue is clear ground that it calls cloud."
+    key = ERROR_KEY if domain.labelled else ()
+    picture_grid(folder / "masks" / f"{role}_errors.png", names, columns, key=key)
+    return [
         Picture(
             f"masks/{role}.png",
             f"Masks on the {role}",
             "Clear ground is pale green, cloud white; grey, where there is any, is not known. Evenly spaced images of "
             "the evaluation list, not chosen by result.",
-        )
+        ),
+        Picture(f"masks/{role}_errors.png", f"Outlines and errors on the {role}", note),
     ]
-
-    last = models[-1]
-    clouds = [(mask == CLOUD).all(2).astype(np.uint8) for mask in of("masks", last)]
-    columns = {f"{_title(last)}, outline": [outlined(i, m) for i, m in zip(images, clouds, strict=True)]}
-    if domain.labelled:
-        truth = {"label, outline": [outlined(i, k) for i, k in zip(images, labels, strict=True)]}
-        errors = {
-            _title(model): [
-                colour_mask(label)
-                if item.label is None
-                else thinned(read_png(folder / "errors" / role / model / f"{item.name}.png"))
-                for item, label in zip(chosen, labels, strict=True)
-            ]
-            for model in models
-        }
-        columns = truth | columns | errors
-    key = ERROR_KEY if domain.labelled else ()
-    picture_grid(folder / "masks" / f"{role}_errors.png", names, columns, key=key)
-    caption = "The outline of the cloud drawn over the image." + (
-        " In the error views red is cloud that the model missed, blue is clear ground that it calls cloud."
-        if domain.labelled
-        else ""
-    )
-    return [*figures, Picture(f"masks/{role}_errors.png", f"Outlines and errors on the {role}", caption)]
 
 
 def draw_entropy(
-    surveys: Sequence[Survey], models: Mapping[str, Segmenter], config: Config, folder: Path
+    results: Sequence[DomainScores], models: Mapping[str, Segmenter], config: Config, folder: Path
 ) -> list[Picture]:
     """Entropy maps of every model; where there is a split, the distributions over easy and hard images."""
     figures = []
-    for result in surveys:
-        role = result.domain.role
-        chosen = _evenly(result.domain.images, config.eval.pictures)
-        columns = {"image": [visible(result.domain.images.read(item)) for item in chosen]}
-        for model in result.tallies:
-            paths = (folder / "entropy" / role / model / f"{item.name}.png" for item in chosen)
-            columns[_title(model)] = [thinned(read_png(path)) for path in paths]
+    views: dict[str, ImageSet] = {}
+    for result in results:
+        domain, role = result.domain, result.domain.role
+        views |= domain.views  # those of the target, the source has none
+        chosen = _evenly(domain.images, config.eval.pictures)
+        columns = {"image": [visible(domain.images.read(item)) for item in chosen]}
+        columns |= _stored(folder / "entropy" / role, result.models, chosen)
         picture_grid(folder / "entropy" / f"{role}.png", [i.name for i in chosen], columns, entropy_bar=True)
         caption = (
             "Normalised entropy of the class probabilities, from yellow (0, the model is sure) to red (1, both classes "
             "equally likely). Sure is not right: compare with the errors above."
         )
         figures.append(Picture(f"entropy/{role}.png", f"Entropy on the {role}", caption))
-    target = next((result.domain for result in surveys if result.domain.role == "target"), None)
-    return figures + _draw_split(models, config, folder, {} if target is None else target.views)
+    return figures + _draw_split(models, config, folder, views)
 
 
 def _draw_split(
@@ -130,15 +104,15 @@ def _draw_split(
 ) -> list[Picture]:
     """The most and least certain images, and each model's entropy on easy and hard ones; nothing without a split."""
     split = Path(config.out) / "split"
-    if config.eval.weights is not None or not (split / "entropy.csv").exists():
+    if config.eval.weights is not None or not (split / RANKING).exists():
         return []
     with reading(split / "config.yaml", "the config.yaml of the split", "make the split again"):
         if recorded_config(split / "config.yaml")["target"]["root"] != config.target.root:
-            return []  # another target is being looked at
-    rows = read_split(split)  # ascending by score
+            return []  # another target is evaluated
+    halves = read_ranking(split)
+    names = [image.name for half in halves.values() for image in half]
     images = training_images(config, "target", labels=False)
-    names = [row.name for row in rows]
-    items = {item.name: item for item in images.only(names, split / "entropy.csv")}
+    items = {item.name: item for item in images.only(names, split / RANKING)}
     count = min(EXTREMES, len(names))
     columns = {
         "most certain": [visible(images.read(items[name])) for name in names[:count]],
@@ -146,21 +120,17 @@ def _draw_split(
     }
     picture_grid(folder / "entropy" / "split.png", [f"{i + 1}." for i in range(count)], columns)
 
-    sides = {
-        side: _evenly(sorted(items[row.name] for row in rows if row.split == side), SPLIT_IMAGES)
-        for side in ("easy", "hard")
-    }
-    bar = tqdm(total=len(models) * sum(map(len, sides.values())), desc="easy and hard images", unit="image")
+    chosen = {half: _evenly(sorted(items[image.name] for image in of), SPLIT_IMAGES) for half, of in halves.items()}
     values: dict[str, dict[str, np.ndarray]] = {}
-    for name, model in models.items():
-        seen = replace(images, decoder=views[name].decoder, cache=None) if name in views else images
-        for part, chosen in sides.items():
-            pixels = []
-            for item in chosen:
-                pixels.append(_entropies(model, seen, item, config))
-                bar.update()
-            values.setdefault(_title(name), {})[part] = np.concatenate(pixels)
-    bar.close()
+    with tqdm(total=len(models) * sum(map(len, chosen.values())), desc="easy and hard images", unit="image") as bar:
+        for name, model in models.items():
+            seen = replace(images, decoder=views[name].decoder, cache=None) if name in views else images
+            for half, of in chosen.items():
+                pixels = []
+                for item in of:
+                    pixels.append(_entropies(model, seen, item, config))
+                    bar.update()
+                values.setdefault(_title(name), {})[half] = np.concatenate(pixels)
     entropy_histograms(folder / "entropy" / "easy_hard.png", values)
     caption = (
         f"Entropy of the pixels of up to {SPLIT_IMAGES} easy and as many hard target images, on a logarithmic axis. "
@@ -190,22 +160,22 @@ def draw_tsne(
         MissingError: there is no source, or a class is absent.
     """
     target = next(domain for domain in domains if domain.role == "target")
-    source = next((domain for domain in domains if domain.role == "source"), None)
+    source = next((domain.images for domain in domains if domain.role == "source"), None)
     if source is None:
         if not config.source.root:
             raise MissingError("t-SNE compares two domains; give source.root, a folder of labelled images")
-        source = Domain("source", config.source, "training images", training_images(config, "source", labels=True))
+        source = training_images(config, "source", labels=True)
 
-    def windows(images: ImageSet) -> list[Window]:
-        return [_window(item, images, config) for item in _evenly(images, TSNE_IMAGES)]
+    def patches(images: ImageSet) -> list[Patch]:
+        return [_patch(item, images, config) for item in _evenly(images, TSNE_IMAGES)]
 
     reference = list(models)[-1]
-    known = {"source": windows(source.images), "target": windows(target.seen_by(reference))}
+    known = {"source": patches(source), "target": patches(target.seen_by(reference))}
     pixels, predicted = sample_pixels(known, models[reference], config.eval.tsne_pixels, config.seed)
     panels = {}
     for name, model in tqdm(models.items(), desc="t-SNE", unit="model"):
         as_reference = target.seen_by(name) is target.seen_by(reference)
-        seen = known["target"] if as_reference else windows(target.seen_by(name))
+        seen = known["target"] if as_reference else patches(target.seen_by(name))
         panels[_title(name)] = embed(features_at(model, [*known["source"], *seen], pixels), pixels, config.seed)
     embedding_panels(folder / "tsne.png", panels, pixels.source, pixels.cloud, silhouettes=not predicted)
     classes = "labels" if not predicted else f"labels and, where an image has none, what the {reference} predicts"
@@ -229,39 +199,25 @@ def draw_tsne(
     return [Picture("tsne.png", "t-SNE of the backbone's features", caption)]
 
 
-def _window(item: Item, images: ImageSet, config: Config) -> Window:
-    decoded = images.read(item)
-    image, valid = _shown(decoded.image, config), _shown(decoded.valid, config)
-    label = None if decoded.label is None else thinned(_shown(decoded.label, config))
-    return Window(network_input(image, config.data.size, config.data.geometry), label, thinned(valid))
-
-
-def _shown(raster: np.ndarray, config: Config) -> np.ndarray:
-    """What one forward of the network is meant for: the whole image, or its middle of the training crop's size."""
-    if config.data.geometry == "letterbox":
-        return raster
-    top, left = (max(0, (full - config.data.size) // 2) for full in raster.shape[:2])
-    return np.ascontiguousarray(raster[top : top + config.data.size, left : left + config.data.size])
-
-
-def _part_of_image(config: Config) -> str:
-    return f" Of an image larger than {config.data.size} pixels the middle is shown." * (config.data.geometry == "crop")
-
-
 def draw_gradcam(domain: Domain, models: Mapping[str, Segmenter], config: Config, folder: Path) -> list[Picture]:
     """Where each head of the last model finds clear ground and cloud."""
     name, model = list(models.items())[-1]
     chosen = _evenly(domain.images, min(config.eval.pictures, CAM_IMAGES))
+    device = next(model.parameters()).device
     columns: dict[str, list[np.ndarray]] = {"image": []}
     heads: tuple[Head, ...] = ("main", "aux")
     for item in tqdm(chosen, desc=f"Grad-CAM {domain.role}", unit="image"):
         decoded = domain.seen_by(name).read(item)
-        image, valid = _shown(decoded.image, config), _shown(decoded.valid, config)
-        columns["image"].append(thinned(as_rgb(image)))
+        image, valid = _middle(decoded.image, config), _middle(decoded.valid, config)
+        patch, known = network_input(image, config.data.size, config.data.geometry), torch.from_numpy(valid.copy())
+        picture = thinned(as_rgb(image))
+        columns["image"].append(picture)
         for head in heads:
             for target, kind in enumerate(("clear", "cloud")):
-                maps = columns.setdefault(f"{head} head: {kind}", [])
-                maps.append(_cam(model, image, valid, target, head, config))
+                cam = grad_cam(model, patch.to(device), target, head, config.eval.cam_layer, known).cpu().numpy()
+                cam = cv2.resize(cam, picture.shape[1::-1]) if cam.shape != picture.shape[:2] else cam
+                heat = laid_over(picture, np.where(thinned(valid), cam, 0))
+                columns.setdefault(f"{head} head: {kind}", []).append(heat)
     (folder / "gradcam").mkdir(exist_ok=True)
     file = f"gradcam/{domain.role}.png"
     picture_grid(folder / file, [item.name for item in chosen], columns, f"{_title(name)} on the {domain.role}")
@@ -274,24 +230,38 @@ def draw_gradcam(domain: Domain, models: Mapping[str, Segmenter], config: Config
     return [Picture(file, f"Class activation on the {domain.role}", caption)]
 
 
-def _cam(model: Segmenter, image: np.ndarray, valid: np.ndarray, target: int, head: Head, config: Config) -> np.ndarray:
-    inputs = network_input(image, config.data.size, config.data.geometry).to(next(model.parameters()).device)
-    data = torch.from_numpy(np.array(valid))
-    cam = grad_cam(model, inputs, target, head, config.eval.cam_layer, data).cpu().numpy()
-    picture = thinned(as_rgb(image))
-    cam = cv2.resize(cam, picture.shape[1::-1]) if cam.shape != picture.shape[:2] else cam
-    return laid_over(picture, np.where(thinned(valid), cam, 0))
+def _patch(item: Item, images: ImageSet, config: Config) -> Patch:
+    decoded = images.read(item)
+    image, valid = _middle(decoded.image, config), _middle(decoded.valid, config)
+    label = None if decoded.label is None else thinned(_middle(decoded.label, config))
+    return Patch(network_input(image, config.data.size, config.data.geometry), label, thinned(valid))
 
 
-def visible(decoded: Decoded) -> np.ndarray:
-    """A picture (H, W, 3) of a whole image file, black where it has no data; a large one is thinned."""
-    return thinned(decoded.placed(as_rgb(decoded.image), 0))
+def _middle(raster: np.ndarray, config: Config) -> np.ndarray:
+    """What one forward of the network is meant for: the whole image, or its middle of the training crop's size."""
+    if config.data.geometry == "letterbox":
+        return raster
+    top, left = (max(0, (full - config.data.size) // 2) for full in raster.shape[:2])
+    return np.ascontiguousarray(raster[top : top + config.data.size, left : left + config.data.size])
 
 
-def thinned(raster: np.ndarray) -> np.ndarray:
-    """Every n-th pixel of a raster (H, W, ...), so many that a side has at most `SHOWN` of them."""
-    step = -(-max(raster.shape[:2]) // SHOWN)
-    return raster if step == 1 else raster[::step, ::step].copy()
+def _part_of_image(config: Config) -> str:
+    return f" Of an image larger than {config.data.size} pixels the middle is shown." * (config.data.geometry == "crop")
+
+
+def _stored(
+    folder: Path, models: Iterable[str], items: Sequence[Item], missing: Sequence[np.ndarray] | None = None
+) -> dict[str, list[np.ndarray]]:
+    """A column for each model of what `evaluate_domain` has drawn; `missing` stands for images without a label."""
+    return {
+        _title(model): [
+            thinned(read_png(folder / model / f"{item.name}.png"))
+            if missing is None or item.label is not None
+            else missing[place]
+            for place, item in enumerate(items)
+        ]
+        for model in models
+    }
 
 
 def _evenly(items: Sequence[Item], count: int) -> list[Item]:

@@ -138,17 +138,18 @@ def scores(matrix: np.ndarray) -> dict[str, Any]:
     counts = matrix.astype(np.float64)
     hit, true, found = np.diag(counts), counts.sum(1), counts.sum(0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        iou, f1 = hit / (true + found - hit), 2 * hit / (true + found)
-        precision, recall = hit / found, hit / true
+        of_class = {
+            "iou": hit / (true + found - hit),
+            "precision": hit / found,
+            "recall": hit / true,
+            "f1": 2 * hit / (true + found),
+        }
         accuracy = hit.sum() / counts.sum()
     return {
-        "iou": dict(zip(CLASSES, iou.tolist(), strict=True)),
-        "precision": dict(zip(CLASSES, precision.tolist(), strict=True)),
-        "recall": dict(zip(CLASSES, recall.tolist(), strict=True)),
-        "f1": dict(zip(CLASSES, f1.tolist(), strict=True)),
+        **{name: dict(zip(CLASSES, values.tolist(), strict=True)) for name, values in of_class.items()},
         "pixel_accuracy": float(accuracy),
-        "balanced_accuracy": _mean(recall),
-        "miou": _mean(iou),
+        "balanced_accuracy": _mean(of_class["recall"]),
+        "miou": _mean(of_class["iou"]),
         "confusion": matrix.tolist(),
     }
 

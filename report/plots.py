@@ -1,4 +1,4 @@
-"""Pictures: masks in the paper's colours, grids while training, the overview of an evaluation."""
+"""Figures drawn with matplotlib: pictures side by side, histograms of entropy, embeddings, curves of a training."""
 
 from __future__ import annotations
 
@@ -6,96 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-import torch
-from torch import Tensor
 
-from losses.entropy import normalised_entropy
-from nets.segmenter import Segmenter, evaluating, resize_logits
+from engine.pictures import colour_entropy
 from utils.files import whole
-
-CLEAR, CLOUD, UNKNOWN = (176, 235, 180), (255, 255, 255), (90, 90, 90)
-MISS, FALSE_ALARM = (213, 62, 79), (50, 100, 190)
-RELIABLE, UNRELIABLE = (255, 237, 120), (189, 0, 38)
-OUTLINE = (255, 220, 0)
-ERROR_KEY = (  # of `colour_errors`
-    ("cloud, found", CLOUD),
-    ("clear, found", CLEAR),
-    ("missed cloud", MISS),
-    ("false alarm", FALSE_ALARM),
-    ("no label", UNKNOWN),
-)
-
-
-def colour_mask(mask: np.ndarray) -> np.ndarray:
-    """A mask (H, W) of 0, 1, 255 as (H, W, 3) uint8: clear pale green, cloud white, unknown grey."""
-    colours = np.empty((*mask.shape, 3), np.uint8)
-    colours[:] = UNKNOWN
-    colours[mask == 0], colours[mask == 1] = CLEAR, CLOUD
-    return colours
-
-
-def colour_entropy(entropy: np.ndarray) -> np.ndarray:
-    """Normalised entropy (H, W) in [0, 1] as (H, W, 3) uint8, from yellow (reliable) to red (unreliable)."""
-    position = np.clip(entropy, 0, 1)[..., None]
-    return np.round((1 - position) * RELIABLE + position * UNRELIABLE).astype(np.uint8)
-
-
-def colour_errors(label: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Where a mask is right and wrong, (H, W, 3) uint8: as `colour_mask`, but missed cloud red, false alarm blue."""
-    colours = colour_mask(label)
-    colours[(label == 1) & (mask == 0)] = MISS
-    colours[(label == 0) & (mask == 1)] = FALSE_ALARM
-    return colours
-
-
-def outlined(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = OUTLINE) -> np.ndarray:
-    """A copy of an image (H, W, 3) uint8 with the outline of the cloud (mask (H, W) of 0, 1, 255) drawn over it."""
-    contours, _ = cv2.findContours((mask == 1).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    return cv2.drawContours(image.copy(), contours, -1, colour, max(1, max(mask.shape) // 200))
-
-
-def laid_over(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """A heat map (H, W) in [0, 1] over the greyed image (H, W, 3) uint8, from dark (0) to bright (1)."""
-    colours = cv2.applyColorMap((np.clip(heat, 0, 1) * 255).round().astype(np.uint8), cv2.COLORMAP_INFERNO)
-    grey = image.mean(2, keepdims=True)
-    return np.round(0.45 * grey + 0.55 * cv2.cvtColor(colours, cv2.COLOR_BGR2RGB)).astype(np.uint8)
-
-
-def grid(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.ndarray:
-    """Tiles (h, w, 3) of one size as one white-ruled picture."""
-    height, width = rows[0][0].shape[:2]
-    canvas = np.full((len(rows) * (height + gap) - gap, len(rows[0]) * (width + gap) - gap, 3), 255, np.uint8)
-    for i, row in enumerate(rows):
-        for j, tile in enumerate(row):
-            canvas[i * (height + gap) :, j * (width + gap) :][:height, :width] = tile
-    return canvas
-
-
-@torch.no_grad()
-def prediction_grid(segmenter: Segmenter, batch: Mapping[str, Mapping[str, Any]], images: int = 4) -> np.ndarray:
-    """Per stream of a batch: images, labels where the stream has them, predicted masks, entropy maps."""
-    rows = []
-    for samples in batch.values():
-        image: Tensor = samples["image"][:images]
-        with evaluating(segmenter):
-            prob = resize_logits(segmenter(image).main, image.shape[-2:]).softmax(1)
-        rows.append([_pixels(i) for i in image])
-        if "label" in samples:
-            rows.append([colour_mask(label.cpu().numpy()) for label in samples["label"][:images]])
-        rows.append([colour_mask(mask.cpu().numpy()) for mask in prob.argmax(1)])
-        rows.append([colour_entropy(entropy.cpu().numpy()) for entropy in normalised_entropy(prob)])
-    return grid(rows)
-
-
-def _pixels(image: Tensor) -> np.ndarray:
-    return as_rgb((image.permute(1, 2, 0).clamp(0, 1) * 255).byte().cpu().numpy())
-
-
-def as_rgb(image: np.ndarray) -> np.ndarray:
-    """An image (H, W, C) for the eye, (H, W, 3): its first three bands; of one or two bands the first, in grey."""
-    return image[..., :3] if image.shape[2] >= 3 else image[..., [0, 0, 0]]
 
 
 def picture_grid(
@@ -139,10 +53,8 @@ def picture_grid(
         bar.set_label("normalised entropy: 0 reliable, 1 unreliable", fontsize=7)
         bar.ax.tick_params(labelsize=6)
     if key:
-        patches = [
-            Patch(facecolor=(colour[0] / 255, colour[1] / 255, colour[2] / 255), edgecolor="0.6", label=text)
-            for text, colour in key
-        ]
+        named = ((text, "#{:02x}{:02x}{:02x}".format(*colour)) for text, colour in key)
+        patches = [Patch(facecolor=colour, edgecolor="0.6", label=text) for text, colour in named]
         figure.legend(handles=patches, loc="outside lower center", ncols=len(key), fontsize=7, frameon=False)
     save_figure(figure, path)
 
@@ -153,12 +65,9 @@ def _short(name: str, length: int = 24) -> str:
 
 def new_figure(width: float, height: float) -> Any:
     """A matplotlib figure of `width` x `height` inches that needs no display and no global state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=110, layout="constrained")
 
 
 def save_figure(figure: Any, path: Path, **options: Any) -> None:
@@ -249,23 +158,3 @@ def training_curves(path: Path, stages: Mapping[str, Sequence[Mapping[str, float
         axes[0].set_yscale("symlog", linthresh=1e-2)
         axes[0].set_xlabel("step", fontsize=6)
     save_figure(figure, path)
-
-
-def read_png(path: Path) -> np.ndarray:
-    """The pixels (H, W, 3) of what `write_png` wrote in colour."""
-    pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
-    assert pixels is not None, path
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-
-
-def write_png(path: Path, pixels: np.ndarray) -> None:
-    """Write (H, W) or RGB (H, W, 3) uint8 pixels; the folder is made if need be, the file is whole or not there.
-
-    Raises:
-        DataError: it cannot be written.
-    """
-    done, data = cv2.imencode(".png", pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
-    assert done
-    with whole(path, data.nbytes) as temporary:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data.tobytes())

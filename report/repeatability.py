@@ -1,6 +1,6 @@
 """Did adaptation help? A score of a model's masks on a domain that needs no labels.
 
-Within one domain clouds look alike, so right masks can be foretold: a classifier of single pixels that learns from the
+Within one domain clouds look alike, so right masks can be predicted: a classifier of single pixels that learns from the
 masks of most images gives those of the others. Mistakes that come from a change of sensor hang on the place,
 and cannot. Entropy is no such sign: self-training lowers it, right or wrong. Nor is this one a proof: a model that
 takes all snow for cloud is as regular as one that does not.
@@ -19,7 +19,7 @@ import numpy as np
 from engine.pixel_classifier import fit
 from report.metrics import confusion_matrix
 
-PARTS = 8  # of a domain's scenes, each foretold from the others; with two the score says less, see docs/results.md
+PARTS = 8  # of a domain's scenes, each predicted from the others; with two the score says less, see docs/results.md
 
 
 def repeatability(
@@ -28,7 +28,7 @@ def repeatability(
     """Cohen's kappa of a model's masks and what they say of one another, on drawn pixels.
 
     Scenes, or images where scenes are unknown, are dealt in turn to `PARTS` parts, as many as there are scenes where
-    these are fewer; a classifier foretells the masks of each part, having learnt those of all others.
+    these are fewer; a classifier predicts the masks of each part, having learnt those of all others.
 
     Args:
         features: (N, F) of each image, see `pixel_classifier.pixel_features`.
@@ -49,9 +49,9 @@ def repeatability(
         taught = np.concatenate([cloud[i] for i in known])
         classifier = fit(np.concatenate([features[i] for i in known]), taught)
         seen = np.concatenate([features[i] for i in other])
-        foretold = np.full(len(seen), taught.mean() > 0.5) if classifier is None else classifier.predict(seen)
+        predicted = np.full(len(seen), taught.mean() > 0.5) if classifier is None else classifier.predict(seen)
         mask = np.concatenate([cloud[i] for i in other]) > 0.5
-        counts += confusion_matrix(label=mask.astype(int), prediction=foretold.astype(int))
+        counts += confusion_matrix(label=mask.astype(int), prediction=predicted.astype(int))
     return kappa(counts)
 
 
@@ -62,7 +62,7 @@ def kappa(counts: np.ndarray) -> float:
     return 0.0 if by_chance == 1 else (float(np.trace(shares)) - by_chance) / (1 - by_chance)
 
 
-def harm_foretold(scores: Mapping[str, float]) -> list[str]:
+def adaptation_warnings(scores: Mapping[str, float]) -> list[str]:
     """Warnings where an adapted model's masks are less repeatable than those of the model trained on the source alone.
 
     Args:

@@ -25,12 +25,20 @@ from engine.domains import listed
 from engine.inference import decided, probabilities
 from nets.segmenter import Segmenter
 from report.evaluation import Domain
+from report.metrics import confusion_matrix, score_at, scores
+from report.tables import markdown_table, percent
 from utils.errors import DataError
 from utils.files import write_text
 
 OFFICIAL = "12/255"
 THRESHOLDS = {OFFICIAL: 12, "1/2": 127}  # in 255ths; a pixel above it is cloud
-SCORES = ("precision", "recall", "specificity", "jaccard", "accuracy")
+SCORES = {  # name -> place in what `metrics.scores` gives
+    "precision": ("precision", "cloud"),
+    "recall": ("recall", "cloud"),
+    "specificity": ("recall", "clear"),
+    "jaccard": ("iou", "cloud"),
+    "accuracy": ("pixel_accuracy",),
+}
 PLACE = re.compile(r"_(\d+)_by_(\d+)_LC")
 
 
@@ -55,32 +63,14 @@ def stitched(patches: Sequence[tuple[tuple[int, int], np.ndarray]], rows: int, c
     return whole
 
 
-def stripped(whole: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The middle (height, width) of an array; of an odd surplus the larger half goes at the bottom and right."""
-    top, left = (whole.shape[0] - height) // 2, (whole.shape[1] - width) // 2
-    return whole[top : top + height, left : left + width]
-
-
 def scene_scores(truth: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
     """Precision, recall, specificity, Jaccard index and accuracy of the cloud class in one scene, in [0, 1].
 
     Args:
         truth, prediction: (H, W) bool, True for cloud. A share of nothing is NaN.
     """
-    both, only_truth = int((truth & prediction).sum()), int((truth & ~prediction).sum())
-    only_found = int((~truth & prediction).sum())
-    neither = truth.size - both - only_truth - only_found
-
-    def share(part: int, whole: int) -> float:
-        return part / whole if whole else float("nan")
-
-    return {
-        "precision": share(both, both + only_found),
-        "recall": share(both, both + only_truth),
-        "specificity": share(neither, neither + only_found),
-        "jaccard": share(both, both + only_found + only_truth),
-        "accuracy": share(both + neither, truth.size),
-    }
+    found = scores(confusion_matrix(label=truth, prediction=prediction))
+    return {name: score_at(found, path) for name, path in SCORES.items()}
 
 
 def score_scenes(domain: Domain, models: Mapping[str, Segmenter], config: Config, folder: Path) -> None:
@@ -96,11 +86,10 @@ def score_scenes(domain: Domain, models: Mapping[str, Segmenter], config: Config
     if not patches:
         (folder / "scenes.json").unlink(missing_ok=True)  # one of an earlier evaluation must not stand for this one
         return
-    grids: dict[str, tuple[int, int]] = {}  # of all patches: those without data are not predicted, but have their place
+    places: dict[str, list[tuple[int, int]]] = {}  # of all patches: those without data have none predicted, but a place
     for item in listed(config, domain.role, "eval", labels=False):
-        row, column = place_of(item.name) if item.scene in patches else (0, 0)
-        rows, columns = grids.get(str(item.scene), (0, 0))
-        grids[str(item.scene)] = (max(rows, row + 1), max(columns, column + 1))
+        if item.scene in patches:
+            places.setdefault(str(item.scene), []).append(place_of(item.name))
     found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     bar = tqdm(total=sum(map(len, patches.values())) * len(models), desc="scenes", unit="patch", dynamic_ncols=True)
     for scene, items in sorted(patches.items()):
@@ -113,20 +102,22 @@ def score_scenes(domain: Domain, models: Mapping[str, Segmenter], config: Config
                 levels = (cloud * 255).round().byte().numpy()
                 tiles.append((place_of(item.name), decoded.placed(levels, 0)))
                 bar.update()
-            whole = stitched(tiles, *grids[scene])
-            if whole.shape[0] < truth.shape[0] or whole.shape[1] < truth.shape[1]:
+            rows, columns = np.max(places[scene], axis=0) + 1
+            whole, (height, width) = stitched(tiles, rows, columns), truth.shape
+            if whole.shape[0] < height or whole.shape[1] < width:
                 raise DataError(
                     f"{truths[scene]}: found patches of {whole.shape[1]}x{whole.shape[0]} pixels, expected at least "
-                    f"the scene's {truth.shape[1]}x{truth.shape[0]}; patches of the scene are missing"
+                    f"the scene's {width}x{height}; patches of the scene are missing"
                 )
-            whole = stripped(whole, *truth.shape)
+            top, left = (whole.shape[0] - height) // 2, (whole.shape[1] - width) // 2  # the margin is no part of it
+            whole = whole[top : top + height, left : left + width]
             for title, threshold in THRESHOLDS.items():
                 found.setdefault(name, {}).setdefault(title, {})[scene] = scene_scores(truth, whole > threshold)
     bar.close()
     write_text(folder / "scenes.json", json.dumps(found, indent=2) + "\n")
-    table = scene_table(found)
-    text = "\n".join(f"| {' | '.join(row)} |" for row in [table[0], ["---"] * len(table[0]), *table[1:]])
-    write_text(folder / "scenes.md", f"38-Cloud, official: mean over {len(patches)} scenes, percent\n\n{text}\n")
+    lines = scene_table(found)
+    table = markdown_table(lines, left=len(lines[0]))
+    write_text(folder / "scenes.md", f"38-Cloud, official: mean over {len(patches)} scenes, percent\n\n{table}\n")
     print(f"\n{(folder / 'scenes.md').read_text('utf-8')}")
 
 
@@ -135,6 +126,6 @@ def scene_table(found: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float
     rows: list[list[str]] = [["model", "cloud above", *SCORES]]
     for model, thresholds in found.items():
         for title, scenes in thresholds.items():
-            means = (np.mean([scores[key] for scores in scenes.values()]) for key in SCORES)
-            rows.append([model, title, *("-" if np.isnan(mean) else f"{100 * mean:.2f}" for mean in means)])
+            means = (float(np.mean([scene[name] for scene in scenes.values()])) for name in SCORES)
+            rows.append([model, title, *map(percent, means)])
     return rows

@@ -10,20 +10,14 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from engine.cli import run
 from report.metrics import score_at
-from utils.errors import AsdaError, DataError
-from utils.records import read_json, reading
+from report.records import read_metrics
+from report.tables import COLUMNS, markdown_table
+from utils.errors import DataError
 
-COLUMNS = {
-    "IoU clear": ("iou", "clear"),
-    "IoU cloud": ("iou", "cloud"),
-    "precision cloud": ("precision", "cloud"),
-    "recall cloud": ("recall", "cloud"),
-    "pixel accuracy": ("pixel_accuracy",),
-    "mIoU": ("miou",),
-}
+SHOWN = ("IoU clear", "IoU cloud", "precision cloud", "recall cloud", "pixel accuracy", "mIoU")
 
 
 def summary(runs: Sequence[Path]) -> str:
@@ -36,8 +30,10 @@ def summary(runs: Sequence[Path]) -> str:
         DataError: a run has no metrics.json or a damaged one, or the runs do not hold the same domains and models.
     """
     paths = [run / "eval" / "metrics.json" for run in runs]
-    reports = [_read(path) for path in paths]
-    shapes = [{role: [*part["models"]] for role, part in report.items()} for report in reports]
+    if missing := [path for path in paths if not path.is_file()]:
+        raise DataError(f"{missing[0]}: does not exist; run eval.py with this run's --out first")
+    reports = [read_metrics(path.parent) for path in paths]
+    shapes = [{role: [*entry["models"]] for role, entry in report.items()} for report in reports]
     if other := [path for path, shape in zip(paths, shapes, strict=True) if shape != shapes[0]]:
         raise DataError(
             f"{other[0]}: holds other domains or models, {json.dumps(shapes[paths.index(other[0])])}, than {paths[0]}, "
@@ -45,35 +41,14 @@ def summary(runs: Sequence[Path]) -> str:
         )
     parts = []
     for role, first in reports[0].items():
-        lines = [["model", *COLUMNS, "mIoU of each run"], ["---", *["--:"] * (len(COLUMNS) + 1)]]
+        rows = [["model", *SHOWN, "mIoU of each run"]]
         for model in first["models"]:
             values = [report[role]["models"][model] for report in reports]
-            cells = [_cell([value[column] for value in values]) for column in COLUMNS]
-            lines.append([model, *cells, ", ".join(_cell([value["mIoU"]]) for value in values)])
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        parts.append(f"{role} ({first['root']}), {first['images']} images, {first['protocol']}:\n\n{table}\n")
+            cells = [_cell([score_at(value, COLUMNS[title]) for value in values]) for title in SHOWN]
+            rows.append([model, *cells, ", ".join(_cell([value["miou"]]) for value in values)])
+        head = f"{role} ({first['root']}), {first['images']} images, {first['protocol']}"
+        parts.append(f"{head}:\n\n{markdown_table(rows)}\n")
     return "\n".join(parts)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise DataError(f"{path}: does not exist; run eval.py with this run's --out first")
-    with reading(path, "the scores of an evaluation", "run eval.py again"):
-        return {
-            role: {
-                **{key: part[key] for key in ("root", "images", "protocol")},
-                "models": {model: _scores(values) for model, values in part["models"].items()},
-            }
-            for role, part in read_json(path)["domains"].items()
-        }
-
-
-def _scores(values: Any) -> dict[str, float | None]:
-    found = {column: score_at(values, path) for column, path in COLUMNS.items()}
-    for column, score in found.items():
-        if score is not None and not 0 <= score <= 1:
-            raise ValueError(f"found {score} as {column}, expected a share")
-    return found
 
 
 def _cell(values: list[float | None]) -> str:
@@ -85,7 +60,4 @@ def _cell(values: list[float | None]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        print(summary([Path(argument) for argument in sys.argv[1:]] or [Path("runs/demo")]))
-    except AsdaError as error:
-        sys.exit(f"error: {error}")
+    run(lambda runs: print(summary(runs)), [Path(folder) for folder in sys.argv[1:]] or [Path("runs/demo")])

@@ -16,7 +16,8 @@ from datasets.decode import PICTURES, open_raster, require_room, size_of
 from datasets.decoder import Decoder
 from datasets.files import Item, Window
 from engine.memory import ran_out
-from scenes.masks import CLEAR, CLOUD, UNKNOWN
+from engine.pictures import MASK_COLOURS
+from scenes.masks import UNKNOWN
 from scenes.windows import Rows
 from utils.errors import DataError, unwritable
 from utils.files import put_in_place
@@ -27,7 +28,6 @@ ROWS = 64  # that a slab has at least
 STRIP = 8  # bytes a pixel that are held of a slab at least
 TRAILER = 4  # bytes that GDAL puts after each tile of a cloud-optimised GeoTIFF
 QUICKLOOK = 1024  # longest side of the picture
-COLOURS = {CLEAR: (176, 235, 180), CLOUD: (255, 255, 255), UNKNOWN: (90, 90, 90)}  # as in the pictures of eval.py
 
 
 class Grid(NamedTuple):
@@ -172,7 +172,7 @@ class Output:
         path = self.scratch / self.path.name
         tiles = rasterio.open(path, "w", driver="GTiff", **(grid.place or {}), **shape, **tiled, **packed)
         if layer is MASK:
-            tiles.write_colormap(1, COLOURS)
+            tiles.write_colormap(1, MASK_COLOURS)
         return tiles
 
     def _to_cog(self, finished: Path) -> None:
@@ -211,7 +211,7 @@ class Output:
     def _to_png(self, finished: Path) -> None:
         if self.layer is MASK:
             picture = Image.fromarray(self.held)
-            picture.putpalette([part for value in range(256) for part in COLOURS.get(value, (0, 0, 0))])
+            picture.putpalette([part for value in range(256) for part in MASK_COLOURS.get(value, (0, 0, 0))])
         else:
             depth = np.where(np.isnan(self.held), 65535, np.nan_to_num(self.held) * 65534 + 0.5)
             picture = Image.fromarray(depth.astype(np.uint16))
@@ -256,7 +256,7 @@ def write_quicklook(path: Path, image: Thumbnail, mask: Thumbnail, bands: tuple[
     visible = [bands.index(band) for band in ("red", "green", "blue") if band in bands]
     chosen = visible if len(visible) == 3 else [0, 1, 2] if len(bands) >= 3 else [0, 0, 0]
     table = np.zeros((256, 3), np.uint8)
-    table[list(COLOURS)] = list(COLOURS.values())
+    table[list(MASK_COLOURS)] = list(MASK_COLOURS.values())
     with writing(path):
         Image.fromarray(np.hstack([image.picture[..., chosen], table[mask.picture]])).save(scratch / "quicklook.png")
         put_in_place(scratch / "quicklook.png", path)

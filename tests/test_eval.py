@@ -188,7 +188,7 @@ def test_when_no_image_can_be_predicted_the_other_parts_stand(
     evaluation.evaluate(load_config([*arguments, "--eval.parts", "masks,report"]))
     folder = tmp_path / "run/eval"
     assert "Masks on the target" in (folder / "report.html").read_text()
-    monkeypatch.setattr(evaluation, "survey", fails)
+    monkeypatch.setattr(evaluation, "evaluate_domain", fails)
     with pytest.raises(EvaluationError, match=r"^predictions failed"):
         evaluation.evaluate(load_config([*arguments, "--eval.parts", "scores,masks,gradcam,report"]))
     assert "Masks on the target" not in (folder / "report.html").read_text()

@@ -47,10 +47,10 @@ from comparison.table import write as write_comparison
 from config.schema import Config, load_config, to_yaml
 from datasets.generated import make_pair
 from engine.lock import LOCK, one_writer
+from engine.log import prediction_grid
 from nets.segmenter import AtrousHead, Segmenter
 from nets.weights import load_segmenter, save_segmenter
 from report.gradcam import grad_cam
-from report.plots import prediction_grid
 from scenes import load_network, predict_array
 from split_entropy import split_entropy
 from utils.errors import DataError, EvaluationError, WeightsError

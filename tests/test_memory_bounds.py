@@ -18,8 +18,8 @@ from torch import Tensor
 import eval as evaluation
 from config.schema import Config, DataConfig, load_config
 from engine.inference import probabilities, starts
+from engine.pictures import SHOWN, thinned
 from nets.segmenter import HEADS, Prediction, Segmenter, resize_logits
-from report.figures import SHOWN, thinned
 from split_entropy import split_entropy
 from train_intra import train_intra
 from train_teacher import train_teacher

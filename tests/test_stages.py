@@ -21,11 +21,11 @@ import train_intra
 import train_teacher
 from config.schema import Config, SplitConfig, load_config
 from engine.domains import training_images
-from engine.pixel_classifier import read_stored
+from engine.log import prediction_grid
+from engine.pseudo_labels import read_layer
 from losses.inputs import TrainingProgress
 from nets.segmenter import resize_logits
 from nets.weights import load_segmenter, load_weights
-from report.plots import prediction_grid
 from utils.errors import ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -305,8 +305,8 @@ def test_the_chosen_head_gives_score_mask_and_what_the_pixel_classifier_learns(
     prob = {name: torch.tensor([1 - p, p])[:, None, None].expand(2, 40, 48) for name, p in shares.items()}
     monkeypatch.setattr(split_entropy, "mean_over_scales", lambda *_: prob)
     ranked = split_entropy.score_image(None, images, images[0], config, tmp_path, None)  # type: ignore[arg-type]
-    name = f"{images[0].name}.png"
+    name = images[0].name
     assert ranked.score == pytest.approx(-(cloud * np.log2(cloud) + (1 - cloud) * np.log2(1 - cloud)), abs=1e-6)
     assert ranked.cloud_fraction == (cloud > 0.5)
-    assert read_stored(tmp_path / "cloud" / name) == pytest.approx(cloud * 65_535, abs=1)
-    assert set(read_stored(tmp_path / "pseudo_labels" / name).flat) == {255 * (cloud > 0.5)}
+    assert read_layer(tmp_path, "cloud", name) == pytest.approx(cloud * 65_535, abs=1)
+    assert set(read_layer(tmp_path, "pseudo_labels", name).flat) == {255 * (cloud > 0.5)}

@@ -1,4 +1,4 @@
-"""Rows and pictures of training on disk, and a disk that is full."""
+"""Rows and pictures of training on disk, a disk that is full, and grids that leave the network as it was."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from engine.log import Logger
+from engine.log import Logger, prediction_grid
+from engine.pictures import CLEAR, CLOUD, UNKNOWN
+from nets.segmenter import Segmenter
 from utils.errors import DataError
 
 
@@ -76,3 +80,27 @@ def test_full_disk_ends_in_a_sentence_and_not_in_waiting(tmp_path: Path) -> None
 def test_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=rf"{tmp_path}/gone: cannot be written \(No such file or directory\)"):
         Logger(tmp_path / "gone", 0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_prediction_grid(training: bool) -> None:
+    torch.manual_seed(0)
+    segmenter = Segmenter("mobilenetv3_small_050").train(training)
+    before = {key: value.clone() for key, value in segmenter.state_dict().items()}
+    image = torch.rand(3, 3, 32, 32)
+    label = torch.full((3, 32, 32), 255)
+    label[1] = 1
+    batch: dict[str, dict[str, Any]] = {"source": {"image": image, "label": label}, "target": {"image": image}}
+    picture = prediction_grid(segmenter, batch, images=2)
+    assert picture.shape == (7 * 32 + 6 * 4, 2 * 32 + 4, 3) and picture.dtype == np.uint8  # 4 + 3 rows
+
+    def tile(row: int, column: int) -> np.ndarray:
+        return picture[row * 36 : row * 36 + 32, column * 36 : column * 36 + 32]
+
+    assert np.array_equal(tile(0, 1), (image[1].permute(1, 2, 0) * 255).byte().numpy())
+    assert (tile(1, 0) == UNKNOWN).all() and (tile(1, 1) == CLOUD).all()
+    assert ((tile(2, 0) == CLEAR).all(-1) | (tile(2, 0) == CLOUD).all(-1)).all()
+    for row in (2, 3):  # the same images in both streams: the same masks and entropies
+        assert np.array_equal(tile(row, 0), tile(row + 3, 0))
+    assert segmenter.training == training
+    assert all(torch.equal(value, before[key]) for key, value in segmenter.state_dict().items())

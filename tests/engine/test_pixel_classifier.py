@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from datasets.decoder import Decoder
 from datasets.files import Item
 from datasets.images import ImageSet
-from engine.pixel_classifier import LEVELS, UNCERTAIN, drawn_places, fit, pixel_features, relabel
-from report.plots import write_png
+from engine.pictures import write_png
+from engine.pixel_classifier import drawn_places, fit, pixel_features, relabel
+from engine.pseudo_labels import LEVELS, UNCERTAIN
 
 Blocky = tuple[ImageSet, dict[str, np.ndarray], Path]  # images, true masks, folder of stage 2
 

@@ -20,20 +20,22 @@ from datasets.files import Item
 from datasets.generated import make_pair
 from datasets.images import ImageSet
 from engine.domains import decoder_of
-from engine.log import Logger
 from engine.layout import read_warnings
+from engine.log import Logger
+from engine.pseudo_labels import STORED_CLASSES
 from engine.run import open_stage
-from eval import check_view
+from methods.student import easy_and_hard
 from predict import open_folder, read_request, read_summary
 from report.figures import draw_entropy
-from report.page import remember_pictures, write_report
+from report.page import write_report
+from report.protocol import check_view
+from report.records import remember_pictures
 from report.summary import summary
 from scenes import Images, load_network
 from scenes.export import model_card
 from tests.fuzz.mutate import mutated
 from tests.fuzz.runner import Case, Try
 from tests.fuzz.shared import settings_of, small
-from train_intra import STORED, sides
 
 Read = Callable[[Config, Path, Path], object]  # the run's configuration, the folder of the seeds, that of the case
 
@@ -103,12 +105,12 @@ def drawn(settings: Config, base: Path, box: Path) -> None:
 
 def split(settings: Config, base: Path, box: Path) -> None:
     target = replace(settings.target, root=str(base / "target"), scaling=None)
-    sides(replace(settings, target=target), box / "run/split")
+    easy_and_hard(replace(settings, target=target), box / "run/split", stored=False)
 
 
 def stored(settings: Config, base: Path, box: Path) -> None:
     item = Item("s_0", (base / "target/images/s_0.png",))
-    ImageSet((item,), Decoder(RGB)).with_labels(box / "run/split/pseudo_labels", STORED).read(item)
+    ImageSet((item,), Decoder(RGB)).with_labels(box / "run/split/pseudo_labels", STORED_CLASSES).read(item)
 
 
 def resumed(settings: Config, base: Path, box: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nets.segmenter import Prediction, Segmenter
-from report.embedding import Panel, Pixels, Window, domain_probe, embed, features_at, sample_pixels
+from report.embedding import Panel, Patch, Pixels, domain_probe, embed, features_at, sample_pixels
 from utils.errors import MissingError
 
 
@@ -26,26 +26,26 @@ class Identity(Segmenter):
         return Prediction(main=logits, aux=logits, features=image)
 
 
-def windows(seed: int, count: int = 6, shift: float = 0.0, labels: bool = True) -> list[Window]:
+def patches(seed: int, count: int = 6, shift: float = 0.0, labels: bool = True) -> list[Patch]:
     made = []
     for i in range(count):
         image = torch.rand(1, 3, 8, 10, generator=torch.Generator().manual_seed(100 * seed + i))
         label = (image[0, 0] > 0.5).numpy().astype(np.uint8)
-        made.append(Window(image + torch.tensor([0.0, shift, 0.0])[:, None, None], label if labels else None))
+        made.append(Patch(image + torch.tensor([0.0, shift, 0.0])[:, None, None], label if labels else None))
     return made
 
 
-def measured(source: Sequence[Window], target: Sequence[Window]) -> tuple[Panel, Pixels]:
+def measured(source: Sequence[Patch], target: Sequence[Patch]) -> tuple[Panel, Pixels]:
     pixels, _ = sample_pixels({"source": source, "target": target}, Identity(), 60, seed=0)
     return embed(features_at(Identity(), [*source, *target], pixels), pixels, seed=0), pixels
 
 
 def test_equal_domains_are_not_told_apart_and_shifted_ones_are() -> None:
-    same, _ = measured(windows(1), windows(1))
+    same, _ = measured(patches(1), patches(1))
     assert same.probe == pytest.approx(0.5, abs=0.08)
-    alike, _ = measured(windows(1), windows(2))
+    alike, _ = measured(patches(1), patches(2))
     assert alike.probe == pytest.approx(0.5, abs=0.12)
-    shifted, _ = measured(windows(1), windows(2, shift=3.0))
+    shifted, _ = measured(patches(1), patches(2, shift=3.0))
     assert shifted.probe > 0.98
 
 
@@ -89,7 +89,7 @@ def test_silhouette_is_high_where_the_classes_are_apart() -> None:
 
 
 def test_sampling_is_balanced_seeded_and_reads_the_right_pixels() -> None:
-    source, target = windows(1), windows(2)
+    source, target = patches(1), patches(2)
     both = {"source": source, "target": target}
     pixels, predicted = sample_pixels(both, Identity(), 25, seed=3)
     assert not predicted and len(pixels.source) == 100
@@ -98,9 +98,9 @@ def test_sampling_is_balanced_seeded_and_reads_the_right_pixels() -> None:
             assert ((pixels.source == role) & (pixels.cloud == cloud)).sum() == 25
     features = features_at(Identity(), [*source, *target], pixels)
     assert np.array_equal(features[:, 0] > 0.5, pixels.cloud)
-    assert np.array_equal(pixels.window < 6, pixels.source)
-    assert np.array_equal(pixels.window % 6, pixels.group)
-    places = np.stack([pixels.window, pixels.row, pixels.column], 1)
+    assert np.array_equal(pixels.patch < 6, pixels.source)
+    assert np.array_equal(pixels.patch % 6, pixels.group)
+    places = np.stack([pixels.patch, pixels.row, pixels.column], 1)
     assert len(np.unique(places, axis=0)) == 100
     again, _ = sample_pixels(both, Identity(), 25, seed=3)
     other, _ = sample_pixels(both, Identity(), 25, seed=4)
@@ -108,22 +108,22 @@ def test_sampling_is_balanced_seeded_and_reads_the_right_pixels() -> None:
 
 
 def test_without_labels_the_class_is_the_prediction() -> None:
-    pixels, predicted = sample_pixels({"source": windows(1), "target": windows(2, labels=False)}, Identity(), 20, 0)
+    pixels, predicted = sample_pixels({"source": patches(1), "target": patches(2, labels=False)}, Identity(), 20, 0)
     assert predicted
-    features = features_at(Identity(), [*windows(1), *windows(2)], pixels)
+    features = features_at(Identity(), [*patches(1), *patches(2)], pixels)
     assert np.array_equal(features[:, 0] > 0.5, pixels.cloud)
 
 
 def test_unknown_pixels_are_never_drawn_and_an_absent_class_is_named() -> None:
-    half = [w._replace(label=np.where(np.arange(10) < 5, w.label, 255)) for w in windows(1) if w.label is not None]
+    half = [w._replace(label=np.where(np.arange(10) < 5, w.label, 255)) for w in patches(1) if w.label is not None]
     pixels, _ = sample_pixels({"source": half, "target": half}, Identity(), 20, 0)
     assert pixels.column.max() < 5
-    clear = [w._replace(label=np.zeros((8, 10), np.uint8)) for w in windows(1)]
+    clear = [w._replace(label=np.zeros((8, 10), np.uint8)) for w in patches(1)]
     with pytest.raises(MissingError, match=r"too few of: target cloud$"):
         sample_pixels({"source": half, "target": clear}, Identity(), 20, 0)
 
 
 def test_the_embedding_is_seeded() -> None:
-    first, pixels = measured(windows(1), windows(2))
-    second, _ = measured(windows(1), windows(2))
+    first, pixels = measured(patches(1), patches(2))
+    second, _ = measured(patches(1), patches(2))
     assert np.array_equal(first.points, second.points) and first.points.shape == (len(pixels.source), 2)

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from config.schema import Config, DomainConfig
-from report.page import Picture, remember_pictures, write_report
-from report.plots import write_png
+from engine.pictures import write_png
+from report.page import write_report
+from report.records import Picture, remember_pictures
 from utils.errors import DataError
 
 SCORES = {

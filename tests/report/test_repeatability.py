@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from report.repeatability import harm_foretold, kappa, repeatability
+from report.repeatability import adaptation_warnings, kappa, repeatability
 
 
 def images(seed: int, number: int = 6, pixels: int = 2000) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -46,7 +46,7 @@ def test_a_rule_that_changes_from_image_to_image_is_not_repeatable() -> None:
 
 
 def test_images_of_one_scene_stay_together() -> None:
-    """Two scenes with opposite rules foretell each other wrongly, though each is regular in itself."""
+    """Two scenes with opposite rules predict each other wrongly, though each is regular in itself."""
     features, cloud = images(0, number=8)
     scenes = ["a", "a", "b", "b"] * 2
     flipped = [1 - one if scene == "b" else one for scene, one in zip(scenes, cloud, strict=True)]
@@ -76,7 +76,7 @@ def test_kappa_is_that_of_scikit_learn(seed: int) -> None:
 
 
 def test_a_warning_only_where_the_score_falls() -> None:
-    assert harm_foretold({"source_only": 0.5, "teacher": 0.6, "student": 0.5}) == []
-    (warning,) = harm_foretold({"source_only": 0.5, "teacher": 0.55, "student": 0.4})
+    assert adaptation_warnings({"source_only": 0.5, "teacher": 0.6, "student": 0.5}) == []
+    (warning,) = adaptation_warnings({"source_only": 0.5, "teacher": 0.55, "student": 0.4})
     assert warning.startswith("student: adaptation may have harmed") and "(40.0)" in warning and "(50.0)" in warning
-    assert harm_foretold({"teacher": 0.1}) == harm_foretold({"source_only": math.nan, "student": 0.1}) == []
+    assert adaptation_warnings({"teacher": 0.1}) == adaptation_warnings({"source_only": math.nan, "student": 0.1}) == []

@@ -15,7 +15,8 @@ from utils.errors import DataError
 
 def report(run: Path, hits: int, models: tuple[str, ...] = ("student",)) -> Path:
     values = {model: scores(np.array([[50, 10], [40 - hits, hits]])) for model in models}
-    domain = {"root": "data/t", "images": 3, "protocol": "held-back images", "models": values}
+    domain = {"root": "data/t", "images": 3, "labelled": 3, "protocol": "held-back images", "models": values}
+    domain |= {"cloud_share": 0.4, "interval": {"over": "images", "groups": 3}, "signs": {}, "agreement": {}}
     (run / "eval").mkdir(parents=True)
     (run / "eval/metrics.json").write_text(json.dumps({"domains": {"target": domain}}))
     return run

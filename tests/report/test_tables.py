@@ -15,14 +15,14 @@ from config.schema import Config, DomainConfig
 from datasets.decoder import Decoder
 from datasets.files import Item
 from datasets.images import ImageSet
-from report.evaluation import Domain, Survey, Tally
+from report.evaluation import Domain, DomainScores, ModelScores
 from report.metrics import calibration_bins
 from report.tables import markdown, report_of, write_tables
 
 GOOD, BAD, EMPTY = np.array([[60, 0], [10, 30]]), np.array([[30, 30], [30, 10]]), np.array([[100, 0], [0, 0]])
 
 
-def tally(*matrices: np.ndarray | None) -> Tally:
+def of_model(*matrices: np.ndarray | None) -> ModelScores:
     """Sure of everything, right as often as its first matrix says."""
     first = next((m for m in matrices if m is not None), None)
     binned: np.ndarray | float = 0.0
@@ -31,10 +31,10 @@ def tally(*matrices: np.ndarray | None) -> Tally:
         found = np.repeat([0, 1, 0, 1], first.ravel())
         binned = calibration_bins(label=label, prediction=found, confidence=np.ones(label.size))
     count = len(matrices)
-    return Tally([*matrices], binned, [0.2, 0.4, 0.6][:count], [1.0, 0.9, 0.8][:count], [0.3, 0.2, 0.1][:count])
+    return ModelScores([*matrices], binned, [0.2, 0.4, 0.6][:count], [1.0, 0.9, 0.8][:count], [0.3, 0.2, 0.1][:count])
 
 
-def hand_made(labelled: bool = True, scenes: list[str] | None = None) -> Survey:
+def hand_made(labelled: bool = True, scenes: list[str] | None = None) -> DomainScores:
     names = ["a", "b", "c"]
     items = [
         Item(name, (Path(f"{name}.png"),), Path("l.png") if labelled else None, scene)
@@ -46,8 +46,8 @@ def hand_made(labelled: bool = True, scenes: list[str] | None = None) -> Survey:
     bad = [BAD, GOOD, EMPTY] if labelled else [None] * 3
     brightness = np.zeros((2, 256), np.int64)
     brightness[0, 10], brightness[1, 200] = 220 * labelled, 80 * labelled
-    tallies = {"source_only": tally(*bad), "student": tally(*good)}
-    return Survey(domain, tallies, {("source_only", "student"): [0.5, 1.0, 1.0]}, brightness)
+    models = {"source_only": of_model(*bad), "student": of_model(*good)}
+    return DomainScores(domain, models, {("source_only", "student"): [0.5, 1.0, 1.0]}, brightness)
 
 
 def test_json(tmp_path: Path) -> None:
@@ -121,65 +121,65 @@ def test_without_labels_there_are_signs_and_no_scores(tmp_path: Path) -> None:
 
 
 def test_a_fall_of_repeatability_is_a_warning_on_the_target_alone(tmp_path: Path) -> None:
-    survey = hand_made()
+    result = hand_made()
     for model, value in (("source_only", 0.5), ("student", 0.4)):
-        survey.tallies[model].repeatability = value
-    write_tables(tmp_path, [survey], Config())
+        result.models[model].repeatability = value
+    write_tables(tmp_path, [result], Config())
     text = (tmp_path / "metrics.md").read_text()
     assert "| student | 40.00 | 90.00 | 20.00 | 40.00 |" in text
     assert text.count("WARNING: student: adaptation may have harmed.") == 1
     assert len(json.loads((tmp_path / "metrics.json").read_text())["domains"]["target"]["warnings"]) == 1
-    source = survey._replace(domain=survey.domain._replace(role="source"))
+    source = result._replace(domain=result.domain._replace(role="source"))
     assert "WARNING" not in markdown(report_of([source], Config()))
 
 
 def test_partly_labelled_domains_say_so() -> None:
-    survey = hand_made()
-    for each in survey.tallies.values():
+    result = hand_made()
+    for each in result.models.values():
         each.matrices[2] = None
-    *first, last = survey.domain.images
-    images = replace(survey.domain.images, items=(*first, last._replace(label=None)))
-    survey = survey._replace(domain=survey.domain._replace(images=images))
-    report = report_of([survey], Config())
+    *first, last = result.domain.images
+    images = replace(result.domain.images, items=(*first, last._replace(label=None)))
+    result = result._replace(domain=result.domain._replace(images=images))
+    report = report_of([result], Config())
     assert "2 of them with labels" in markdown(report)
     assert report["domains"]["target"]["interval"]["groups"] == 2
 
 
 def test_labels_without_a_known_pixel_are_no_labels(tmp_path: Path) -> None:
-    survey = hand_made()
-    for each in survey.tallies.values():
+    result = hand_made()
+    for each in result.models.values():
         each.matrices[:] = [np.zeros((2, 2), np.int64)] * 3
-    survey.brightness[:] = 0
-    write_tables(tmp_path, [survey], Config())
+    result.brightness[:] = 0
+    write_tables(tmp_path, [result], Config())
     assert json.loads((tmp_path / "metrics.json").read_text())["domains"]["target"]["models"] == {}
     assert "No label with a known pixel" in (tmp_path / "metrics.md").read_text()
 
 
 def test_an_image_without_a_known_pixel_does_not_enter_the_intervals() -> None:
-    survey = hand_made()
-    for each in survey.tallies.values():
+    result = hand_made()
+    for each in result.models.values():
         each.matrices[0] = np.zeros((2, 2), np.int64)
-    entry = report_of([survey], Config())["domains"]["target"]
+    entry = report_of([result], Config())["domains"]["target"]
     assert entry["interval"]["groups"] == 2
     assert not any(math.isnan(edge) for edge in entry["models"]["student"]["miou_interval"])
 
 
 def test_one_image_has_no_interval(tmp_path: Path) -> None:
-    survey = hand_made()
-    for each in survey.tallies.values():
+    result = hand_made()
+    for each in result.models.values():
         each.matrices[1:] = [None, None]
-    write_tables(tmp_path, [survey], Config())
+    write_tables(tmp_path, [result], Config())
     student = json.loads((tmp_path / "metrics.json").read_text())["domains"]["target"]["models"]["student"]
     assert student["miou_interval"] is None and student["gain_interval"] is None and student["gain"] > 0
     assert "too few to trust" in (tmp_path / "metrics.md").read_text()
 
 
 def test_a_class_that_is_absent_is_a_dash_and_null(tmp_path: Path) -> None:
-    survey = hand_made()
-    for each in survey.tallies.values():
+    result = hand_made()
+    for each in result.models.values():
         each.matrices[:] = [EMPTY, EMPTY, EMPTY]
-    survey.brightness[1] = 0
-    write_tables(tmp_path, [survey], Config())
+    result.brightness[1] = 0
+    write_tables(tmp_path, [result], Config())
     student = json.loads((tmp_path / "metrics.json").read_text())["domains"]["target"]["models"]["student"]
     assert student["iou"] == {"clear": 1, "cloud": None} and student["miou"] == 1
     assert not math.isnan(student["miou_interval"][0])

@@ -1,0 +1,130 @@
+"""What the parts of an evaluation leave in OUT/eval for the report and the summary, read so that damage is named."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from engine.run import command_line
+from report.metrics import score_at
+from report.scene_scores import scene_table
+from report.tables import MEASURES
+from utils.files import write_text
+from utils.records import read_json, reading
+
+T = TypeVar("T")
+AGAIN = "remove it, and run eval.py again"
+
+
+class Picture(NamedTuple):
+    """A picture of the report: file below the evaluation's folder, heading, how to read it."""
+
+    file: str
+    title: str
+    caption: str
+
+
+def remember_pictures(folder: Path, part: str, pictures: Sequence[Picture]) -> None:
+    """Note a part's pictures in `folder`/pictures.json, in place of those it made before, and its command.
+
+    Raises:
+        DataError: what was noted before is damaged.
+    """
+    known = read_pictures(folder) | {part: [*pictures]}
+    text = json.dumps({name: [picture._asdict() for picture in made] for name, made in known.items()}, indent=2)
+    write_text(folder / "pictures.json", text + "\n")
+    commands = read_commands(folder) | {part: command_line()}
+    write_text(folder / "commands.json", json.dumps(commands, indent=2) + "\n")
+
+
+def read_pictures(folder: Path) -> dict[str, list[Picture]]:
+    """The pictures of each part that was made."""
+
+    def parts(found: Any) -> dict[str, list[Picture]]:
+        made = {part: [Picture(**picture) for picture in pictures] for part, pictures in found.items()}
+        for picture in (picture for pictures in made.values() for picture in pictures):
+            if not all(isinstance(text, str) for text in picture):
+                raise ValueError(f"found {picture}, expected texts")
+            if Path(picture.file).is_absolute() or ".." in Path(picture.file).parts:
+                raise ValueError(f"found {picture.file!r}, expected a file below {folder}")
+        return made
+
+    return _read(folder / "pictures.json", "the pictures of an evaluation", parts) or {}
+
+
+def read_commands(folder: Path) -> dict[str, str]:
+    """The command that made each part."""
+    taken = _read(folder / "commands.json", "the commands of an evaluation", lambda found: [*found.items()])
+    return {str(part): str(command) for part, command in taken or ()}
+
+
+def read_metrics(folder: Path) -> dict[str, dict[str, Any]]:
+    """The entry of each domain in metrics.json, see `tables.report_of`."""
+
+    def domains(found: Any) -> dict[str, dict[str, Any]]:
+        return {role: _domain(entry) for role, entry in found["domains"].items()}
+
+    return _read(folder / "metrics.json", "the scores of an evaluation", domains) or {}
+
+
+def read_scenes(folder: Path) -> list[list[str]]:
+    """The table of the official score by scenes."""
+    return _read(folder / "scenes.json", "the scores of whole scenes", scene_table) or []
+
+
+def read_log(stage: Path) -> list[dict[str, float]]:
+    """The rows of a stage's metrics.jsonl; none where it is not there."""
+    path = stage / "metrics.jsonl"
+    if not path.exists():
+        return []
+    with reading(path, "the log of a stage", "finish the stage with the command that began it, or train again"):
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        return [{key: float(row[key]) for key in ("step", *rows[0])} for row in rows]
+
+
+def _read(path: Path, what: str, taken: Callable[[Any], T]) -> T | None:
+    """What is taken from a JSON file, None where there is none.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    if not path.exists():
+        return None
+    with reading(path, what, AGAIN):
+        return taken(read_json(path))
+
+
+def _domain(entry: dict[str, Any]) -> dict[str, Any]:
+    found = {
+        "root": str(entry["root"]),
+        "protocol": str(entry["protocol"]),
+        "images": int(entry["images"]),
+        "labelled": int(entry["labelled"]),
+        "models": {name: _model(values) for name, values in entry["models"].items()},
+        "signs": {name: {sign: _number(share) for sign, share in of.items()} for name, of in entry["signs"].items()},
+        "agreement": {names: float(share) for names, share in entry["agreement"].items()},
+        "warnings": [str(warning) for warning in entry.get("warnings", [])],
+    }
+    if found["models"]:
+        found["cloud_share"] = float(entry["cloud_share"])
+        found["interval"] = {"groups": int(entry["interval"]["groups"]), "over": str(entry["interval"]["over"])}
+    return found
+
+
+def _model(values: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {"ece": None, **values}
+    for title, path in MEASURES.items():
+        if (share := score_at(found, path)) is not None and not 0 <= share <= 1:
+            raise ValueError(f"found {share} as {title}, expected a share")
+    for key in {"miou_interval", "gain_interval"} & found.keys():
+        found[key] = found[key] and [float(found[key][0]), float(found[key][1])]
+    if "gain" in found:
+        found["gain"] = _number(found["gain"])
+    return found
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
