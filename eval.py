@@ -23,7 +23,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from config.schema import Config, recorded_config
+from config.load import recorded_config
+from config.schema import Config
 from engine import processes
 from engine.cli import run
 from engine.domains import Role, domain_of, evaluation_images, with_scaling_of

@@ -353,7 +353,7 @@ def set_rates(
     for name, optimizer in optimizers.items():
         for group in optimizer.param_groups:
             if config.optim.schedule == "poly":
-                group["lr"] = poly(group["base_lr"], clock.step, clock.steps, config.optim.power)
+                group["lr"] = poly(group["base_lr"], clock.step, clock.steps)
             elif name == "segmenter":
                 group["lr"] = asda_released(clock.epoch, warmup_epochs)
     return float(optimizers["segmenter"].param_groups[0]["lr"])

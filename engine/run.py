@@ -13,7 +13,9 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from config.schema import AugmentConfig, Config, flatten, recorded_config, to_yaml
+from config.fields import flatten
+from config.load import recorded_config, to_yaml
+from config.schema import AugmentConfig, Config
 from datasets.generated import make_pair
 from datasets.images import ImageSet
 from datasets.samples import EndlessSamples
@@ -183,7 +185,6 @@ def build_segmenter(config: Config) -> Segmenter:
         std=net.std,
         init=net.init,
         aux_level=net.aux_level,
-        detail=net.detail,
     )
     if net.checkpoint is not None:
         if not Path(net.checkpoint).is_file():

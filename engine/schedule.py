@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+POWER = 0.9  # DeepLab, ADVENT
+
 
 class Clock(NamedTuple):
     """Where a training stage stands: `step` of `steps`, `epoch_steps` steps an epoch, and the seed of this step."""
@@ -30,9 +32,9 @@ class Clock(NamedTuple):
         return max(1, math.ceil(self.steps / self.epoch_steps))
 
 
-def poly(base: float, step: int, steps: int, power: float = 0.9) -> float:
-    """Polynomial decay `base * (1 - step/steps)^power` (DeepLab; ADVENT uses power 0.9)."""
-    return base * (1 - step / steps) ** power
+def poly(base: float, step: int, steps: int) -> float:
+    """Polynomial decay `base * (1 - step/steps)^POWER`."""
+    return base * (1 - step / steps) ** POWER
 
 
 def asda_released(epoch: int, warmup_epochs: int) -> float:

@@ -16,7 +16,8 @@ import numpy as np
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from config.schema import Config, load_config
+from config.load import load_config
+from config.schema import Config
 from engine.domains import training_images
 from engine.inference import Head, decided, mean_over_scales
 from engine.pixel_classifier import UNCERTAIN, read_stored
@@ -111,7 +112,7 @@ def diagnose(run: Path) -> Diagnosis:
         known = decoded.valid & (decoded.label != IGNORE)
         if not known.any():
             continue
-        entropy, of_teacher = look(teacher, decoded.image, config, config.split.scales, config.split.head)
+        entropy, of_teacher = look(teacher, decoded.image, config, config.split.scales, "main")
         stored = decoded.taken(read_stored(folder / "pseudo_labels" / f"{item.name}.png"))
         masks = np.where(stored == UNCERTAIN, IGNORE, stored == 255)
         of_student = look(student, decoded.image, config, [1.0], config.eval.head)[1]

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from PIL import Image
 
-from config.schema import PARTS, Config, to_yaml
+from config.load import to_yaml
+from config.schema import PARTS, Config
 from engine.layout import MODELS, read_warnings
 from engine.run import COMMAND, command_line
 from report.plots import training_curves

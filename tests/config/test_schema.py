@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from config.schema import Config, GeneratedConfig, flatten, load_compare_config, load_config, to_yaml
+from config.fields import flatten
+from config.load import load_compare_config, load_config, to_yaml
+from config.schema import Config, GeneratedConfig
 from utils.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -57,11 +59,45 @@ def test_defaults_then_files_in_order_then_command_line(file: Write) -> None:
     assert (swapped.teacher.batch, swapped.intra.augment.hue, swapped.seed) == (12, 0.2, 13)
 
 
-def test_a_file_after_an_option_wins_too(file: Write) -> None:
-    """bash.sh relies on it: a method file at the end changes the name of the stage."""
-    method = file("teacher: {name: source_only}")
-    assert load_config([*DOMAINS, "--teacher.name", "teacher", *method]).teacher.name == "source_only"
-    assert load_config([*DOMAINS, *method, "--teacher.name", "teacher"]).teacher.name == "teacher"
+def test_one_precedence_for_a_typed_command_and_bash_sh(file: Write, tmp_path: Path) -> None:
+    """The pair, then the method, then the command line, wherever each of them stands; tests/test_compare.py goes on."""
+    pair = file("split: {ratio: 0.1}\nteacher: {jaccard: 0.1, focal: 0.1}", "pair.yaml")[1]
+    method = file("teacher: {jaccard: 0.2, focal: 0.2}\nintra: {floor: 0.2}", "method.yaml")[1]
+    own = ["--teacher.focal", "0.3", *DOMAINS]
+    _, *of_bash = called("bash.sh", tmp_path, pair, *own, "--method", method)[1]
+    _, *of_eval = called("eval.sh", tmp_path, pair, "--method", method, *own)[0]
+    typed = [*own, "--method", "advent", "--method", method, "--config", pair]
+    resolved = load_config(typed)
+    assert (resolved.split.ratio, resolved.teacher.jaccard, resolved.teacher.focal) == (0.1, 0.2, 0.3)
+    assert (resolved.intra.floor, resolved.intra.enabled) == (0.2, True)  # of the last method alone
+    assert load_config(of_bash) == load_config(of_eval) == load_config([*typed[-4:], *own]) == resolved
+
+
+def test_overrides_of_a_comparison_stand_between_method_and_command_line(file: Write) -> None:
+    override = file("teacher: {alignment: minent, adv_main: 0.5, adv_aux: 0.5}")[1]
+    words = ["--teacher.adv_aux=0.7", "--override", override, "--method", "advent", *DOMAINS]
+    teacher = load_config(words).teacher
+    assert (teacher.alignment, teacher.adv_main, teacher.adv_aux) == ("minent", 0.5, 0.7)
+
+
+def test_the_last_method_counts_alone() -> None:
+    words = ["--method", "source_only", *DOMAINS]
+    assert load_config([*words, "--method=advent"]) == load_config([*DOMAINS, "--method", "advent"])
+    assert "method" not in to_yaml(load_config(words))
+
+
+def test_a_method_is_not_given_as_config_and_has_to_exist() -> None:
+    for words in (["--config", "configs/methods/advent.yaml"], [f"--config={ROOT / 'configs/methods/advent.yaml'}"]):
+        assert fault_of(*words).endswith("is a method, which wins over every --config; give it as --method advent")
+    assert fault_of("--config", "mine/methods/x.yaml").endswith("give it as --method mine/methods/x.yaml")
+    assert fault_of("--method", "adsa") == (
+        "command line: there is no method 'adsa'; did you mean 'asda'?; or give a YAML file"
+    )
+    assert "no.yaml: cannot be read (No such file or directory); expected a YAML file after --method" in fault_of(
+        "--method", "no.yaml"
+    )
+    assert "there is no method ''; known here: adaptsegnet, advent" in fault_of("--method")
+    assert "unknown option '--metod'; did you mean '--method'" in fault_of("--metod", "asda")
 
 
 def test_values_get_their_types(file: Write) -> None:
@@ -133,7 +169,7 @@ def test_a_section_that_is_no_mapping_is_not_ignored(file: Write, text: str, key
 
 @pytest.mark.parametrize(
     ("text", "key"),
-    [("seed: null", "seed"), ("net: {detail: }", "net.detail"), ("intra: {fuse: ~}", "intra.fuse")],
+    [("seed: null", "seed"), ("net: {init: }", "net.init"), ("intra: {fuse: ~}", "intra.fuse")],
 )
 def test_null_where_a_value_is_needed(file: Write, text: str, key: str) -> None:
     message = fault_of(*file(text))
@@ -197,7 +233,6 @@ IMPOSSIBLE = [
     ("--intra.ema_decay", "1", "intra.ema_decay is 1.0, expected a number in [0, 1)"),
     ("--net.mean", "[0, 0, 0]", "expected both net.mean and net.std"),
     ("--net.output_stride", "4", "net.output_stride is 4, expected 8, 16, 32 or null"),
-    ("--optim.discriminator_betas", "[0.9]", "optim.discriminator_betas is [0.9], expected two numbers"),
     ("--data.workers", "-1", "data.workers is -1, expected 0 or more"),
     ("--source.root", "", "source.root is '', expected the folder of the labelled domain"),
 ]
@@ -273,7 +308,7 @@ def test_every_pair_loads_with_every_method(pair: Path) -> None:
     alone = load_config(["--config", str(pair)])
     assert alone.out == f"runs/{pair.stem}"
     for method in METHODS:
-        config = load_config(["--config", str(pair), "--config", str(method)])
+        config = load_config(["--config", str(pair), "--method", method.stem])
         asked = _leaves(yaml.safe_load(method.read_text()))
         assert {key: flatten(config)[key] for key in asked} == asked
         unasked = flatten(alone).keys() - asked.keys()
@@ -290,7 +325,7 @@ def _leaves(values: dict[str, object], prefix: str = "") -> dict[str, object]:
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda path: path.stem)
 def test_released_preset_brings_its_own_network(pair: Path) -> None:
-    net = load_config(["--config", str(pair), "--config", str(ROOT / "configs/methods/asda_released.yaml")]).net
+    net = load_config(["--config", str(pair), "--method", "asda_released"]).net
     assert (net.backbone, net.layout, net.output_stride, net.discriminator_width) == ("resnet50", "deeplab_v2", 8, 64)
 
 
@@ -300,13 +335,13 @@ def test_there_are_pairs_and_methods() -> None:
 
 
 def test_plain_asda_states_the_defaults() -> None:
-    assert load_config([*DOMAINS, "--config", str(ROOT / "configs/methods/asda_plain.yaml")]) == load_config(DOMAINS)
+    assert load_config([*DOMAINS, "--method", "asda_plain"]) == load_config(DOMAINS)
 
 
 @pytest.mark.parametrize("name", ["asda", "asda_plain"])
 def test_asda_has_the_ingredients_of_the_abstract(name: str) -> None:
     """In stage 1 the alignment of entropies; in stage 3 anchor and EMA, alignment, contrast and consistency."""
-    config = load_config([*DOMAINS, "--config", str(ROOT / f"configs/methods/{name}.yaml")])
+    config = load_config([*DOMAINS, "--method", name])
     teacher, intra = config.teacher, config.intra
     assert (teacher.alignment, intra.alignment, intra.domains) == ("entropy", "entropy", "easy_hard")
     assert intra.pseudo_label == "online" and intra.fuse not in ("anchor", "ema")
@@ -314,42 +349,45 @@ def test_asda_has_the_ingredients_of_the_abstract(name: str) -> None:
     assert min(teacher.adv_main, intra.adv_main, intra.contrast_weight, intra.consistency_weight) > 0
 
 
+def called(script: str, folder: Path, *words: str) -> list[list[str]]:
+    """The words of each Python command that a shell script starts, without running any."""
+    python = folder / "python"
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$*" >> "$CALLED"\n')
+    python.chmod(0o755)
+    for name in (script, "setup_env.sh"):
+        (folder / name).write_text((ROOT / name).read_text("utf-8") if name == script else "")
+    search = {"PATH": f"{folder}:{os.environ['PATH']}", "CALLED": str(folder / "log")}
+    subprocess.run(["bash", str(folder / script), *words], check=True, env=search, capture_output=True)
+    lines = (folder / "log").read_text().splitlines()
+    (folder / "log").unlink()
+    return [line.split() for line in lines]
+
+
 @pytest.mark.parametrize(
     ("words", "method"),
     [
         ([], "asda"),
         (["configs/hrc_to_biome.yaml", "--seed", "3"], "asda"),
-        (["--config", "configs/methods/advent.yaml"], "advent"),
+        (["--method", "advent", "--teacher.alignment", "minent", "--teacher.name", "teacher"], "advent"),
     ],
 )
 @pytest.mark.parametrize("script", ["bash.sh", "eval.sh"])
-def test_scripts_choose_the_method(script: str, words: list[str], method: str, tmp_path: Path) -> None:
-    """ASDA unless an argument names another; the pair's own settings win over ASDA's, the reader's over both.
-
-    The source-only baseline has nothing of ASDA.
-    """
-    called = tmp_path / "python"
-    called.write_text('#!/bin/sh\nprintf "%s " "$@" >> "$CALLED"; echo >> "$CALLED"\n')
-    called.chmod(0o755)
-    for folder in ("configs", "configs/methods"):
-        (tmp_path / folder).mkdir()
-    for name in (script, "setup_env.sh"):
-        (tmp_path / name).write_text((ROOT / name).read_text("utf-8") if name == script else "")
-    log = tmp_path / "log"
-    search = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLED": str(log)}
-    subprocess.run(["bash", str(tmp_path / script), *words], check=True, env=search, capture_output=True)
-    lines = [line.split() for line in log.read_text().splitlines()]
-    assert [line[0] for line in lines] == {
+def test_scripts_choose_the_method(
+    script: str, words: list[str], method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ASDA unless an argument names another; the source-only baseline is that, whatever the arguments say."""
+    monkeypatch.chdir(ROOT)
+    lines = called(script, tmp_path, *words)
+    assert [line.pop(0) for line in lines] == {
         "bash.sh": ["train_teacher.py", "train_teacher.py", "split_entropy.py", "train_intra.py", "eval.py"],
         "eval.sh": ["eval.py"],
     }[script]
-    pair = words[0] if words and not words[0].startswith("--") else "configs/demo.yaml"
-    rest = [word for word in words if word != pair]
-    wanted = [*["--config", "configs/methods/asda.yaml"] * (method == "asda"), "--config", pair, *rest]
+    pair, rest = (words[0], words[1:]) if words[:1] == ["configs/hrc_to_biome.yaml"] else ("configs/demo.yaml", words)
     if script == "bash.sh":
-        baseline = lines.pop(0)
-        assert baseline[1:] == ["--config", pair, *rest, "--config", "configs/methods/source_only.yaml"]
-    assert all(line[1:] == wanted for line in lines)
+        seed = [word for word in rest if method == "asda"]
+        assert load_config(lines.pop(0)) == load_config(["--config", pair, *seed, "--method", "source_only"])
+    given = [word for word in rest if word not in ("--method", "advent")]
+    assert all(load_config(line) == load_config(["--config", pair, "--method", method, *given]) for line in lines)
 
 
 # scripts
@@ -399,7 +437,6 @@ def test_a_fault_ends_a_script_with_one_sentence_before_torch() -> None:
     "option",
     [
         "--net.discriminator_width=0",
-        "--optim.discriminator_betas=[0.9,1.0]",
         "--intra.augment.hue=0.6",
         "--intra.augment.brightness=1.5",
         "--teacher.adv_main=-1",

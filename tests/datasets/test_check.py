@@ -15,7 +15,8 @@ import pytest
 import rasterio
 from PIL import Image
 
-from config.schema import Config, load_config
+from config.load import load_config
+from config.schema import Config
 from datasets.__main__ import check
 from datasets.check import against_published, warnings_of
 from datasets.readers import Published

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from config.schema import Config, load_config
+from config.load import load_config
+from config.schema import Config
 from engine.domains import decoder_of, training_images
 from engine.layout import read_warnings
 from engine.run import build_segmenter, make_generated, open_stage, trained, training_stream
