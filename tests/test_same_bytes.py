@@ -105,7 +105,7 @@ class World:
         return replace(config, out=str(self.folder / out), data=data)
 
     def loaded(self, *extra: str) -> Config:
-        """The settings of a small run; `extra` is a file, which all others win over, or keys, which win."""
+        """The settings of a small run; `extra` is a method, over which they win, or keys, which win over them."""
         values = {
             "device": "cpu",
             "source.root": self.folder / "source",
