@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Stages 1, 2, 3 and the evaluation of one configuration:  bash bash.sh [CONFIG] [--key value ...]
 # CONFIG is configs/demo.yaml by default; every further argument goes to all stages, e.g. --seed 1 --out runs/demo_seed1.
-# The method is that of configs/methods/asda.yaml, unless an argument names another file of that folder.
+# The method is asda, unless --method names another file of configs/methods/.
 # Safe to repeat: what is finished is left, what is unfinished is continued.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -12,11 +12,10 @@ if [ $# -gt 0 ] && [[ $1 != --* ]]; then
     config=$1
     shift
 fi
-set -- --config "$config" "$@"
+set -- --config "$config" --method asda "$@"
 
 echo "== source-only baseline"
-python train_teacher.py "$@" --config configs/methods/source_only.yaml
-[[ $* == *configs/methods/* ]] || set -- --config configs/methods/asda.yaml "$@"
+python train_teacher.py "$@" --method source_only --teacher.name source_only --teacher.alignment none  # whatever "$@" says
 echo "== stage 1: teacher"
 python train_teacher.py "$@"
 echo "== stage 2: entropy split"

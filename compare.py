@@ -11,7 +11,7 @@ Writes OUT/PAIR/seedS/METHOD/ (the runs) and OUT/NAME/: table.{md,csv,tex}, resu
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from config.schema import load_compare_config
+    from config.load import load_compare_config
     from engine.cli import configure
 
     CONFIG = configure(__doc__, load_compare_config)
@@ -39,7 +39,10 @@ from tqdm import tqdm
 
 from comparison.averages import grouped
 from comparison.table import Comparison, Result, read_published, write
-from config.schema import CompareConfig, Config, flatten, load_config, to_yaml
+from config.comparison import CompareConfig
+from config.fields import flatten
+from config.load import load_config, to_yaml
+from config.schema import Config
 from datasets.files import Item
 from datasets.readers import READERS
 from engine.build import device_of
@@ -160,7 +163,7 @@ def resolve(config: CompareConfig, file: str, method: str, seed: int, out: Path)
     for key, value in config.set.items():
         changes = _merged(changes, _nested(key, value))
     write_text(overrides, yaml.safe_dump(changes, sort_keys=False))
-    files = [word for path in (file, base, overrides) for word in ("--config", str(path))]
+    files = ["--config", file, "--method", str(base), "--override", str(overrides)]
     return load_config([*files, "--seed", str(seed), "--out", str(out)])
 
 

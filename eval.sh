@@ -10,8 +10,7 @@ if [ $# -gt 0 ] && [[ $1 != --* ]]; then
     config=$1
     shift
 fi
-set -- --config "$config" "$@"
-[[ $* == *configs/methods/* ]] || set -- --config configs/methods/asda.yaml "$@"
+set -- --config "$config" --method asda "$@"
 
 echo "== evaluation of $config"
 python eval.py "$@"

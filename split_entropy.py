@@ -25,7 +25,7 @@ from engine import processes
 from engine.build import device_of, trained
 from engine.cli import run
 from engine.domains import training_images
-from engine.inference import decided, mean_over_scales
+from engine.inference import mean_over_scales
 from engine.memory import memory_explained
 from engine.pixel_classifier import relabel
 from engine.pseudo_labels import (
@@ -40,7 +40,7 @@ from engine.pseudo_labels import (
 from engine.run import make_generated, open_stage, uses_split
 from losses.class_threshold import EntropyHistogram
 from losses.entropy import normalised_entropy
-from nets.segmenter import HEADS, Segmenter
+from nets.segmenter import Segmenter
 from utils.errors import DataError
 from utils.labels import IGNORE
 
@@ -62,19 +62,15 @@ def score_image(
     With a histogram, the entropies are counted there and kept as a layer; where a pixel classifier will follow, so is
     the probability of cloud.
 
-    The score is the mean (or sum) over the image's valid pixels of the chosen head's normalised entropy, minus, if
-    asked for, `iou_weight` times the agreement (IoU of the cloud masks) of the two heads; no label is involved.
+    The score is the mean (or sum) over the image's valid pixels of the main head's normalised entropy; no label is
+    involved.
     """
     decoded = images.read(item)
-    heads = mean_over_scales(segmenter, decoded.image, config.data, config.split.scales)
-    prob = decided(heads, config.split.head)
+    prob = mean_over_scales(segmenter, decoded.image, config.data, config.split.scales)["main"]
     valid = torch.from_numpy(decoded.valid.copy())
     entropies, mask = normalised_entropy(prob[None])[0], prob.argmax(0) * valid
     entropy = entropies[valid].double()
     score = float(entropy.mean() if config.split.score == "mean" else entropy.sum())
-    if config.split.iou_weight:
-        main, aux = (heads[head].argmax(0) * valid for head in HEADS)
-        score -= config.split.iou_weight * float((main & aux).sum() / (main | aux).sum().clamp(min=1))
     if not math.isfinite(score):
         raise DataError(f"{item.image}: its entropy score is {score}, expected a finite number; is the teacher sound?")
     write_pseudo_label(folder, item.name, decoded.placed(mask.byte().numpy(), IGNORE))

@@ -1,7 +1,7 @@
 """Stage 1, inter-domain: train the teacher on the labelled source while the unlabelled target is aligned with it.
 
     python train_teacher.py --config configs/demo.yaml
-    python train_teacher.py --config configs/demo.yaml --config configs/methods/source_only.yaml
+    python train_teacher.py --config configs/demo.yaml --method source_only
 
 Writes OUT/teacher/: teacher.safetensors, checkpoint.pt, metrics.jsonl, tensorboard/. Started again, it continues.
 """
@@ -52,7 +52,7 @@ class TeacherStage(TrainingStage):
         with statistics_held(self.segmenter, held=aligned and w.batch_norm == "target"):
             source = self.outputs(labelled)
         seg = {head: self.segmentation(source.logits[head], labelled["label"]) for head in HEADS}
-        terms = {"seg_main": (w.seg_main, seg["main"]), "seg_aux": (w.seg_aux, seg["aux"])}
+        terms = {"seg_main": (1.0, seg["main"]), "seg_aux": (w.seg_aux, seg["aux"])}
         domains = {w.supervise: source}
         if aligned:
             target = self.outputs(batch["target"])

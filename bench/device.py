@@ -31,9 +31,8 @@ import torch
 from stages import STAGES, built, configured, train
 
 from config.schema import Config
-from engine.build import build_segmenter
+from engine.build import build_segmenter, device_of
 from engine.inference import probabilities
-from engine.loop import device_of
 
 WAYS: dict[str, dict[str, Any]] = {
     "float32": {"speed.precision": "float32"},

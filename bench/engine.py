@@ -34,6 +34,8 @@ from config.schema import Config, LogConfig
 from datasets.samples import EndlessSamples
 from engine.batches import ready
 from engine.build import build_segmenter
+from engine.optim import BETAS, MOMENTUM
+from engine.schedule import POWER
 from losses.adversarial import SOURCE, TARGET, discriminator_loss
 from losses.entropy import mean_entropy
 from losses.entropy import weighted_self_information as self_information
@@ -60,9 +62,9 @@ class ByHand:
             {"params": list(backbone), "lr": optim.lr},
             {"params": list(heads), "lr": optim.lr * optim.head_factor},
         ]
-        self.sgd = torch.optim.SGD(groups, momentum=optim.momentum, weight_decay=optim.weight_decay)
+        self.sgd = torch.optim.SGD(groups, momentum=MOMENTUM, weight_decay=optim.weight_decay)
         both = [*self.main.parameters(), *self.aux.parameters()]
-        self.adam = torch.optim.Adam(both, lr=optim.discriminator_lr, betas=(0.9, 0.99))
+        self.adam = torch.optim.Adam(both, lr=optim.discriminator_lr, betas=BETAS)
 
     def run(self, streams: Mapping[str, EndlessSamples], steps: int, log: TextIO) -> Iterator[None]:
         config, w = self.config, self.config.teacher
@@ -72,7 +74,7 @@ class ByHand:
         for step in range(steps):
             source, target = (ready(next(batches[name]), CPU) for name in ("source", "target"))
             torch.manual_seed(int(np.random.SeedSequence([config.seed, step]).generate_state(1)[0]))
-            decay = (1 - step / steps) ** config.optim.power
+            decay = (1 - step / steps) ** POWER
             rates = iter(first_rates)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
@@ -91,7 +93,7 @@ class ByHand:
             adv_main, dis_main = adversarial(self.main, maps[0], target_maps[0])
             adv_aux, dis_aux = adversarial(self.aux, maps[1], target_maps[1])
             terms = {
-                "seg_main": (w.seg_main, seg_main),
+                "seg_main": (1.0, seg_main),
                 "seg_aux": (w.seg_aux, seg_aux),
                 "adv_main": (w.adv_main, adv_main),
                 "adv_aux": (w.adv_aux, adv_aux),

@@ -96,7 +96,7 @@ def released_loop(config: Config, samples: PairedSamples, steps: int, losses: li
         for step, (source, source_one_hot, source_label, target, _, _) in enumerate(bar):
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
-                    group["lr"] = poly(group["base_lr"], step, steps, config.optim.power)
+                    group["lr"] = poly(group["base_lr"], step, steps)
                 optimizer.zero_grad()
             size = source.shape[-2:]
 
@@ -106,7 +106,7 @@ def released_loop(config: Config, samples: PairedSamples, steps: int, losses: li
             seg_main, seg_aux = resize_logits(seg_main, size), resize_logits(seg_aux, size)
             loss_main = jaccard(seg_main, source_one_hot) + cross_entropy(seg_main, source_label)
             loss_aux = jaccard(seg_aux, source_one_hot) + cross_entropy(seg_aux, source_label)
-            (w.seg_main * loss_main + w.seg_aux * loss_aux).backward()
+            (loss_main + w.seg_aux * loss_aux).backward()
             row = {"seg_main": loss_main.item(), "seg_aux": loss_aux.item()}
 
             tar_main, tar_aux, *_ = segmenter(target)

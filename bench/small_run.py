@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from child import REPOSITORY
 
-from config.schema import Config, load_config
+from config.load import load_config
+from config.schema import Config
 from datasets.samples import EndlessSamples
 from engine.build import training_stream
 from engine.domains import training_images

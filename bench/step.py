@@ -32,8 +32,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from config.schema import Config
 from engine import loop as engine
+from engine.build import device_of
 from engine.log import Logger
-from engine.loop import device_of
 from nets.discriminator import Discriminator
 from nets.segmenter import Segmenter
 

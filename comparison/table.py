@@ -15,7 +15,7 @@ import numpy as np
 from scipy.stats import t as student
 from scipy.stats import wilcoxon
 
-from config.schema import read_mapping
+from config.load import read_mapping
 from report.metrics import bootstrap, score_at, scores
 from report.plots import new_figure, save_figure
 from report.tables import FEW, markdown_table

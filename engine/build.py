@@ -70,7 +70,6 @@ def _segmenter(config: Config) -> Segmenter:
         std=net.std,
         init=net.init,
         aux_level=net.aux_level,
-        detail=net.detail,
     )
     if net.checkpoint is not None:
         if not Path(net.checkpoint).is_file():

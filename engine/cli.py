@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
-from config.schema import load_config
+from config.load import load_config
 from engine.lock import one_writer
 from engine.processes import is_first, joined, started_together
 from engine.signals import CONTINUES, terminable

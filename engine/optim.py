@@ -10,6 +10,8 @@ from torch import nn
 from config.schema import OptimConfig
 from nets.segmenter import Segmenter
 
+MOMENTUM = 0.9  # of SGD: DeepLab, ADVENT
+BETAS = (0.9, 0.99)  # of the discriminators' Adam: ADVENT
 UNTAUGHT = 10.0  # as DeepLab's new layers beside a pretrained backbone
 
 
@@ -36,15 +38,12 @@ def segmenter_optimizer(
     ]
     if optim.algorithm == "adamw":
         return _with_base_lr(torch.optim.AdamW(groups, weight_decay=optim.weight_decay))
-    return _with_base_lr(torch.optim.SGD(groups, momentum=optim.momentum, weight_decay=optim.weight_decay))
+    return _with_base_lr(torch.optim.SGD(groups, momentum=MOMENTUM, weight_decay=optim.weight_decay))
 
 
 def discriminator_optimizer(discriminators: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
     """Adam over all discriminators at `optim.discriminator_lr`."""
-    first, second = optim.discriminator_betas
-    return _with_base_lr(
-        torch.optim.Adam(discriminators.parameters(), lr=optim.discriminator_lr, betas=(first, second))
-    )
+    return _with_base_lr(torch.optim.Adam(discriminators.parameters(), lr=optim.discriminator_lr, betas=BETAS))
 
 
 def _with_base_lr(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.images import Decoded
+from datasets.decoded import Decoded
 from utils.files import whole
 from utils.labels import IGNORE
 

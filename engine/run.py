@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 import torch
 
-from config.schema import Config, flatten, recorded_config, to_yaml
+from config.fields import flatten
+from config.load import recorded_config, to_yaml
+from config.schema import Config
 from datasets.generated import make_pair
 from engine.processes import barrier, first_alone, is_first
 from nets.segmenter import Segmenter

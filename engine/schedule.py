@@ -10,10 +10,12 @@ import torch
 from config.schema import Config
 from losses.inputs import TrainingProgress
 
+POWER = 0.9  # DeepLab, ADVENT
 
-def poly(base: float, step: int, steps: int, power: float = 0.9) -> float:
-    """Polynomial decay `base * (1 - step/steps)^power` (DeepLab; ADVENT uses power 0.9)."""
-    return base * (1 - step / steps) ** power
+
+def poly(base: float, step: int, steps: int) -> float:
+    """Polynomial decay `base * (1 - step/steps)^POWER`."""
+    return base * (1 - step / steps) ** POWER
 
 
 def asda_released(epoch: int, warmup_epochs: int) -> float:
@@ -57,7 +59,7 @@ def set_rates(
     for name, optimizer in optimizers.items():
         for group in optimizer.param_groups:
             if config.optim.schedule == "poly":
-                group["lr"] = poly(group["base_lr"], progress.step, progress.steps, config.optim.power)
+                group["lr"] = poly(group["base_lr"], progress.step, progress.steps)
             elif name == "segmenter":
                 group["lr"] = asda_released(progress.epoch, warmup_epochs)
     return float(optimizers["segmenter"].param_groups[0]["lr"])

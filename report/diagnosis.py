@@ -16,7 +16,8 @@ import numpy as np
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from config.schema import Config, load_config
+from config.load import load_config
+from config.schema import Config
 from engine.build import trained
 from engine.cli import run
 from engine.domains import training_images
@@ -114,7 +115,7 @@ def diagnose(folder: Path) -> Diagnosis:
         known = decoded.valid & (decoded.label != IGNORE)
         if not known.any():
             continue
-        entropy, of_teacher = predict_image(teacher, decoded.image, config, config.split.scales, config.split.head)
+        entropy, of_teacher = predict_image(teacher, decoded.image, config, config.split.scales, "main")
         masks = decoded.taken(read_pseudo_label(split, item.name))
         of_student = predict_image(student, decoded.image, config, [1.0], config.eval.head)[1]
         layers = (decoded.label, entropy, of_teacher, masks, of_student)

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from config.schema import Config, load_config
+from config.load import load_config
+from config.schema import Config
 from datasets.files import Item
 from datasets.images import ImageSet
 from engine.build import trained

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from config.schema import Config, recorded_config
+from config.load import recorded_config
+from config.schema import Config
 from datasets.files import Item
 from datasets.images import ImageSet
 from datasets.samples import network_input

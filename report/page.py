@@ -10,7 +10,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from PIL import Image
 
-from config.schema import PARTS, Config, to_yaml
+from config.load import to_yaml
+from config.schema import PARTS, Config
 from engine.layout import MODELS, read_warnings
 from engine.pseudo_labels import RANKING, read_ranking
 from engine.run import COMMAND, command_line

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from config.schema import Config, recorded_config
+from config.load import recorded_config
+from config.schema import Config
 from engine.domains import Role, domain_of, evaluation_images, with_scaling_of
 from engine.layout import models_in
 from report.evaluation import Domain

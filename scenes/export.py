@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from config.schema import recorded_config
+from config.load import recorded_config
 from datasets.readers import READERS
 from nets.segmenter import Segmenter
 from scenes.network import Images, main_head_alone

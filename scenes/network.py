@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from config.schema import recorded_config
+from config.load import recorded_config
 from datasets.decode import RGB
 from datasets.decoder import Decoder
 from datasets.scaling import recorded_scaling

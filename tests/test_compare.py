@@ -18,7 +18,9 @@ import pytest
 import yaml
 
 import compare
-from config.schema import CompareConfig, Config, load_compare_config
+from config.comparison import CompareConfig
+from config.load import load_compare_config, load_config
+from config.schema import Config
 from utils.errors import ConfigError, DataError, EvaluationError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -248,6 +250,32 @@ def test_faults_of_a_comparison_stop_it_before_anything_runs(tmp_path: Path, com
         path.write_text(yaml.safe_dump(values))
         compare.plan(config_of(path))
     assert not (tmp_path / "out/tiny").exists()
+
+
+def test_the_method_wins_over_the_pair_and_the_protocol_over_both(comparison: Callable[..., Path]) -> None:
+    """As under bash.sh and for a typed command, whose `--key value` stand where the protocol stands here."""
+    path = comparison(["asda"], protocol={"intra": {"fuse": "mean"}}, set={"split.score": "sum"})
+    pair = path.with_name("pair.yaml")
+    own = {"intra": {"steps": 4, "batch": 2, "fuse": "ema", "seg_para": 7}, "split": {"scales": [2.0], "ratio": 0.5}}
+    pair.write_text(yaml.safe_dump(yaml.safe_load(pair.read_text()) | own))
+    (job,) = compare.plan(config_of(path))
+    found = job.config
+    assert (found.split.ratio, found.intra.batch) == (0.5, 2)  # the pair's
+    assert (found.split.scales, found.intra.seg_para) == ([0.7, 1.0, 1.5], 2.0)  # asda's
+    assert (found.intra.fuse, found.split.score) == ("mean", "sum")  # the protocol's
+    words = [
+        "--intra.fuse",
+        "mean",
+        "--split.score",
+        "sum",
+        "--out",
+        found.out,
+        "--method",
+        "asda",
+        "--config",
+        str(pair),
+    ]
+    assert load_config(words) == found
 
 
 def test_other_settings_under_the_same_name_are_refused(comparison: Callable[..., Path]) -> None:

@@ -15,7 +15,8 @@ import eval as evaluation
 import split_entropy
 import train_intra
 import train_teacher
-from config.schema import Config, load_config
+from config.load import load_config
+from config.schema import Config
 from nets.weights import load_weights
 from report.data_check import check
 

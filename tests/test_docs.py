@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from config.schema import load_compare_config, load_config
+from config.load import load_compare_config, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -14,7 +14,7 @@ import torch
 
 import eval as evaluation
 import report.figures
-from config.schema import load_config, to_yaml
+from config.load import load_config, to_yaml
 from nets.segmenter import Segmenter
 from nets.weights import save_segmenter
 from utils.errors import ConfigError, DataError, EvaluationError, WeightsError

@@ -44,7 +44,8 @@ import predict
 import utils.files
 from comparison.table import Comparison, Result
 from comparison.table import write as write_comparison
-from config.schema import Config, load_config, to_yaml
+from config.load import load_config, to_yaml
+from config.schema import Config
 from datasets.generated import make_pair
 from engine.lock import LOCK, one_writer
 from engine.log import prediction_grid

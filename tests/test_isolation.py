@@ -23,7 +23,8 @@ import pytest
 import yaml
 
 import compare
-from config.schema import Config, load_compare_config, load_config
+from config.load import load_compare_config, load_config
+from config.schema import Config
 from datasets.readers import READERS, find_images
 from engine.domains import training_images
 from engine.run import make_generated
@@ -87,9 +88,8 @@ def settings(tmp_path: Path, tiny_arguments: Callable[..., list[str]]) -> Settin
     """A small run of a method; makes the domains, the target's with lists that name its labels."""
 
     def given(method: str, *extra: str) -> Config:
-        config = ["--config", str(ROOT / "configs/methods" / f"{method}.yaml")]
         steps = ["--teacher.steps", "2", "--intra.steps", "2", "--net.layout", "timm", "--net.output_stride", "16"]
-        words = [*config, *tiny_arguments(tmp_path), *steps]
+        words = ["--method", method, *tiny_arguments(tmp_path), *steps]
         rows = [f"images/scene_{i:02d}.png labels/scene_{i:02d}.png\n" for i in range(6)]
         (tmp_path / "target/train.txt").write_text("".join(rows[:4]))
         (tmp_path / "target/eval.txt").write_text("".join(rows[4:]))

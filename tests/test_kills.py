@@ -20,7 +20,8 @@ import pytest
 import split_entropy
 import train_intra
 import train_teacher
-from config.schema import Config, load_config
+from config.load import load_config
+from config.schema import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES: dict[str, tuple[Callable[[Config], None], str]] = {  # stage -> what runs it, and its last file

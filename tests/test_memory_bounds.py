@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import eval as evaluation
-from config.schema import Config, DataConfig, load_config
+from config.load import load_config
+from config.schema import Config, DataConfig
 from engine.inference import probabilities, starts
 from engine.pictures import SHOWN, thinned
 from nets.segmenter import HEADS, Prediction, Segmenter, resize_logits

@@ -20,21 +20,20 @@ import eval as evaluation
 import split_entropy
 import train_intra
 import train_teacher
-from config.schema import load_config
+from config.load import load_config
 from engine.cli import run
 from predict import predict, read_request
 from tests.conftest import make_domain as domain_maker
 from utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
-METHODS = ROOT / "configs" / "methods"
 CLOSE = 1e-5
 DRIVER = """
 import json, sys
 import eval as evaluation, split_entropy, train_intra, train_teacher
 from predict import predict, read_request
 from engine.cli import run
-from config.schema import load_config
+from config.load import load_config
 from utils.errors import ConfigError
 from engine.processes import joined
 with joined():
@@ -86,7 +85,7 @@ def runs(words: Words) -> dict[str, Path]:
         name: out_of(words(name))
         for name in ("one", "two", "later", "split", "clan_one", "clan_two", "mic_one", "mic_two")
     }
-    clan = ["--config", METHODS / "clan.yaml"]
+    clan = ["--method", "clan"]
     mic = [
         "--teacher.name",
         "source_only",

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from config.schema import Config, NetConfig, load_config
+from config.load import load_config
+from config.schema import Config, NetConfig
 from engine.build import build_segmenter
 from eval import load_models
 from scenes import load_network

@@ -258,7 +258,8 @@ import sys
 from pathlib import Path
 from datasets.cache import Cache
 from datasets.files import Item
-from datasets.images import Decoder, checked
+from datasets.decoder import Decoder
+from datasets.images import checked
 data, folder = map(Path, sys.argv[1:])
 items = [Item(str(i), (data / f"images/{i}.png",), data / f"labels/{i}.png") for i in range(3)]
 print("ready", flush=True)

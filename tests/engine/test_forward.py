@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from config.schema import load_config
+from config.load import load_config
 from engine.forward import ForwardMode, forward_batch, forward_mode
 from nets.discriminator import Discriminator
 from nets.segmenter import Prediction, Segmenter

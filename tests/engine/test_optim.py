@@ -12,7 +12,7 @@ from config.schema import OptimConfig
 from engine.optim import discriminator_optimizer, segmenter_optimizer
 from nets.segmenter import Segmenter
 
-OPTIM = OptimConfig(lr=0.02, head_factor=5, momentum=0.8, weight_decay=0.003)
+OPTIM = OptimConfig(lr=0.02, head_factor=5, weight_decay=0.003)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["free", "frozen_bn"])
@@ -29,7 +29,7 @@ def test_groups(segmenter: Segmenter) -> None:
     of_heads = {id(p) for head in (segmenter.head_main, segmenter.head_aux) for p in head.parameters()}
     assert {id(p) for p in heads["params"]} == of_heads
     assert (backbone["lr"], heads["lr"]) == (0.02, 0.1)
-    assert all(group["momentum"] == 0.8 and group["weight_decay"] == 0.003 for group in (backbone, heads))
+    assert all(group["momentum"] == 0.9 and group["weight_decay"] == 0.003 for group in (backbone, heads))
 
 
 def test_adamw_has_the_same_groups_and_rates(segmenter: Segmenter) -> None:
@@ -64,9 +64,9 @@ def test_untaught_parameters_learn_fast_and_stand_once() -> None:
 
 def test_discriminators() -> None:
     discriminators = nn.ModuleDict({"main": nn.Linear(2, 1), "aux": nn.Linear(2, 1)})
-    optim = OptimConfig(discriminator_lr=3e-4, discriminator_betas=[0.7, 0.8])
+    optim = OptimConfig(discriminator_lr=3e-4)
     optimizer = discriminator_optimizer(discriminators, optim)
     (group,) = optimizer.param_groups
     assert isinstance(optimizer, torch.optim.Adam)
     assert {id(p) for p in group["params"]} == {id(p) for p in discriminators.parameters()}
-    assert (group["lr"], group["base_lr"], group["betas"]) == (3e-4, 3e-4, (0.7, 0.8))
+    assert (group["lr"], group["base_lr"], group["betas"]) == (3e-4, 3e-4, (0.9, 0.99))

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from datasets.decode import RGB
+from datasets.decoder import Decoder
 from datasets.files import Item
-from datasets.images import Decoder, ImageSet
+from datasets.images import ImageSet
 from engine.pictures import write_png
 from engine.pseudo_labels import (
     STORED_CLASSES,

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from config.schema import Config, load_config
+from config.load import load_config
+from config.schema import Config
 from engine.build import build_segmenter, trained, training_stream
 from engine.domains import decoder_of, training_images
 from engine.layout import read_warnings

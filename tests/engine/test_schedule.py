@@ -9,13 +9,13 @@ from losses.inputs import TrainingProgress
 
 
 def test_poly_of_advent() -> None:
-    assert poly(2.5e-4, 1000, 250000, 0.9) == pytest.approx(2.490998e-4, rel=1e-6)  # known answer 7
+    assert poly(2.5e-4, 1000, 250000) == pytest.approx(2.490998e-4, rel=1e-6)  # known answer 7
 
 
 def test_poly_ends() -> None:
     assert poly(0.1, 0, 7) == 0.1
     assert poly(0.1, 7, 7) == 0
-    assert poly(0.1, 5, 10, power=1) == pytest.approx(0.05)
+    assert poly(0.1, 5, 10) == pytest.approx(0.1 * 0.5**0.9)
     rates = [poly(0.1, step, 50) for step in range(51)]
     assert rates == sorted(rates, reverse=True) and len(set(rates)) == 51
 

@@ -15,7 +15,8 @@ import numpy as np
 
 import compare
 from comparison.table import read_published
-from config.schema import Config, NetConfig, load_compare_config, load_config
+from config.load import load_compare_config, load_config
+from config.schema import Config, NetConfig
 from datasets.cache import Cache
 from datasets.check import inspect_part
 from datasets.decode import RGB, read_bands, read_label, size_of

@@ -12,7 +12,8 @@ from random import Random
 
 import compare
 from comparison.table import table
-from config.schema import CompareConfig, Config
+from config.comparison import CompareConfig
+from config.schema import Config
 from datasets.cache import Cache
 from datasets.decode import RGB
 from datasets.decoder import Decoder

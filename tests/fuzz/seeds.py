@@ -20,7 +20,7 @@ from rasterio.enums import ColorInterp
 from torch import nn
 
 from compare import RESULT
-from config.schema import load_config
+from config.load import load_config
 from datasets.cache import Cache
 from datasets.decoder import Decoder
 from datasets.files import Item

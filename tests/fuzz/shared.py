@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from config.schema import Config, load_config
+from config.load import load_config
+from config.schema import Config
 from nets.segmenter import Segmenter
 from tests.fuzz.seeds import words
 

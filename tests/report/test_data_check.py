@@ -15,7 +15,8 @@ import pytest
 import rasterio
 from PIL import Image
 
-from config.schema import Config, load_config
+from config.load import load_config
+from config.schema import Config
 from engine.domains import training_images
 from report.data_check import check
 from utils.errors import AsdaError, DataError

@@ -11,7 +11,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from config.schema import load_config
+from config.load import load_config
 from engine.build import trained
 from engine.domains import training_images
 from engine.inference import probabilities

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from config.schema import load_config
+from config.load import load_config
 from engine.build import trained
 from engine.domains import evaluation_images
 from engine.inference import probabilities
@@ -28,7 +28,7 @@ def test_the_worst_images_come_first_and_every_run_is_drawn_on_them(
     tmp_path: Path, tiny_arguments: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = []
-    for name, words in (("source_only", ["--config", str(ROOT / "configs/methods/source_only.yaml")]), ("advent", [])):
+    for name, words in (("source_only", ["--method", "source_only"]), ("advent", [])):
         config = load_config([*tiny_arguments(tmp_path), *words, "--out", str(tmp_path / "runs" / name)])
         make_generated(config)
         train_teacher(config)
