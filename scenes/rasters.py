@@ -16,10 +16,11 @@ from datasets.decode import PICTURES, open_raster, require_room, size_of
 from datasets.files import Item, Window
 from datasets.images import Decoder
 from engine.memory import ran_out
-from scenes.masks import CLEAR, CLOUD, UNKNOWN
-from scenes.windows import Rows
+from engine.windows import Rows
+from scenes.masks import CLEAR, CLOUD
 from utils.errors import DataError, unwritable
 from utils.files import put_in_place
+from utils.labels import IGNORE
 
 BLOCK = 512  # side of a tile of what is written
 PIECE = 2**20  # pixels that are decoded at once, where the file's own blocks are not larger
@@ -27,7 +28,7 @@ ROWS = 64  # that a slab has at least
 STRIP = 8  # bytes a pixel that are held of a slab at least
 TRAILER = 4  # bytes that GDAL puts after each tile of a cloud-optimised GeoTIFF
 QUICKLOOK = 1024  # longest side of the picture
-COLOURS = {CLEAR: (176, 235, 180), CLOUD: (255, 255, 255), UNKNOWN: (90, 90, 90)}  # as in the pictures of eval.py
+COLOURS = {CLEAR: (176, 235, 180), CLOUD: (255, 255, 255), IGNORE: (90, 90, 90)}  # as in the pictures of eval.py
 
 
 class Grid(NamedTuple):
@@ -49,7 +50,7 @@ class Layer(NamedTuple):
     overviews: str
 
 
-MASK = Layer("uint8", UNKNOWN, 1, "mode")
+MASK = Layer("uint8", IGNORE, 1, "mode")
 SHARE = Layer("float32", float("nan"), 3, "average")  # probability or entropy
 
 
@@ -138,10 +139,8 @@ class Output:
         if self.top + ready < self.grid.height:
             ready -= ready % BLOCK
         if self.tiles is not None and ready:
-            from rasterio.windows import Window as Part
-
             with writing(self.path):
-                self.tiles.write(self.held[:ready], 1, window=Part(0, self.top, self.grid.width, ready))
+                self.tiles.write(self.held[:ready], 1, window=((self.top, self.top + ready), (0, self.grid.width)))
             self.checksum = zlib.crc32(self.held[:ready].data, self.checksum)
             self.top, self.held = self.top + ready, self.held[ready:]
 
@@ -196,12 +195,11 @@ class Output:
     def _check(self, finished: Path) -> None:
         """Read all of it again, and see that it ends where it should: GDAL does not report every failure to write."""
         import rasterio
-        from rasterio.windows import Window as Part
 
         checksum, height, width = 0, self.grid.height, self.grid.width
         with rasterio.open(finished) as file:
             for top in range(0, height, BLOCK):
-                rows = file.read(1, window=Part(0, top, width, min(BLOCK, height - top)))
+                rows = file.read(1, window=((top, min(top + BLOCK, height)), (0, width)))
                 checksum = zlib.crc32(rows.data, checksum)
             last = f"{(width - 1) // BLOCK}_{(height - 1) // BLOCK}"
             begin, size = (int(file.get_tag_item(f"BLOCK_{what}_{last}", "TIFF", 1)) for what in ("OFFSET", "SIZE"))
@@ -211,7 +209,7 @@ class Output:
     def _to_png(self, finished: Path) -> None:
         if self.layer is MASK:
             picture = Image.fromarray(self.held)
-            picture.putpalette([part for value in range(256) for part in COLOURS.get(value, (0, 0, 0))])
+            picture.putpalette(_palette().tobytes())
         else:
             depth = np.where(np.isnan(self.held), 65535, np.nan_to_num(self.held) * 65534 + 0.5)
             picture = Image.fromarray(depth.astype(np.uint16))
@@ -255,8 +253,14 @@ def write_quicklook(path: Path, image: Thumbnail, mask: Thumbnail, bands: tuple[
     """
     visible = [bands.index(band) for band in ("red", "green", "blue") if band in bands]
     chosen = visible if len(visible) == 3 else [0, 1, 2] if len(bands) >= 3 else [0, 0, 0]
+    with writing(path):
+        picture = Image.fromarray(np.hstack([image.picture[..., chosen], _palette()[mask.picture]]))
+        picture.save(scratch / "quicklook.png")
+        put_in_place(scratch / "quicklook.png", path)
+
+
+def _palette() -> np.ndarray:
+    """Value in a mask -> colour, (256, 3) uint8."""
     table = np.zeros((256, 3), np.uint8)
     table[list(COLOURS)] = list(COLOURS.values())
-    with writing(path):
-        Image.fromarray(np.hstack([image.picture[..., chosen], table[mask.picture]])).save(scratch / "quicklook.png")
-        put_in_place(scratch / "quicklook.png", path)
+    return table

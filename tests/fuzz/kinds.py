@@ -29,10 +29,9 @@ from engine.loop import device_of
 from engine.run import build_segmenter
 from eval import load_models
 from nets.weights import import_deeplab_v2, is_segmenter_file, load_segmenter
-from scenes import CloudNetwork, Images, load_network, predict_scene
+from scenes import CloudNetwork, Images, Options, load_network, predict_scene
 from scenes.export import model_card
 from scenes.rasters import grid_of
-from scenes.windows import plan
 from tests.fuzz.mutate import WORDS, mutated
 from tests.fuzz.records import record
 from tests.fuzz.runner import Case, Try
@@ -101,7 +100,7 @@ def image(rng: Random, base: Path, box: Path) -> Case:
             predict_scene(network, path, outputs)
         else:  # it would be read to its end, however long that takes
             grid = grid_of(path)
-            plan(grid.height, grid.width, images)
+            Options().plan(grid.height, grid.width, images)
 
     calls = [
         lambda: size_of(path),
