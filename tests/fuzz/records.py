@@ -22,12 +22,13 @@ from engine.domains import decoder_of
 from engine.log import Logger
 from engine.run import open_stage, read_warnings
 from eval import check_view
-from predict import open_folder, read_request, read_summary
+from predict import read_request
 from report.figures import draw_entropy
 from report.page import remember_pictures, write_report
 from report.summary import summary
 from scenes import Images, load_network
 from scenes.export import model_card
+from scenes.folder import open_folder, read_summary
 from tests.fuzz.mutate import mutated
 from tests.fuzz.runner import Case, Try
 from tests.fuzz.shared import settings_of, small
@@ -123,7 +124,8 @@ def warned(settings: Config, base: Path, box: Path) -> None:
 
 
 def masks(settings: Config, base: Path, box: Path) -> None:
-    open_folder(read_request(["scene.tif", "--run", str(base / "run"), "--out", str(box / "masks")]))
+    request = read_request(["scene.tif", "--run", str(base / "run"), "--out", str(box / "masks")])
+    open_folder(request.out, request.weights, request.options)
 
 
 def predicted(settings: Config, base: Path, box: Path) -> None:
