@@ -66,12 +66,12 @@ def export(request: Request) -> None:
     weights, out = request
     network, segmenter = load_network(weights, "cpu"), load_segmenter(weights)
     card = model_card(weights, network.images, segmenter.architecture)
-    metadata = {"architecture": segmenter.architecture, "data": network.images.record}
+    metadata = {"architecture": segmenter.architecture, **network.images.metadata}
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(out, error) from None
-    save_segmenter(out / f"{weights.stem}.safetensors", segmenter, {"data": metadata["data"]})
+    save_segmenter(out / f"{weights.stem}.safetensors", segmenter, network.images.metadata)
     write_text(out / "README.md", card)
     path, model = out / f"{weights.stem}.onnx", to_onnx(segmenter, metadata)
     try:
@@ -101,5 +101,5 @@ def largest_difference(one: CloudNetwork, other: CloudNetwork) -> float:
 
 
 if __name__ == "__main__":
-    REQUEST = configure(__doc__, lambda description: read_request(description=description))
+    REQUEST = configure(__doc__, read_request)
     run(export, REQUEST, REQUEST.out, together=False)

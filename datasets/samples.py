@@ -171,4 +171,9 @@ def network_input(image: np.ndarray, size: int, geometry: Literal["letterbox", "
     """
     if geometry == "letterbox":
         image = scale_to(image, *fitted_size(image.shape[0], image.shape[1], size))
+    return to_tensor(image)
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """An 8-bit image (H, W, C) as a batch of one, float32 (1, C, H, W) in [0, 1]."""
     return torch.from_numpy(np.array(image.transpose(2, 0, 1)))[None].float().div_(255)

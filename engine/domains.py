@@ -21,6 +21,7 @@ from datasets.images import ImageSet, checked
 from datasets.measured_scaling import has_8_bits, matched_stretch, measured_stretch
 from datasets.readers import READERS, find_images
 from datasets.scaling import Stretch, recorded_scaling
+from engine.data_record import Images, images_of
 from engine.processes import is_first
 from utils.errors import ConfigError, DataError, WeightsError
 from utils.files import write_text
@@ -152,7 +153,7 @@ def with_scaling_of(weights: str, decoder: Decoder) -> Decoder:
     """A decoder with the scaling that a weights file names; unchanged if it names none.
 
     Raises:
-        WeightsError: the file cannot be read, or what it says of the scaling cannot be used.
+        WeightsError: the file cannot be read, or what it says of its data cannot be used or is of other bands.
     """
     try:
         with safe_open(weights, framework="numpy") as file:
@@ -161,9 +162,12 @@ def with_scaling_of(weights: str, decoder: Decoder) -> Decoder:
         raise WeightsError(f"{weights}: cannot be read as safetensors ({error})") from None
     if "data" not in metadata:
         return decoder
-    with reading(Path(weights), "a weights file with a sound record of its data", "train again", WeightsError):
-        scaling = recorded_scaling(json.loads(metadata["data"])["target"]["scaling"], len(decoder.bands))
-    return replace(decoder, scaling=scaling)
+    trained = images_of(Path(weights), metadata).decoder
+    if len(trained.bands) != len(decoder.bands):
+        raise WeightsError(
+            f"{weights}: is for {', '.join(trained.bands)}, expected {', '.join(decoder.bands)}; set data.bands"
+        )
+    return replace(decoder, scaling=trained.scaling)
 
 
 def _stretch(config: Config, role: Role, decoder: Decoder) -> Stretch | None:
@@ -210,12 +214,5 @@ def cache_of(config: Config) -> Cache | None:
 
 def data_record(config: Config) -> dict[str, str]:
     """What a weights file says of the images that its network is for."""
-    target = decoder_of(config, "target")
-    record = {
-        "bands": target.bands,
-        "size": config.data.size,
-        "geometry": config.data.geometry,
-        "tile": config.data.tile,
-        "target": {"bands": target.file_bands, "scaling": target.scaling, "nodata": target.nodata},
-    }
-    return {"data": json.dumps(record)}
+    data = config.data
+    return Images(decoder_of(config, "target"), data.size, data.geometry, data.tile).metadata

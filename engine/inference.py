@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -14,13 +12,13 @@ from torch import Tensor
 
 from config.schema import DataConfig
 from datasets.geometry import scale_to
-from datasets.samples import network_input
+from datasets.samples import to_tensor
+from engine.windows import Rows, blended, plan
 from nets.segmenter import HEADS, Segmenter, evaluating, resize_logits
 
 HeadChoice = Literal["main", "aux", "mean", "union"]
 
 
-@torch.inference_mode()
 def probabilities(segmenter: Segmenter, image: np.ndarray, data: DataConfig) -> dict[str, Tensor]:
     """Both heads' class probabilities (K, H, W) of an image (H, W, C), at its native size.
 
@@ -31,12 +29,23 @@ def probabilities(segmenter: Segmenter, image: np.ndarray, data: DataConfig) -> 
     One at a time, so that a result never depends on what else is in a batch, and that no forward holds more pixels than
     the smallest training batch. What has the image's size is in main memory, wherever the network is.
     """
+    device = next(segmenter.parameters()).device
+
+    @torch.inference_mode()
+    def predict_window(window: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        prediction = segmenter(to_tensor(window[0]).to(device))
+        logits = (resize_logits(getattr(prediction, head).cpu(), size) for head in HEADS)
+        return torch.stack([of_head.softmax(1) for of_head in logits], 1).numpy()  # (1, heads, K, H, W)
+
+    height, width = image.shape[:2]
+    slabs = iter([Rows(image, np.ones((height, width), bool))])
+    found = np.empty((len(HEADS), segmenter.classes, height, width), np.float32)
+    top = 0
     with evaluating(segmenter):
-        if data.geometry == "crop":
-            return _blend(segmenter, image, data, data.size)
-        if data.tile is not None and max(image.shape[:2]) > data.tile:
-            return _blend(segmenter, image, data, data.tile)
-        return _look(segmenter, image, data)
+        for rows in blended(predict_window, slabs, plan(height, width, data, share=1 / 2), layers=found.shape[:2]):
+            found[..., top : top + len(rows.valid), :] = rows.layer
+            top += len(rows.valid)
+    return dict(zip(HEADS, torch.from_numpy(found), strict=True))
 
 
 def mean_over_scales(
@@ -53,39 +62,6 @@ def mean_over_scales(
         for head, probability in probabilities(segmenter, shown, sized).items():
             total[head] = total.get(head, 0) + resize_logits(probability[None], image.shape[:2])[0] / len(scales)
     return total
-
-
-def _look(segmenter: Segmenter, window: np.ndarray, data: DataConfig) -> dict[str, Tensor]:
-    prediction = segmenter(network_input(window, data.size, data.geometry).to(next(segmenter.parameters()).device))
-    return {head: resize_logits(getattr(prediction, head).cpu(), window.shape[:2])[0].softmax(0) for head in HEADS}
-
-
-def _blend(segmenter: Segmenter, image: np.ndarray, data: DataConfig, side: int) -> dict[str, Tensor]:
-    """Probabilities of overlapping windows of `side`, each weighted by a tent that falls towards its border."""
-    rows, columns = image.shape[:2]
-    height, width = min(side, rows), min(side, columns)
-    tent = _tent(height)[:, None] * _tent(width)
-    total = {head: torch.zeros(segmenter.classes, rows, columns) for head in HEADS}
-    weight = torch.zeros(rows, columns)
-    for top, left in product(starts(rows, side), starts(columns, side)):
-        down, across = slice(top, top + height), slice(left, left + width)
-        weight[down, across] += tent
-        for head, probability in _look(segmenter, image[down, across], data).items():
-            total[head][:, down, across] += tent * probability
-    return {head: summed.div_(weight) for head, summed in total.items()}
-
-
-def starts(length: int, size: int) -> list[int]:
-    """Where windows of `size` begin that cover `length` pixels evenly, each overlapping the next by at least half."""
-    if length <= size:
-        return [0]
-    count = math.ceil((length - size) / (size // 2)) + 1
-    return [round(i * (length - size) / (count - 1)) for i in range(count)]
-
-
-def _tent(length: int) -> Tensor:
-    place = torch.arange(length) + 0.5
-    return torch.minimum(place, length - place)
 
 
 def decide(probability: dict[str, Tensor], head: HeadChoice = "main") -> Tensor:

@@ -7,16 +7,8 @@
 Nothing here imports a part of the training.
 """
 
-from scenes.network import CloudNetwork, Images, load_network
+from engine.data_record import Images
+from scenes.network import CloudNetwork, load_network
 from scenes.predict import Options, Result, Summary, predict_array, predict_scene
 
-__all__ = [
-    "CloudNetwork",
-    "Images",
-    "Options",
-    "Result",
-    "Summary",
-    "load_network",
-    "predict_array",
-    "predict_scene",
-]
+__all__ = ["CloudNetwork", "Images", "Options", "Result", "Summary", "load_network", "predict_array", "predict_scene"]

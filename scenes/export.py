@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from config.load import recorded_config
 from datasets.readers import READERS
+from engine.data_record import Images
 from nets.segmenter import Segmenter
-from scenes.network import Images, main_head_alone
+from scenes.network import main_head_alone
 from utils.records import reading
 
 OPSET = 18
@@ -120,8 +121,7 @@ def model_card(weights: Path, images: Images, architecture: str) -> str:
         "target": "with labels" if name == "oracle" else "not used" if name == "source_only" else "without labels",
     }
     data = [
-        f"| {role} | {root} | {reader} | {uses[role]} | {_stated(reader, made, 'Licence')} | "
-        f"{_stated(reader, made, 'Citation')} |"
+        f"| {role} | {root} | {reader} | {uses[role]} | {_terms(reader, made)} |"
         for role, (root, reader) in domains.items()
     ]
     if images.geometry == "crop":
@@ -173,16 +173,13 @@ The terms of the data are their authors'; check them before the weights are pass
 {scores}"""
 
 
-def _stated(reader: str, made: bool, what: str) -> str:
-    """What the reader of a published data set says in its docstring."""
+def _terms(reader: str, made: bool) -> str:
+    """Licence and citation, as the reader of a published data set states them in its docstring."""
     if made:
-        return "drawn by this project" if what == "Licence" else "-"
-    found = (
-        re.search(rf"^\s*{what}: (.*)$", type(READERS[reader]).__doc__ or "", re.MULTILINE)
-        if reader in READERS
-        else None
-    )
-    return found[1].rstrip(".") if found else "not known to this project"
+        return "drawn by this project | -"
+    text = type(READERS[reader]).__doc__ or "" if reader in READERS else ""
+    stated = (re.search(rf"^\s*{what}: (.*)$", text, re.MULTILINE) for what in ("Licence", "Citation"))
+    return " | ".join(found[1].rstrip(".") if found else "not known to this project" for found in stated)
 
 
 def _scaling(images: Images) -> str:

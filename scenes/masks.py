@@ -10,7 +10,9 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
-CLEAR, CLOUD, UNKNOWN = 0, 1, 255
+from utils.labels import IGNORE
+
+CLEAR, CLOUD = 0, 1
 
 
 def without_small(strips: Iterator[np.ndarray], least: int) -> Iterator[np.ndarray]:
@@ -68,4 +70,4 @@ def dilated(strips: Iterator[np.ndarray], radius: int) -> Iterator[np.ndarray]:
 
 def _near(rows: np.ndarray, radius: int) -> np.ndarray:
     distance = cv2.distanceTransform((rows != CLOUD).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return np.where((distance <= radius + 1e-3) & (rows != UNKNOWN), np.uint8(CLOUD), rows)
+    return np.where((distance <= radius + 1e-3) & (rows != IGNORE), np.uint8(CLOUD), rows)

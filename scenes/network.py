@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,42 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from config.load import recorded_config
-from datasets.decode import RGB
-from datasets.decoder import Decoder
-from datasets.scaling import recorded_scaling
-from utils.errors import ConfigError, WeightsError
+from engine.data_record import Images, images_of
+from engine.windows import PredictBatch
+from utils.errors import WeightsError
 
 if TYPE_CHECKING:
     import torch
-
-SMALLEST, LARGEST = 32, 4096  # pixels: side of a network's input
-TARGET = {"bands": "file_bands", "scaling": "scaling", "nodata": "nodata"}  # in a weights file: in a decoder
-Cloud = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Images:
-    """The images that a network was trained for.
-
-    Attributes:
-        decoder: how its files are understood: bands, scaling, where there is no data.
-        size: side in pixels of what the network saw in training.
-        geometry: "crop", windows at native resolution; "letterbox", images scaled to `size`.
-        tile: with "letterbox", the longer side of the largest image that was scaled as a whole; None: there was none.
-    """
-
-    decoder: Decoder
-    size: int
-    geometry: str
-    tile: int | None
-
-    @property
-    def record(self) -> str:
-        """As it stands in a weights file, below "data"."""
-        target = {key: getattr(self.decoder, name) for key, name in TARGET.items()}
-        head = {"bands": self.decoder.bands, "size": self.size, "geometry": self.geometry, "tile": self.tile}
-        return json.dumps({**head, "target": target})
 
 
 @dataclass(frozen=True)
@@ -67,7 +36,7 @@ class CloudNetwork:
 
     path: Path
     images: Images
-    cloud: Cloud
+    cloud: PredictBatch
     workers: int = 1
     settle: Callable[[], object] = lambda: None
     device: torch.device | None = None
@@ -96,8 +65,7 @@ def _load_torch(path: Path, device: str | None) -> CloudNetwork:
     from nets.weights import load_segmenter, load_weights
 
     segmenter = load_segmenter(path)
-    images = images_of(path, load_weights(path)[1])
-    check_network(path, images, segmenter.in_channels, segmenter.classes)
+    images = _images_of(path, load_weights(path)[1], segmenter.in_channels, segmenter.classes)
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         network = main_head_alone(segmenter).to(place)
@@ -141,8 +109,7 @@ def _load_onnx(path: Path) -> CloudNetwork:
         raise WeightsError(f"{path}: cannot be read as an ONNX model ({error})") from None
     if [*shapes] != ["image", "size"] or len(shapes["image"]) != 4:
         raise WeightsError(f"{path}: has the inputs {', '.join(shapes)}, expected image, size; make it with export.py")
-    images = images_of(path, metadata)
-    check_network(path, images, shapes["image"][1], 2)
+    images = _images_of(path, metadata, shapes["image"][1], 2)
 
     def cloud(windows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         image = windows.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
@@ -158,78 +125,18 @@ def _load_onnx(path: Path) -> CloudNetwork:
     return CloudNetwork(path, images, cloud, workers)
 
 
-def check_network(path: Path, images: Images, bands: int, classes: int) -> None:
-    """
+def _images_of(path: Path, metadata: Mapping[str, str], bands: int, classes: int) -> Images:
+    """What the file says of its images.
+
     Raises:
-        WeightsError: network and record are not of one number of bands, or there are more classes than clear and cloud.
+        WeightsError: it says nothing that can be used, the network takes another number of bands, or it has more
+            classes than clear and cloud.
     """
+    images = images_of(path, metadata)
     if bands != len(images.decoder.bands):
         raise WeightsError(
             f"{path}: takes {bands} band(s), and its record names {', '.join(images.decoder.bands)}; export it again"
         )
     if classes != 2:
         raise WeightsError(f"{path}: has {classes} classes, expected 2: clear and cloud")
-
-
-def images_of(path: Path, metadata: Mapping[str, str]) -> Images:
-    """What a weights file says of the images that its network is for.
-
-    A file from before this was written down means 8-bit red, green and blue, and has the rest in the config.yaml
-    beside it.
-
-    Raises:
-        WeightsError: it says nothing that can be used.
-    """
-    if "data" not in metadata:
-        return _images_of_config(path)
-    try:
-        record = json.loads(metadata["data"])
-        target = record["target"]
-        bands = _bands(record["bands"])
-        decoder = Decoder(
-            bands=bands,
-            file_bands=None if target["bands"] is None else _bands(target["bands"]),
-            scaling=recorded_scaling(target["scaling"], len(bands)),
-            nodata=target["nodata"],
-        )
-        return _images(decoder, record["size"], record["geometry"], record["tile"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise WeightsError(
-            f"{path}: its 'data' entry cannot be used ({type(error).__name__}: {error}), found "
-            f"{metadata['data'][:500]!r}; write the file again with the stage that made it"
-        ) from None
-
-
-def _bands(names: Any) -> tuple[str, ...]:
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"found the bands {names}, expected a list of names")
-    return tuple(names)
-
-
-def _images(decoder: Decoder, size: Any, geometry: Any, tile: Any) -> Images:
-    """
-    Raises:
-        ValueError: a value that means nothing.
-    """
-    if type(size) is not int or not SMALLEST <= size <= LARGEST:
-        raise ValueError(f"found size {size!r}, expected {SMALLEST} to {LARGEST} pixels")
-    if tile is not None and (type(tile) is not int or tile < size):
-        raise ValueError(f"found tile {tile!r}, expected {size} pixels, the size, or more, or null")
-    if geometry not in ("crop", "letterbox"):
-        raise ValueError(f"found geometry {geometry!r}, expected crop or letterbox")
-    rule = decoder.nodata
-    if isinstance(rule, bool) or not isinstance(rule, str | int | float):
-        raise ValueError(f"found nodata {rule!r}, expected a rule or a number")
-    return Images(decoder, size, geometry, tile)
-
-
-def _images_of_config(path: Path) -> Images:
-    config = path.parent / "config.yaml"
-    try:
-        data = recorded_config(config)["data"]
-        return _images(Decoder(RGB), data["size"], data["geometry"], data.get("tile"))
-    except (ConfigError, ValueError, KeyError, TypeError, AttributeError):
-        raise WeightsError(
-            f"{path}: does not say what images it is for, and {config} does not either, expected data.size and "
-            "data.geometry in it; put the run's config.yaml beside the file, or train again"
-        ) from None
+    return images

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from datasets.files import Item
-from scenes.masks import CLOUD, UNKNOWN, dilated, without_small
+from engine.data_record import Images
+from engine.windows import Plan, PredictBatch, Rows, blended, plan
+from scenes.masks import CLOUD, dilated, without_small
 from scenes.network import CloudNetwork
 from scenes.rasters import MASK, SHARE, Output, Thumbnail, grid_of, slabs, write_quicklook, writing
 from scenes.streams import ahead
-from scenes.windows import Rows, blended, plan
 from utils.errors import ConfigError, DataError
+from utils.labels import IGNORE
 
 Write = Callable[[np.ndarray], object]
-LAYERS = ("mask", "probability", "entropy", "quicklook")
+Tick = Callable[[int, int], object]
 AHEAD = 2  # slabs that are read, and strips that are predicted, before they are asked for
 GDAL_CACHE = 64  # MiB
+BATCH = 2**18  # pixels of network input in one batch
+WHOLE = 4096  # pixels: the longest side of a scene that is seen whole
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,7 @@ class Options:
     """How a scene is predicted.
 
     Attributes:
-        window, overlap: of windows, in pixels of the scene; None: see `scenes.windows.plan`.
+        window, overlap: of windows, in pixels of the scene; None: see `engine.windows.plan`, and a quarter of a window.
         threshold: what has a higher probability of cloud is cloud.
         flips: take the mean over each window and its three mirror images; four times the work.
         min_cloud: clouds of fewer pixels than this are cleared.
@@ -59,6 +67,20 @@ class Options:
         ):
             if not holds:
                 raise ConfigError(f"{name} is {value}, expected {expected}")
+
+    def plan(self, height: int, width: int, images: Images) -> Plan:
+        """The windows of a scene of (height, width) pixels.
+
+        Raises:
+            ConfigError: windows that do not move, or a scene that is too large to be seen whole.
+        """
+        windows = plan(height, width, images, self.window, self.overlap, share=1 / 4)
+        if windows.whole and max(height, width) > WHOLE:
+            raise ConfigError(
+                f"found a scene of {width}x{height} pixels, and the network knows only whole images, scaled to "
+                f"{images.size} pixels; give --window, the pixels that are scaled to {images.size} at a time"
+            )
+        return windows
 
 
 class Result(NamedTuple):
@@ -107,10 +129,10 @@ def predict_array(
     scaled = network.images.decoder.scaled(image, Item("array", (Path("array"),)))
     scaled = np.where(valid[..., None], scaled, np.uint8(0))
     height, width = valid.shape
-    windows = plan(height, width, network.images, options.window, options.overlap)
-    strips = blended(network, iter([Rows(scaled, valid)]), windows, flips=options.flips, tick=lambda _: None)
+    windows = options.plan(height, width, network.images)
+    strips = _clouds(network, iter([Rows(scaled, valid)]), windows, options.flips)
     layers: dict[str, list[np.ndarray]] = {"probability": [], "entropy": []}
-    masks = list(_masks(strips, options, {name: parts.append for name, parts in layers.items()}, _Sums()))
+    masks = list(_masks(strips, options, {name: parts.append for name, parts in layers.items()}, defaultdict(float)))
     return Result(np.concatenate(masks), *(np.concatenate(parts) for parts in layers.values()))
 
 
@@ -120,13 +142,13 @@ def predict_scene(
     outputs: Mapping[str, Path],
     options: Options | None = None,
     *,
-    tick: Callable[[int, int], object] = lambda done, total: None,
+    tick: Tick = lambda done, total: None,
 ) -> Summary:
     """The masks of a scene in a file, written to files. Reading, computing and writing overlap in time.
 
     Args:
         path: whatever the project reads: a GeoTIFF or another raster of GDAL, or a PNG, JPEG or BMP.
-        outputs: where to write which of `LAYERS`; "mask", "probability" and "entropy" as cloud-optimised GeoTIFF on the
+        outputs: where to write which layer; "mask", "probability" and "entropy" as cloud-optimised GeoTIFF on the
             scene's own grid, or as PNG, by the name's end; "quicklook" as PNG. The mask is put in place last. A folder
             .NAME.part beside it holds what is not finished; one that an earlier attempt left is removed.
         tick: called with the number of windows that are done, and how many there are.
@@ -139,17 +161,11 @@ def predict_scene(
     options, path, began = options or Options(), Path(path), time.perf_counter()
     grid = grid_of(path)
     try:
-        windows = plan(grid.height, grid.width, network.images, options.window, options.overlap)
+        windows = options.plan(grid.height, grid.width, network.images)
     except ConfigError as error:
         raise DataError(f"{path}: {error}") from None
-    total, done = len(windows.rows) * len(windows.columns), 0
-
-    def count(more: int) -> None:
-        nonlocal done
-        done += more
-        tick(done, total)
-
-    image_small, mask_small, sums = Thumbnail(grid), Thumbnail(grid), _Sums()
+    image_small, mask_small = Thumbnail(grid), Thumbnail(grid)
+    sums: dict[str, float] = defaultdict(float)
 
     def scene() -> Iterator[Rows]:
         for slab in slabs(path, network.images.decoder, grid):
@@ -161,7 +177,7 @@ def predict_scene(
         # Without a limit GDAL keeps what it read and wrote in up to a twentieth of the machine's memory.
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE))
         read = stack.enter_context(ahead(scene(), AHEAD))
-        strips = stack.enter_context(ahead(blended(network, read, windows, flips=options.flips, tick=count), AHEAD))
+        strips = stack.enter_context(ahead(_clouds(network, read, windows, options.flips, tick), AHEAD))
         layers = {}
         for name in ("probability", "entropy", "mask"):
             if name in outputs:
@@ -174,7 +190,8 @@ def predict_scene(
             write_quicklook(outputs["quicklook"], image_small, mask_small, network.images.decoder.bands, scratch)
         for layer in layers.values():
             layer.finish()
-    return sums.summary(grid.height * grid.width, time.perf_counter() - began)
+    valid, seconds = sums["valid"] or float("nan"), time.perf_counter() - began
+    return Summary(sums["cloud"] / valid, sums["valid"] / (grid.height * grid.width), sums["entropy"] / valid, seconds)
 
 
 @contextmanager
@@ -189,6 +206,21 @@ def _scratch_beside(path: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _clouds(
+    network: CloudNetwork, slabs: Iterator[Rows], windows: Plan, flips: bool, tick: Tick = lambda done, total: None
+) -> Iterator[Rows]:
+    """The probability of cloud (h, W), from the top down."""
+    predict_batch = partial(_mean_of_flips, network.cloud) if flips else network.cloud
+    at_once = max(1, BATCH // math.prod(windows.seen))
+    with ThreadPoolExecutor(network.workers, initializer=network.settle) as pool:
+        yield from blended(predict_batch, slabs, windows, at_once=at_once, apply=pool.map, tick=tick)
+
+
+def _mean_of_flips(predict_batch: PredictBatch, windows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    turns = [np.s_[:, ::down, ::across] for down in (1, -1) for across in (1, -1)]
+    return np.mean([predict_batch(np.ascontiguousarray(windows[turn]), size)[turn] for turn in turns], axis=0)
+
+
 def entropy_of(probability: np.ndarray) -> np.ndarray:
     """The entropy of clear and cloud in bits, float32 in [0, 1], of the probability of one of them."""
     p = np.clip(probability, np.float32(1e-7), np.float32(1 - 1e-7))
@@ -196,30 +228,20 @@ def entropy_of(probability: np.ndarray) -> np.ndarray:
     return -(p * np.log2(p) + q * np.log2(q))
 
 
-class _Sums:
-    """Counts over the strips of a scene."""
-
-    def __init__(self) -> None:
-        self.cloud = self.valid = 0
-        self.entropy = 0.0
-
-    def summary(self, pixels: int, seconds: float) -> Summary:
-        valid = self.valid or float("nan")
-        return Summary(self.cloud / valid, self.valid / pixels, self.entropy / valid, seconds)
-
-
-def _masks(strips: Iterator[Rows], options: Options, write: Mapping[str, Write], sums: _Sums) -> Iterator[np.ndarray]:
-    """The mask's strips; the other layers are written, and sums are taken, as they pass."""
+def _masks(
+    strips: Iterator[Rows], options: Options, write: Mapping[str, Write], sums: dict[str, float]
+) -> Iterator[np.ndarray]:
+    """The mask's strips; the other layers are written, and sums of cloud, valid and entropy taken, as they pass."""
 
     def decided() -> Iterator[np.ndarray]:
         for probability, valid in strips:
             entropy = entropy_of(probability)
-            sums.valid += int(valid.sum())
-            sums.entropy += float(entropy.sum(where=valid, dtype=np.float64))
+            sums["valid"] += int(valid.sum())
+            sums["entropy"] += float(entropy.sum(where=valid, dtype=np.float64))
             for name, layer in (("probability", probability), ("entropy", entropy)):
                 if name in write:
                     write[name](np.where(valid, layer, np.float32("nan")))
-            yield np.where(valid, (probability > options.threshold).view(np.uint8), np.uint8(UNKNOWN))
+            yield np.where(valid, (probability > options.threshold).view(np.uint8), np.uint8(IGNORE))
 
     masks = decided()
     if options.min_cloud > 1:
@@ -227,5 +249,5 @@ def _masks(strips: Iterator[Rows], options: Options, write: Mapping[str, Write],
     if options.buffer:
         masks = dilated(masks, options.buffer)
     for strip in masks:
-        sums.cloud += int(np.count_nonzero(strip == CLOUD))
+        sums["cloud"] += np.count_nonzero(strip == CLOUD)
         yield strip

@@ -17,10 +17,10 @@ from datasets.decoder import Decoder
 from datasets.files import Item, Window
 from engine.memory import ran_out
 from engine.pictures import MASK_COLOURS
-from scenes.masks import UNKNOWN
-from scenes.windows import Rows
+from engine.windows import Rows
 from utils.errors import DataError, unwritable
 from utils.files import put_in_place
+from utils.labels import IGNORE
 
 BLOCK = 512  # side of a tile of what is written
 PIECE = 2**20  # pixels that are decoded at once, where the file's own blocks are not larger
@@ -49,7 +49,7 @@ class Layer(NamedTuple):
     overviews: str
 
 
-MASK = Layer("uint8", UNKNOWN, 1, "mode")
+MASK = Layer("uint8", IGNORE, 1, "mode")
 SHARE = Layer("float32", float("nan"), 3, "average")  # probability or entropy
 
 
@@ -138,10 +138,8 @@ class Output:
         if self.top + ready < self.grid.height:
             ready -= ready % BLOCK
         if self.tiles is not None and ready:
-            from rasterio.windows import Window as Part
-
             with writing(self.path):
-                self.tiles.write(self.held[:ready], 1, window=Part(0, self.top, self.grid.width, ready))
+                self.tiles.write(self.held[:ready], 1, window=((self.top, self.top + ready), (0, self.grid.width)))
             self.checksum = zlib.crc32(self.held[:ready].data, self.checksum)
             self.top, self.held = self.top + ready, self.held[ready:]
 
@@ -196,12 +194,11 @@ class Output:
     def _check(self, finished: Path) -> None:
         """Read all of it again, and see that it ends where it should: GDAL does not report every failure to write."""
         import rasterio
-        from rasterio.windows import Window as Part
 
         checksum, height, width = 0, self.grid.height, self.grid.width
         with rasterio.open(finished) as file:
             for top in range(0, height, BLOCK):
-                rows = file.read(1, window=Part(0, top, width, min(BLOCK, height - top)))
+                rows = file.read(1, window=((top, min(top + BLOCK, height)), (0, width)))
                 checksum = zlib.crc32(rows.data, checksum)
             last = f"{(width - 1) // BLOCK}_{(height - 1) // BLOCK}"
             begin, size = (int(file.get_tag_item(f"BLOCK_{what}_{last}", "TIFF", 1)) for what in ("OFFSET", "SIZE"))
@@ -211,7 +208,7 @@ class Output:
     def _to_png(self, finished: Path) -> None:
         if self.layer is MASK:
             picture = Image.fromarray(self.held)
-            picture.putpalette([part for value in range(256) for part in MASK_COLOURS.get(value, (0, 0, 0))])
+            picture.putpalette(_palette().tobytes())
         else:
             depth = np.where(np.isnan(self.held), 65535, np.nan_to_num(self.held) * 65534 + 0.5)
             picture = Image.fromarray(depth.astype(np.uint16))
@@ -255,8 +252,14 @@ def write_quicklook(path: Path, image: Thumbnail, mask: Thumbnail, bands: tuple[
     """
     visible = [bands.index(band) for band in ("red", "green", "blue") if band in bands]
     chosen = visible if len(visible) == 3 else [0, 1, 2] if len(bands) >= 3 else [0, 0, 0]
+    with writing(path):
+        picture = Image.fromarray(np.hstack([image.picture[..., chosen], _palette()[mask.picture]]))
+        picture.save(scratch / "quicklook.png")
+        put_in_place(scratch / "quicklook.png", path)
+
+
+def _palette() -> np.ndarray:
+    """Value in a mask -> colour, (256, 3) uint8."""
     table = np.zeros((256, 3), np.uint8)
     table[list(MASK_COLOURS)] = list(MASK_COLOURS.values())
-    with writing(path):
-        Image.fromarray(np.hstack([image.picture[..., chosen], table[mask.picture]])).save(scratch / "quicklook.png")
-        put_in_place(scratch / "quicklook.png", path)
+    return table

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from queue import Empty, Full, Queue
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -17,44 +17,19 @@ def ahead(items: Iterable[T], count: int) -> Iterator[Iterator[T]]:
 
     What `items` raises is raised where they are asked for. Leaving stops the thread after the item at hand.
     """
-    queue: Queue[tuple[str, Any]] = Queue(count)
-    left = threading.Event()
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1) as thread:
 
-    def put(kind: str, content: Any) -> None:
-        while not left.is_set():
-            try:
-                return queue.put((kind, content), timeout=0.1)
-            except Full:
-                continue
+        def ordered() -> Any:
+            return thread.submit(next, iterator, end)
 
-    def take() -> None:
+        def given() -> Iterator[T]:
+            while (item := waiting.popleft().result()) is not end:
+                waiting.append(ordered())
+                yield item
+
+        waiting = deque(ordered() for _ in range(count))
         try:
-            for item in items:
-                put("item", item)
-                if left.is_set():
-                    return
-            put("end", None)
-        except BaseException as error:
-            put("error", error)
-
-    def given() -> Iterator[T]:
-        while True:
-            kind, content = queue.get()
-            if kind == "end":
-                return
-            if kind == "error":
-                raise content
-            yield content
-
-    thread = threading.Thread(target=take, daemon=True)
-    thread.start()
-    try:
-        yield given()
-    finally:
-        left.set()
-        while not queue.empty():  # what nobody will ask for
-            try:
-                queue.get_nowait()
-            except Empty:
-                break
-        thread.join()
+            yield given()
+        finally:
+            thread.shutdown(cancel_futures=True)

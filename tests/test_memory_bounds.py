@@ -18,7 +18,7 @@ from torch import Tensor
 import eval as evaluation
 from config.load import load_config
 from config.schema import Config, DataConfig
-from engine.inference import probabilities, starts
+from engine.inference import probabilities
 from engine.pictures import SHOWN, thinned
 from nets.segmenter import HEADS, Prediction, Segmenter, resize_logits
 from split_entropy import split_entropy
@@ -112,7 +112,8 @@ class LastRow(Segmenter):
 def all_at_once(network: Segmenter, image: np.ndarray, side: int) -> dict[str, Tensor]:
     """All windows in one forward, blended in double precision: what `probabilities` stands for."""
     rows, columns = image.shape[:2]
-    corners = [(top, left) for top in starts(rows, side) for left in starts(columns, side)]
+    half = side // 2
+    corners = [(top, left) for top in range(0, rows - half, half) for left in range(0, columns - half, half)]
     windows = torch.stack([torch.from_numpy(image[t : t + side, l : l + side].copy()) for t, l in corners])  # noqa: E741
     prediction = network(windows.permute(0, 3, 1, 2).float() / 255)
     tent = np.minimum(np.arange(side) + 0.5, side - np.arange(side) - 0.5)
@@ -132,7 +133,7 @@ def all_at_once(network: Segmenter, image: np.ndarray, side: int) -> dict[str, T
 def test_one_window_at_a_time_gives_what_all_at_once_give(network: Segmenter | None) -> None:
     torch.manual_seed(0)
     network = network or Segmenter("mobilenetv3_small_050", init="kaiming").eval()
-    image = np.random.default_rng(0).integers(0, 256, (75, 110, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (80, 112, 3), np.uint8)  # windows share exactly half
     found = probabilities(network, image, DataConfig(size=SIZE, geometry="crop"))
     for head, expected in all_at_once(network, image, SIZE).items():
         assert float(expected.std()) > 0.01

@@ -26,8 +26,9 @@ from rasterio.transform import from_origin
 from engine.lock import LOCK
 from nets.segmenter import Segmenter
 from nets.weights import save_segmenter
-from predict import open_folder, predict, read_request, read_summary
-from scenes import predict_array, predict_scene
+from predict import predict, read_request
+from scenes import Options, predict_array, predict_scene
+from scenes.folder import open_folder, read_summary
 from scenes.network import load_network
 from utils.errors import ConfigError, DataError, WeightsError
 
@@ -351,7 +352,7 @@ def test_damaged_settings_are_named(tmp_path: Path, weights: Path, text: str) ->
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "predict.json").write_text(text)
     with pytest.raises(ConfigError, match=r"predict\.json: is not the settings of predict\.py .*give another --out"):
-        open_folder(read_request(["a.tif", "--weights", str(weights), "--out", str(tmp_path / "out")]))
+        open_folder(tmp_path / "out", weights, Options())
 
 
 @pytest.mark.parametrize("text", ["scene\na\n", "scene,cloud_share\na,x\n", "a\x00,b\n1,2\n"])

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from config.schema import DataConfig
-from engine.inference import decide, mean_over_scales, probabilities, starts
+from engine.inference import decide, mean_over_scales, probabilities
+from engine.windows import plan
 from nets.segmenter import Prediction, Segmenter
 
 CROP = DataConfig(size=32, geometry="crop")
@@ -34,7 +35,7 @@ class PerPixel(Segmenter):
 
 @pytest.mark.parametrize("length", [1, 31, 32, 33, 48, 64, 65, 100, 257])
 def test_windows_cover_everything_and_overlap_by_half(length: int) -> None:
-    begins = starts(length, 32)
+    begins = [span.start for span in plan(length, 1, CROP, share=1 / 2).rows]
     assert begins[0] == 0 and begins[-1] == max(0, length - 32)
     assert all(0 < b - a <= 16 for a, b in itertools.pairwise(begins))
 
@@ -48,7 +49,8 @@ def test_blended_windows_equal_one_forward_of_a_network_that_looks_at_single_pix
     torch.testing.assert_close(found["main"], torch.stack([1 - cloud, cloud]))
     torch.testing.assert_close(found["aux"], torch.stack([cloud, 1 - cloud]))
     window = (1, 3, min(shape[0], 32), min(shape[1], 32))
-    assert network.shown == [window] * len(starts(shape[0], 32)) * len(starts(shape[1], 32))
+    windows = plan(*shape, CROP, share=1 / 2)
+    assert network.shown == [window] * len(windows.rows) * len(windows.columns)
 
 
 def test_letterbox_shows_the_whole_image_once_at_the_training_size() -> None:

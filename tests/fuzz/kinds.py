@@ -32,10 +32,9 @@ from engine.domains import decoder_of, expected_images, listed, rules_of, with_s
 from eval import load_models
 from nets.weights import import_deeplab_v2, is_segmenter_file, load_segmenter
 from report.data_check import check
-from scenes import CloudNetwork, Images, load_network, predict_scene
+from scenes import CloudNetwork, Images, Options, load_network, predict_scene
 from scenes.export import model_card
 from scenes.rasters import grid_of
-from scenes.windows import plan
 from tests.fuzz.mutate import WORDS, mutated
 from tests.fuzz.records import record
 from tests.fuzz.runner import Case, Try
@@ -104,7 +103,7 @@ def image(rng: Random, base: Path, box: Path) -> Case:
             predict_scene(network, path, outputs)
         else:  # it would be read to its end, however long that takes
             grid = grid_of(path)
-            plan(grid.height, grid.width, images)
+            Options().plan(grid.height, grid.width, images)
 
     calls = [
         lambda: size_of(path),

@@ -26,7 +26,7 @@ from engine.log import Logger
 from engine.pseudo_labels import STORED_CLASSES
 from engine.run import open_stage
 from methods.student import easy_and_hard
-from predict import open_folder, read_request, read_summary
+from predict import read_request
 from report.figures import draw_entropy
 from report.page import write_report
 from report.protocol import check_view
@@ -34,6 +34,7 @@ from report.records import remember_pictures
 from report.summary import summary
 from scenes import Images, load_network
 from scenes.export import model_card
+from scenes.folder import open_folder, read_summary
 from tests.fuzz.mutate import mutated
 from tests.fuzz.runner import Case, Try
 from tests.fuzz.shared import settings_of, small
@@ -128,7 +129,8 @@ def warned(settings: Config, base: Path, box: Path) -> None:
 
 
 def masks(settings: Config, base: Path, box: Path) -> None:
-    open_folder(read_request(["scene.tif", "--run", str(base / "run"), "--out", str(box / "masks")]))
+    request = read_request(["scene.tif", "--run", str(base / "run"), "--out", str(box / "masks")])
+    open_folder(request.out, request.weights, request.options)
 
 
 def predicted(settings: Config, base: Path, box: Path) -> None:

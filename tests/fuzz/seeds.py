@@ -33,8 +33,8 @@ from engine.run import open_stage
 from eval import evaluate
 from nets.segmenter import Segmenter
 from nets.weights import save_segmenter
-from predict import open_folder, read_request, write_summary
-from scenes import Summary
+from scenes import Options, Summary
+from scenes.folder import open_folder, write_summary
 from split_entropy import split_entropy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -225,7 +225,7 @@ def run() -> None:
     shutil.copy("source/images/s_0.png", "run/eval/masks.png")
     pictures = {"masks": [{"file": "masks.png", "title": "Masks", "caption": "as they are"}]}
     Path("run/eval/pictures.json").write_text(json.dumps(pictures), "utf-8")
-    open_folder(read_request(["scene.tif", "--run", "run", "--out", "masks"]))
+    open_folder(Path("masks"), Path("run/teacher/teacher.safetensors"), Options())
     write_summary(Path("masks/summary.csv"), {"a": Summary(0.5, 1.0, 0.25, 3.0), "b/c": Summary(*[float("nan")] * 4)})
     result = {
         "choice": {"selection": "last", "best_on_labels": False, "snapshots": None},

@@ -1,0 +1,107 @@
+"""What a weights file says of the images that its network is for; read and written without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from config.load import recorded_config
+from datasets.decode import RGB
+from datasets.decoder import Decoder
+from datasets.scaling import recorded_scaling
+from utils.errors import ConfigError, WeightsError
+from utils.records import reading
+
+SMALLEST, LARGEST = 32, 4096  # pixels: side of a network's input
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images that a network was trained for.
+
+    Attributes:
+        decoder: how its files are understood: bands, scaling, where there is no data.
+        size: side in pixels of what the network saw in training.
+        geometry: "crop", windows at native resolution; "letterbox", images scaled to `size`.
+        tile: with "letterbox", the longer side of the largest image that was scaled as a whole; None: there was none.
+    """
+
+    decoder: Decoder
+    size: int
+    geometry: str
+    tile: int | None
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """As it stands in a weights file."""
+        decoder = self.decoder
+        target = {"bands": decoder.file_bands, "scaling": decoder.scaling, "nodata": decoder.nodata}
+        seen = {"size": self.size, "geometry": self.geometry, "tile": self.tile}
+        return {"data": json.dumps({"bands": decoder.bands, **seen, "target": target})}
+
+
+def images_of(path: Path, metadata: Mapping[str, str]) -> Images:
+    """What a weights file says of the images that its network is for.
+
+    A file from before this was written down means 8-bit red, green and blue, and has the rest in the config.yaml
+    beside it.
+
+    Raises:
+        WeightsError: it says nothing that can be used.
+    """
+    if "data" not in metadata:
+        return _images_of_config(path)
+    fix = "write the file again with the stage that made it"
+    with reading(path, "a weights file with a sound record of its data", fix, WeightsError):
+        record = json.loads(metadata["data"])
+        target, bands = record["target"], _bands(record["bands"])
+        decoder = Decoder(
+            bands=bands,
+            file_bands=None if target["bands"] is None else _bands(target["bands"]),
+            scaling=recorded_scaling(target["scaling"], len(bands)),
+            nodata=target["nodata"],
+        )
+        return _checked(Images(decoder, record["size"], record["geometry"], record["tile"]))
+
+
+def _images_of_config(path: Path) -> Images:
+    config = path.parent / "config.yaml"
+    try:
+        data = recorded_config(config)["data"]
+        return _checked(Images(Decoder(RGB), data["size"], data["geometry"], data.get("tile")))
+    except (ConfigError, ValueError, KeyError, TypeError, AttributeError):
+        raise WeightsError(
+            f"{path}: does not say what images it is for, and {config} does not either, expected data.size and "
+            "data.geometry in it; put the run's config.yaml beside the file, or train again"
+        ) from None
+
+
+def _bands(names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"found the bands {names}, expected a list of names")
+    return tuple(names)
+
+
+def _checked(images: Images) -> Images:
+    """
+    Raises:
+        TypeError, ValueError: a value that means nothing.
+    """
+    size, tile, rule = images.size, images.tile, images.decoder.nodata
+    for name, value, holds, expected in (
+        ("size", size, type(size) is int and SMALLEST <= size <= LARGEST, f"{SMALLEST} to {LARGEST} pixels"),
+        (
+            "tile",
+            tile,
+            tile is None or (type(tile) is int and tile >= size),
+            f"{size} pixels, the size, or more, or null",
+        ),
+        ("geometry", images.geometry, images.geometry in ("crop", "letterbox"), "crop or letterbox"),
+        ("nodata", rule, isinstance(rule, str | int | float) and not isinstance(rule, bool), "a rule or a number"),
+    ):
+        if not holds:
+            raise ValueError(f"found {name} {value!r}, expected {expected}")
+    return images
