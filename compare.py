@@ -49,10 +49,10 @@ from engine.lock import LOCK, one_writer
 from engine.loop import device_of, intra_length, stage_length
 from engine.memory import memory_explained
 from engine.run import Kind, bound_settings, differences, make_generated, uses_split
-from eval import HELD_BACK, LESS_MEMORY, TRANSDUCTIVE, evaluation_domains
 from nets.weights import load_segmenter
 from report.evaluation import Domain, Tally, survey
 from report.metrics import scores
+from report.protocol import HELD_BACK, LESS_MEMORY, TRANSDUCTIVE, evaluation_domains
 from split_entropy import split_entropy
 from train_intra import train_intra
 from train_teacher import train_teacher

@@ -21,10 +21,10 @@ from datasets.images import Decoder, ImageSet
 from engine.domains import decoder_of
 from engine.log import Logger
 from engine.run import open_stage, read_warnings
-from eval import check_view
 from predict import open_folder, read_request, read_summary
 from report.figures import draw_entropy
 from report.page import remember_pictures, write_report
+from report.protocol import check_view
 from report.summary import summary
 from scenes import Images, load_network
 from scenes.export import model_card

@@ -1,0 +1,78 @@
+"""Which images of a run's domains are scored, how its models see them, and what that makes of the scores."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from config.schema import Config, recorded_config
+from engine.domains import Role, domain_of, evaluation_images, with_scaling_of
+from engine.layout import models_in
+from report.evaluation import Domain
+from utils.errors import ConfigError
+from utils.records import reading
+
+HELD_BACK = "held-back images"
+TRANSDUCTIVE = "transductive: the images adapted to, labels hidden"
+LESS_MEMORY = (
+    "Training needs more, so see what else is using it, or give --device cpu; eval.parts leaves parts out, and "
+    "eval.pictures and eval.tsne_pixels make them smaller"
+)
+
+
+def seen_as_trained(domain: Domain, config: Config) -> Domain:
+    """A target with a view for each model of the run that was trained with another scaling, as source-only may be."""
+    if domain.role == "source" or config.eval.weights is not None:
+        return domain
+    views = {}
+    for model in models_in(config.out):
+        decoder = with_scaling_of(str(model.weights(config.out)), domain.images.decoder)
+        if decoder != domain.images.decoder:
+            views[model.name] = replace(domain.images, decoder=decoder, cache=None)
+    return domain._replace(views=views)
+
+
+def check_view(config: Config, stage: Path) -> None:
+    """Refuse to show a network images in another way than in training, or training images as held-back ones.
+
+    Raises:
+        ConfigError: a setting differs from the stage's own config.yaml, where there is one, or that is damaged.
+    """
+    record = stage / "config.yaml"
+    if not record.exists():
+        return
+    keys = {"data": ["size", "geometry", "tile", "bands"]}
+    with reading(record, "the config.yaml of a stage", "restore it, or train again with another --out", ConfigError):
+        before = recorded_config(record)
+        for role, domain in (("source", config.source), ("target", config.target)):
+            if config.eval.weights is None and before[role]["root"] == domain.root:
+                keys[role] = ["eval_share", "bands", "nodata"] + ["scene"] * bool(domain.eval_share)
+                keys[role] += ["scaling", "gamma"] * (role == "source")  # of the target, each model brings its own
+        trained_with = {
+            (section, name): before[section][name]
+            for section, names in keys.items()
+            for name in names
+            if name in before[section]
+        }
+    for (section, name), then in trained_with.items():
+        if then != (now := getattr(getattr(config, section), name)):
+            raise ConfigError(
+                f"{section}.{name} is {now!r}, but {stage} was trained with {then!r}; "
+                f"give the configuration of the run, such as --config {record}"
+            )
+
+
+def evaluation_domains(config: Config) -> list[Domain]:
+    """The target, and the source where it has held-back images."""
+    domains = []
+    roles: tuple[Role, ...] = ("target", "source")
+    for role in roles:
+        domain = domain_of(config, role)
+        held_back = domain.eval is not None or domain.eval_share > 0
+        if role == "source" and not (held_back and domain.root):
+            continue
+        protocol = HELD_BACK if held_back else TRANSDUCTIVE
+        if config.eval.weights is not None:
+            protocol = "given images; whether the weights were trained on them is not known"
+        domains.append(Domain(role, domain, protocol, evaluation_images(config, role)))
+    return domains
