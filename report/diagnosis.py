@@ -24,7 +24,7 @@ from engine.run import trained
 from losses.entropy import normalised_entropy
 from nets.segmenter import Segmenter
 from report.metrics import confusion_matrix, scores
-from report.tables import table
+from report.tables import markdown_table
 from utils.errors import AsdaError, DataError
 from utils.labels import IGNORE
 
@@ -153,9 +153,10 @@ def report(runs: Sequence[Path]) -> str:
         tenths.append([name, *(f"{100 * value:.1f}" for value in one.accuracy_by_decile())])
     return (
         f"On the target images that the run was adapted to, percent. mended: of the teacher's wrong pixels, those that "
-        f"the student has right; spoilt: of its right ones, those that the student has wrong.\n\n{table(rows)}\n\n"
+        f"the student has right; spoilt: of its right ones, those that the student has wrong.\n\n"
+        f"{markdown_table(rows)}\n\n"
         f"Accuracy of the stored masks by tenths of their pixels, from the teacher's lowest entropy to its highest:"
-        f"\n\n{table(tenths)}\n"
+        f"\n\n{markdown_table(tenths)}\n"
     )
 
 

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,10 +141,12 @@ def markdown(report: dict[str, Any]) -> str:
             if entry["interval"]["groups"] < FEW:
                 span += ", too few to trust them"
             text.append(f"{head}, {entry['cloud_share']:.1%} cloud. Percent; {span}.\n\n")
-            text.append(table([HEADER, *(row(name, values) for name, values in entry["models"].items())]) + "\n\n")
+            text.append(
+                markdown_table([HEADER, *(row(name, values) for name, values in entry["models"].items())]) + "\n\n"
+            )
         else:
             text.append(f"{head}. No label with a known pixel, so there are masks and signs, and no scores.\n\n")
-        text.append(f"Signs that need no labels ({role}), percent:\n\n{table(sign_rows(entry))}\n")
+        text.append(f"Signs that need no labels ({role}), percent:\n\n{markdown_table(sign_rows(entry))}\n")
         text += [f"\nWARNING: {warning}.\n" for warning in entry.get("warnings", [])]
         pairs = ", ".join(f"{names} {value:.1%}" for names, value in entry["agreement"].items())
         text.append(f"\nPixels on which two models agree: {pairs}.\n\n" if pairs else "\n")
@@ -170,19 +172,40 @@ def _percent(number: float | None) -> str:
     return "-" if number is None or math.isnan(number) else f"{100 * number:.2f}"
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
+def number_text(value: float | None, form: str = ".1f", sd: float | None = None) -> str:
+    """A number, with its standard deviation where there is one; a dash for None."""
+    if value is None:
+        return "-"
+    return f"{value:{form}}" + ("" if sd is None else f" ± {sd:.1f}")
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells, the first one the header, as a Markdown table; numbers to the right."""
     lines = [rows[0], ["---", *["--:"] * (len(rows[0]) - 1)], *rows[1:]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _csv(report: dict[str, Any]) -> str:
+def latex_tabular(rows: Sequence[Sequence[str]], comment: str) -> str:
+    """The same as a LaTeX tabular below a comment; the cells are LaTeX already."""
+    body = " \\\\\n".join(" & ".join(line) for line in rows)
+    columns = f"l{'r' * (len(rows[0]) - 1)}"
+    return f"% {comment}\n\\begin{{tabular}}{{{columns}}}\n{body} \\\\\n\\end{{tabular}}\n"
+
+
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """Rows of values as CSV."""
     lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(["domain", *HEADER])
-    for role, entry in report["domains"].items():
-        writer.writerows([role, *row(name, values)] for name, values in entry["models"].items())
+    csv.writer(lines, lineterminator="\n").writerows(rows)
     return lines.getvalue()
+
+
+def _csv(report: dict[str, Any]) -> str:
+    models = [
+        [role, *row(name, values)]
+        for role, entry in report["domains"].items()
+        for name, values in entry["models"].items()
+    ]
+    return csv_text([["domain", *HEADER], *models])
 
 
 # The columns of the published tables, by their true names; in comments, what the publication calls them.
@@ -210,24 +233,20 @@ def latex(report: dict[str, Any]) -> str:
         columns = [[score_at(values, path) for values in entry["models"].values()] for _, path in PAPER]
         trained = len(entry["signs"])  # trivial baselines follow the models and win no column
         best = [max((v for v in column[:trained] if not math.isnan(v)), default=math.nan) for column in columns]
-        lines = [" & ".join(["model", *(title for title, _ in PAPER)])]
+        lines = [["model", *(title for title, _ in PAPER)]]
         for i, name in enumerate(entry["models"]):
             cells = [
                 f"\\textbf{{{_percent(column[i])}}}" if i < trained and column[i] == top else _percent(column[i])
                 for column, top in zip(columns, best, strict=True)
             ]
-            lines.append(" & ".join([re.sub(r"[^\w.+ -]|_", "-", name), *cells]))
-        body = " \\\\\n".join(lines)
-        parts.append(f"% {role}: {entry['protocol']}\n\\begin{{tabular}}{{l{'r' * len(PAPER)}}}\n{body} \\\\\n")
-        parts.append("\\end{tabular}\n")
+            lines.append([re.sub(r"[^\w.+ -]|_", "-", name), *cells])
+        parts.append(latex_tabular(lines, f"{role}: {entry['protocol']}"))
     return "".join(parts)
 
 
 def _image_rows(result: Survey) -> str:
     """One row per model and image, those with the largest share of wrong pixels first within each model."""
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(IMAGE_HEADER)
+    lines: list[Sequence[Any]] = [IMAGE_HEADER]
     scenes = result.domain.scenes or [""] * len(result.domain.images)
     for name, tally in result.tallies.items():
         rows: list[tuple[float, str, str, list[float]]] = []
@@ -241,8 +260,8 @@ def _image_rows(result: Survey) -> str:
             numbers = [*measured, found, tally.entropy[i], tally.heads[i]]
             rows.append((math.inf if math.isnan(measured[0]) else -measured[0], item.name, scenes[i], numbers))
         for _, image, scene, numbers in sorted(rows):
-            writer.writerow([name, image, scene, *("" if math.isnan(n) else f"{n:.6f}" for n in numbers)])
-    return lines.getvalue()
+            lines.append([name, image, scene, *("" if math.isnan(n) else f"{n:.6f}" for n in numbers)])
+    return csv_text(lines)
 
 
 def _nan_to_null(value: Any) -> Any:

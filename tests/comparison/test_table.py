@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
-from comparison.table import BEST, Comparison, Result, csv_table, latex, markdown, read_published, table, write
+from comparison.published import read_published
+from comparison.results import Comparison, Result
+from comparison.statistics import BEST, table
+from comparison.tables import csv_table, latex, markdown, write
 from utils.errors import ConfigError, DataError
 
 PUBLISHED = Path(__file__).parents[2] / "configs/compare/published.yaml"
@@ -29,14 +32,14 @@ def result(method: str, seed: int = 0, wrong: Sequence[int] = (40, 20), **change
         method=method,
         seed=seed,
         images=[f"{i:03}" for i in range(len(wrong))],
-        scenes=None,
+        scenes=[],
         matrices=matrices_of(wrong),
         steps=300,
         seconds=90.0,
         peak_mib=None,
         warnings=[],
         selected="last",
-        best_matrices=None,
+        best=None,
     )
     return values._replace(**changes)
 
@@ -179,7 +182,7 @@ def test_failed_reference_leaves_the_scores() -> None:
 
 
 def test_best_on_labels_stands_apart() -> None:
-    runs = [result("asda", best_matrices=matrices_of([10, 10])), result("advent")]
+    runs = [result("asda", best=matrices_of([10, 10])), result("advent")]
     found = rows_of(compared(*runs))
     assert found["asda"][BEST] == pytest.approx(miou(10)) and found["advent"][BEST] is None
     assert found["asda"]["miou"] == pytest.approx(miou(30))
