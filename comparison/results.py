@@ -144,17 +144,15 @@ def gather(pair: str, jobs: Sequence[Job], config: CompareConfig, published: Seq
     results, damaged = [], []
     for job in jobs:
         try:
-            result = read_result(job)
+            results.append(read_result(job))
         except DataError as error:
             damaged.append(f"{job.method}, seed {job.config.seed}: {error}")
-        else:
-            results += [] if result is None else [result]
-    results, misfits = paired(results)
+    usable, misfits = paired([result for result in results if result is not None])
     return Comparison(
         pair=pair,
         protocol=HELD_BACK if held_back(jobs[0].config.target) else TRANSDUCTIVE,
         methods=list(config.methods),
-        results=results,
+        results=usable,
         reference=config.reference,
         seeds=config.seeds,
         baselines={name: own["baseline"] for name, own in config.methods.items() if own and "baseline" in own},

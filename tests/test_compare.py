@@ -24,11 +24,10 @@ from comparison.published import read_published
 from comparison.results import finished, gather
 from comparison.run import work
 from comparison.scoring import cross_validation
-from comparison.stages import steps_done
 from comparison.tables import write
-from config.schema import CompareConfig, Config, load_compare_config
+from config.schema import CompareConfig, load_compare_config
 from report.metrics import scores
-from utils.errors import ConfigError, DataError, EvaluationError
+from utils.errors import ConfigError, EvaluationError
 
 ROOT = Path(__file__).resolve().parents[1]
 Make = Callable[..., Path]
@@ -340,58 +339,12 @@ def test_a_score_that_cannot_be_made_again_is_a_failure_and_not_in_the_table(
     assert "source_only: has no result" in (tmp_path / "out/table/table.md").read_text()
 
 
-def made(folder: Path) -> tuple[Job, Path]:
-    """A job whose result is there."""
-    result = {
-        "choice": {"selection": "last"},
-        **{"images": ["a", "b"], "scenes": [], "matrices": [[[9, 1], [2, 8]], [[7, 3], [0, 10]]], "best": []},
-        **{"steps": 2, "seconds": 0.2, "peak_mib": None, "warnings": [], "selected": "last"},
-    }
-    folder.mkdir()
-    (folder / "result.json").write_text(json.dumps(result))
-    return Job("tiny", "asda", Config(out=str(folder)), {"selection": "last"}, None), folder / "result.json"
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        *({"matrices": [[[9, 1], [2, 8]]]}, {"matrices": [1, 2]}, {"matrices": [[[9, 1], [2, -8]], [[7, 3], [0, 1]]]}),
-        *({"images": None}, {"scenes": ["a"]}, {"best": [[[1, 1], [1, 1]]]}, {"steps": "x"}, {"warnings": 1}),
-    ],
-)
-def test_a_damaged_result_is_named(tmp_path: Path, change: dict[str, object]) -> None:
-    job, path = made(tmp_path / "run")
-    config = CompareConfig(methods={"asda": None}, seeds=[0])
-    assert gather("tiny", [job], config).results[0].matrices.sum() == 40
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    found = gather("tiny", [job], config)
-    assert not found.results and len(found.left_out) == 1
-    message = r"asda, seed 0: .*result\.json: is not the result of a run .*remove it to score the run again"
-    assert re.match(message, found.left_out[0])
-
-
-@pytest.mark.parametrize("text", ["[]", "{", "{}", "[" * 99_999])
-def test_a_result_that_cannot_be_read_is_named_before_anything_runs(tmp_path: Path, text: str) -> None:
-    job, path = made(tmp_path / "run")
-    path.write_text(text)
-    with pytest.raises(DataError, match=r"result\.json: is not the result of a run"):
-        finished(job)
-
-
 def test_settings_that_are_no_mapping_are_named(comparison: Callable[..., Path]) -> None:
     path = comparison(["asda"], protocol={"net": {"output_stride": 16}})
     values = yaml.safe_load(path.read_text()) | {"methods": {"mine": {"base": "asda", "net": "resnet50"}}}
     path.write_text(yaml.safe_dump(values))
     with pytest.raises(ConfigError, match="net is 'resnet50', expected a mapping of keys to values"):
         plan(config_of(path))
-
-
-def test_progress_is_read_as_far_as_it_is_sound(tmp_path: Path) -> None:
-    rows = [{"step": step, "step_time": 0.1, "peak_mib": 1.0} for step in (2, 4)]
-    (tmp_path / "timing.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows) + '{"step": "x"}\n')
-    assert steps_done(tmp_path) == 4
-    (tmp_path / "timing.jsonl").write_bytes(b"\xff")
-    assert steps_done(tmp_path) == 0
 
 
 def test_an_oracle_with_held_back_images_is_scored_on_them(tmp_path: Path, comparison: Callable[..., Path]) -> None:
