@@ -13,8 +13,8 @@ import numpy as np
 
 from comparison.jobs import Job
 from comparison.results import Result
-from comparison.stages import SETTINGS, make_stages, training_cost
-from config.schema import Config, to_yaml
+from comparison.stages import make_stages, training_cost, write_settings
+from config.schema import Config
 from datasets.files import Item
 from datasets.readers import READERS
 from engine.domains import listed, training_images
@@ -31,11 +31,11 @@ from utils.files import write_text
 
 def make_result(job: Job) -> Result:
     """Train and score; an oracle without held-back images is cross-validated, its folds' scores put together."""
-    write_settings(job.config)
     folds = job.choice.get("folds")
     if folds is None:
         return train_and_score(job, job.config)
     parts = [train_and_score(job, fold) for fold in cross_validation(job.config, folds)]
+    best = [part.best for part in parts if part.best is not None]
     return Result(
         method=job.method,
         seed=job.config.seed,
@@ -47,21 +47,13 @@ def make_result(job: Job) -> Result:
         peak_mib=max(part.peak_mib or 0 for part in parts),
         warnings=sorted({warning for part in parts for warning in part.warnings}),
         selected=f"{parts[0].selected}, cross-validated with {folds} folds",
-        best=np.concatenate([part.best for part in parts if part.best is not None])
-        if parts[0].best is not None
-        else None,
+        best=np.concatenate(best) if best else None,
     )
-
-
-def write_settings(config: Config) -> None:
-    """Write the config.yaml of a run, which its scripts are started with."""
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / SETTINGS, to_yaml(config))
 
 
 def cross_validation(config: Config, folds: int) -> Iterator[Config]:
     """A run per fold: trained on the other folds' target images, scored on its own; scenes stay whole."""
+    write_settings(config)  # those of the whole
     items = listed(config, "target", "train", labels=True)
     groups = [item.scene or item.name for item in items]
     order = {name: place for place, name in enumerate(sorted(set(groups)))}
@@ -83,16 +75,13 @@ def cross_validation(config: Config, folds: int) -> Iterator[Config]:
             write_text(path, text)
             lists[name] = os.path.relpath(path.resolve(), root.resolve())
         target = replace(config.target, train=lists["train"], eval=lists["eval"])
-        run = replace(config, out=str(out), target=target)
-        write_settings(run)
-        yield run
+        yield replace(config, out=str(out), target=target)
 
 
 def train_and_score(job: Job, config: Config) -> Result:
     """All stages of one configuration, the job's or a fold's, then the scores of the checkpoint that is chosen."""
-    weights = make_stages(config)
-    found = score(config, weights, job.choice)
-    return Result(method=job.method, seed=config.seed, **found, **training_cost(config))
+    scored = score(config, make_stages(config), job.choice)
+    return Result(method=job.method, seed=config.seed, **scored, **training_cost(config))
 
 
 def score(config: Config, weights: Path, choice: Mapping[str, Any]) -> dict[str, Any]:

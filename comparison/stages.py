@@ -10,10 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from config.schema import Config
+from config.schema import Config, to_yaml
 from engine.layout import read_warnings
 from engine.run import Kind, bound_settings, differences, uses_split
 from utils.errors import EvaluationError
+from utils.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = "config.yaml"  # of a run, from which its scripts read their settings
@@ -40,19 +41,25 @@ def stages_of(config: Config) -> list[Stage]:
 
 
 def make_stages(config: Config) -> Path:
-    """Make or continue all stages of the run whose config.yaml is there.
-
-    Returns:
-        The weights file of the last one.
+    """Make or continue all stages of a run, and return the weights file of the last one.
 
     Raises:
         EvaluationError: a script failed.
     """
+    settings = write_settings(config)
     for stage in stages_of(config):
         if stage.kind != "intra":
             reuse_stage(config, stage)
-        run_script(stage.script, "--config", str(Path(config.out) / SETTINGS))
+        run_script(stage.script, "--config", str(settings))
     return Path(config.out) / stage.folder / stage.last
+
+
+def write_settings(config: Config) -> Path:
+    """Write the config.yaml of a run, which its scripts are started with."""
+    path = Path(config.out) / SETTINGS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, to_yaml(config))
+    return path
 
 
 def run_script(script: str, *words: str) -> None:
