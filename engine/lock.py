@@ -17,7 +17,7 @@ LOCK = ".lock"
 
 
 @contextmanager
-def one_writer(folder: str | Path, *, wait: bool = False) -> Iterator[None]:
+def one_writer(folder: str | Path, *, wait: bool = False, name: str = LOCK) -> Iterator[None]:
     """Within it, this process is the only one that writes to `folder`, which is made if it is not there.
 
     The lock is the system's, so it ends with the process, however that ends, and is not inherited by loader processes.
@@ -25,12 +25,13 @@ def one_writer(folder: str | Path, *, wait: bool = False) -> Iterator[None]:
 
     Args:
         wait: for the other one, instead of refusing.
+        name: of the lock's file; locks of other names are independent of this one.
 
     Raises:
         ConfigError: another process writes there; names it.
         DataError: the folder cannot be written to.
     """
-    path = Path(folder) / LOCK
+    path = Path(folder) / name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+", encoding="utf-8")  # noqa: SIM115

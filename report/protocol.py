@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from config.load import recorded_config
-from config.schema import Config
+from config.schema import Config, DomainConfig
 from engine.domains import Role, domain_of, evaluation_images, with_scaling_of
 from engine.layout import models_in
 from report.evaluation import Domain
@@ -63,16 +63,20 @@ def check_view(config: Config, stage: Path) -> None:
             )
 
 
+def held_back(domain: DomainConfig) -> bool:
+    """Whether a domain has images that do not train."""
+    return domain.eval is not None or domain.eval_share > 0
+
+
 def evaluation_domains(config: Config) -> list[Domain]:
     """The target, and the source where it has held-back images."""
     domains = []
     roles: tuple[Role, ...] = ("target", "source")
     for role in roles:
         domain = domain_of(config, role)
-        held_back = domain.eval is not None or domain.eval_share > 0
-        if role == "source" and not (held_back and domain.root):
+        if role == "source" and not (held_back(domain) and domain.root):
             continue
-        protocol = HELD_BACK if held_back else TRANSDUCTIVE
+        protocol = HELD_BACK if held_back(domain) else TRANSDUCTIVE
         if config.eval.weights is not None:
             protocol = "given images; whether the weights were trained on them is not known"
         domains.append(Domain(role, domain, protocol, evaluation_images(config, role)))

@@ -176,6 +176,13 @@ def percent(number: float | None) -> str:
     return "-" if number is None or math.isnan(number) else f"{100 * number:.2f}"
 
 
+def number_text(value: float | None, form: str = ".1f", sd: float | None = None) -> str:
+    """A number, with its standard deviation where there is one; a dash for None."""
+    if value is None:
+        return "-"
+    return f"{value:{form}}" + ("" if sd is None else f" ± {sd:.1f}")
+
+
 def markdown_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """Rows of cells, the first one the header, as a Markdown table; after the first `left` columns to the right."""
     lines = [rows[0], ["---"] * left + ["--:"] * (len(rows[0]) - left), *rows[1:]]

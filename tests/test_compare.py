@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,11 +18,17 @@ import numpy as np
 import pytest
 import yaml
 
-import compare
+from compare import compare
+from comparison.jobs import Job, plan
+from comparison.published import read_published
+from comparison.results import finished, gather
+from comparison.run import work
+from comparison.scoring import cross_validation
+from comparison.tables import write
 from config.comparison import CompareConfig
 from config.load import load_compare_config, load_config
-from config.schema import Config
-from utils.errors import ConfigError, DataError, EvaluationError
+from report.metrics import scores
+from utils.errors import ConfigError, EvaluationError
 
 ROOT = Path(__file__).resolve().parents[1]
 Make = Callable[..., Path]
@@ -63,12 +70,12 @@ def config_of(path: Path, *extra: str) -> CompareConfig:
     return load_compare_config(["--config", str(path), *extra])
 
 
-def run_here(config: CompareConfig) -> list[compare.Job]:
+def run_here(config: CompareConfig) -> list[Job]:
     """Every job in this process, in the order of the plan."""
-    jobs = compare.plan(config)
+    jobs = plan(config)
     for job in jobs:
-        if not compare.finished(job):
-            compare.work(job, None)
+        if not finished(job):
+            work(job, None)
     return jobs
 
 
@@ -156,7 +163,7 @@ def test_the_protocol_wins_over_the_method_and_a_variant_over_its_base(compariso
     }
     path.write_text(yaml.safe_dump(values))
     extra = "{net.discriminator_width: 5, data.size: 40}"
-    released, more = (job.config for job in compare.plan(config_of(path, "--set", extra)))
+    released, more = (job.config for job in plan(config_of(path, "--set", extra)))
     assert released.net.discriminator_width == 5 and more.data.size == 40
     assert released.net.backbone == "resnet18" and released.net.layout == "timm" and released.net.freeze_bn
     assert released.intra.contrast == "pix" and released.teacher.batch == 3
@@ -174,7 +181,7 @@ def test_an_oracle_without_held_back_images_is_cross_validated(tmp_path: Path, c
         assert len(parts[0]) == 2 * 4 and len(parts[1]) == 2 * 2 and not set(parts[0]) & set(parts[1])
     assert np.array(result["matrices"]).sum((1, 2)).tolist() == [40 * 48] * 6
     with pytest.raises(ConfigError, match="too few for 7 folds"):
-        list(compare.cross_validation(job.config, 7))
+        list(cross_validation(job.config, 7))
 
 
 def test_selection_without_and_with_labels(tmp_path: Path, comparison: Callable[..., Path]) -> None:
@@ -187,10 +194,10 @@ def test_selection_without_and_with_labels(tmp_path: Path, comparison: Callable[
         result = json.loads((job.folder / "result.json").read_text())
         assert result["selected"].startswith("lowest mean entropy of ")
         best, chosen = (np.array(result[key]).sum(0) for key in ("best", "matrices"))
-        assert compare.scores(best)["miou"] >= compare.scores(chosen)["miou"]
+        assert scores(best)["miou"] >= scores(chosen)["miou"]
     steps = sorted(file.stem for file in (tmp_path / "out/tiny/seed0/source_only/source_only/snapshots").iterdir())
     assert steps == ["step_00000002", "step_00000004"]
-    compare.write(tmp_path / "t", [compare.gather("tiny", jobs, config)])
+    write(tmp_path / "t", [gather("tiny", jobs, config)])
     text = (tmp_path / "t/table.md").read_text()
     assert "best on target labels (not a fair choice)" in text and "lowest mean entropy" in text
     # Another rule: the trained stages stay, the score is made again.
@@ -220,7 +227,7 @@ def test_one_failure_leaves_the_others_standing(tmp_path: Path, comparison: Call
     values["methods"]["clan"] = {"teacher": {"options": {"clan": {"lambda": 1.0}}}}
     path.write_text(yaml.safe_dump(values))
     with pytest.raises(EvaluationError, match=r"1 of 2 runs failed: tiny, clan, seed 0 \(see .*log.txt\)"):
-        compare.compare(config_of(path))
+        compare(config_of(path))
     table = (tmp_path / "out/table/table.md").read_text()
     assert "clan: has no result" in table and "| source_only | 1 |" in table
     assert "options.clan.lambda: unknown" in (tmp_path / "out/tiny/seed0/clan/log.txt").read_text()
@@ -243,12 +250,12 @@ def test_faults_of_a_comparison_stop_it_before_anything_runs(tmp_path: Path, com
         with pytest.raises(ConfigError, match=reason):
             config_of(path, *extra)
     with pytest.raises(ConfigError, match=r"there is no nothing\.yaml in configs/methods"):
-        compare.plan(config_of(comparison(["nothing"])))
+        plan(config_of(comparison(["nothing"])))
     with pytest.raises(ConfigError, match=r"unknown key 'intra\.contrst'"):
         values = yaml.safe_load(comparison().read_text())
         values["methods"] = {"asda": {"intra": {"contrst": "none"}}}
         path.write_text(yaml.safe_dump(values))
-        compare.plan(config_of(path))
+        plan(config_of(path))
     assert not (tmp_path / "out/tiny").exists()
 
 
@@ -258,7 +265,7 @@ def test_the_method_wins_over_the_pair_and_the_protocol_over_both(comparison: Ca
     pair = path.with_name("pair.yaml")
     own = {"intra": {"steps": 4, "batch": 2, "fuse": "ema", "seg_para": 7}, "split": {"scales": [2.0], "ratio": 0.5}}
     pair.write_text(yaml.safe_dump(yaml.safe_load(pair.read_text()) | own))
-    (job,) = compare.plan(config_of(path))
+    (job,) = plan(config_of(path))
     found = job.config
     assert (found.split.ratio, found.intra.batch) == (0.5, 2)  # the pair's
     assert (found.split.scales, found.intra.seg_para) == ([0.7, 1.0, 1.5], 2.0)  # asda's
@@ -293,13 +300,13 @@ def test_shipped_comparisons_are_sound(name: str, tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(ROOT)
     if name == "published":
         published = {
-            pair: compare.read_published(Path("configs/compare/published.yaml"), pair)
+            pair: read_published(Path("configs/compare/published.yaml"), pair)
             for pair in ("ms_to_whu", "whu_to_95cloud")
         }
         assert all({"advent", "intrada", "asda"} <= {row.method for row in rows} for rows in published.values())
         return
     config = config_of(Path(f"configs/compare/{name}.yaml"), "--out", str(tmp_path / "out"))
-    jobs = compare.plan(config)
+    jobs = plan(config)
     assert len(jobs) == len(config.pairs) * len(config.seeds) * len(config.methods)
     assert config.reference in config.methods
     if name == "shifts":
@@ -320,7 +327,7 @@ def test_shared_environment_of_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     job: Any = type("J", (), {"folder": Path(os.devnull) / "no"})()
     with pytest.raises(OSError):
-        compare.work(job, "3")
+        work(job, "3")
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
 
 
@@ -335,7 +342,7 @@ def test_folds_of_another_number_are_other_runs(tmp_path: Path, comparison: Call
     for name in ("images", "labels"):
         (tmp_path / "target" / name / "scene_00.png").unlink()
     with pytest.raises(ConfigError, match="made from other images than there are now"):
-        list(compare.cross_validation(job.config, 3))
+        list(cross_validation(job.config, 3))
 
 
 def test_a_linked_data_folder(tmp_path: Path, comparison: Callable[..., Path]) -> None:
@@ -354,45 +361,9 @@ def test_a_score_that_cannot_be_made_again_is_a_failure_and_not_in_the_table(
     run_here(config_of(path))
     config = config_of(path, "--selection", "entropy", "--set", "{log.snapshots: 2}")
     with pytest.raises(EvaluationError, match="1 of 1 runs failed"):
-        compare.compare(config)
+        compare(config)
     assert "holds no checkpoint to choose from" in (tmp_path / "out/tiny/seed0/source_only/log.txt").read_text()
     assert "source_only: has no result" in (tmp_path / "out/table/table.md").read_text()
-
-
-def made(folder: Path) -> tuple[compare.Job, Path]:
-    """A job whose result is there."""
-    result = {
-        "choice": {"selection": "last"},
-        **{"images": ["a", "b"], "scenes": [], "matrices": [[[9, 1], [2, 8]], [[7, 3], [0, 10]]], "best": []},
-        **{"steps": 2, "seconds": 0.2, "peak_mib": None, "warnings": [], "selected": "last"},
-    }
-    folder.mkdir()
-    (folder / "result.json").write_text(json.dumps(result))
-    return compare.Job("tiny", "asda", Config(out=str(folder)), {"selection": "last"}, None), folder / "result.json"
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        *({"matrices": [[[9, 1], [2, 8]]]}, {"matrices": [1, 2]}, {"matrices": [[[9, 1], [2, -8]], [[7, 3], [0, 1]]]}),
-        *({"images": None}, {"scenes": ["a"]}, {"best": [[[1, 1], [1, 1]]]}, {"steps": "x"}, {"warnings": 1}),
-    ],
-)
-def test_a_damaged_result_is_named(tmp_path: Path, change: dict[str, object]) -> None:
-    job, path = made(tmp_path / "run")
-    config = CompareConfig(methods={"asda": None}, seeds=[0])
-    assert compare.gather("tiny", [job], config).results[0].matrices.sum() == 40
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(DataError, match=r"result\.json: is not the result of a run .*remove it to score the run again"):
-        compare.gather("tiny", [job], config)
-
-
-@pytest.mark.parametrize("text", ["[]", "{", "{}", "[" * 99_999])
-def test_a_result_that_cannot_be_read_is_named_before_anything_runs(tmp_path: Path, text: str) -> None:
-    job, path = made(tmp_path / "run")
-    path.write_text(text)
-    with pytest.raises(DataError, match=r"result\.json: is not the result of a run"):
-        compare.finished(job)
 
 
 def test_settings_that_are_no_mapping_are_named(comparison: Callable[..., Path]) -> None:
@@ -400,12 +371,65 @@ def test_settings_that_are_no_mapping_are_named(comparison: Callable[..., Path])
     values = yaml.safe_load(path.read_text()) | {"methods": {"mine": {"base": "asda", "net": "resnet50"}}}
     path.write_text(yaml.safe_dump(values))
     with pytest.raises(ConfigError, match="net is 'resnet50', expected a mapping of keys to values"):
-        compare.plan(config_of(path))
+        plan(config_of(path))
 
 
-def test_progress_is_read_as_far_as_it_is_sound(tmp_path: Path) -> None:
-    rows = [{"step": step, "step_time": 0.1, "peak_mib": 1.0} for step in (2, 4)]
-    (tmp_path / "timing.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows) + '{"step": "x"}\n')
-    assert compare.steps_done(tmp_path) == 4
-    (tmp_path / "timing.jsonl").write_bytes(b"\xff")
-    assert compare.steps_done(tmp_path) == 0
+def test_an_oracle_with_held_back_images_is_scored_on_them(tmp_path: Path, comparison: Callable[..., Path]) -> None:
+    """A share that is held back is as good as a list: the oracle is scored on what the others are scored on."""
+    share = {"target": {"eval_share": 0.34}}
+    config = config_of(comparison(["source_only", "oracle"], protocol=share, reference="source_only"))
+    compare(config)
+    source_only, oracle = plan(config)
+    assert oracle.choice == source_only.choice and not list(oracle.folder.glob("fold*"))
+    (row,) = [row for row in gather("tiny", [source_only, oracle], config).results if row.method == "oracle"]
+    assert len(row.images) == 2 and row.selected == "last"
+    assert "Protocol: held-back images." in (tmp_path / "out/table/table.md").read_text()
+
+
+def test_the_oracle_of_the_paper_is_cross_validated_only_where_nothing_is_held_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    jobs = plan(config_of(Path("configs/compare/paper.yaml"), "--out", str(tmp_path / "out"), "--seeds", "[0]"))
+    folds = {job.pair: job.choice.get("folds") for job in jobs if job.method == "oracle"}
+    assert {job.pair: job.config.target.eval_share for job in jobs}["whu_to_95cloud"] > 0
+    assert folds["whu_to_95cloud"] is None
+
+
+def test_a_bad_result_costs_its_own_row_alone(tmp_path: Path, comparison: Callable[..., Path]) -> None:
+    """One method was scored on other images, another's result is damaged: the table has the rest, and says so."""
+    methods = ["oracle", "source_only", "advent", "asda", "clan"]
+    config = config_of(comparison(methods))
+    values = {
+        **{"images": ["a", "b"], "scenes": [], "matrices": [[[9, 1], [2, 8]], [[7, 3], [0, 10]]], "best": []},
+        **{"steps": 2, "seconds": 0.2, "peak_mib": None, "warnings": [], "selected": "last"},
+    }
+    for job in plan(config):
+        job.folder.mkdir(parents=True)
+        images = {"images": ["a", "x"]} if job.method == "oracle" else {}
+        result = json.dumps(values | images | {"choice": job.choice})
+        (job.folder / "result.json").write_text("{" if job.method == "clan" else result)
+    with pytest.raises(EvaluationError, match=r"left out of the tables: tiny, clan, seed 0: .*result\.json: is not .*"):
+        compare(config)
+    text = (tmp_path / "out/table/table.md").read_text()
+    assert "WARNING: left out: oracle, seed 0: scored on other images than source_only" in text
+    assert re.search(r"WARNING: left out: clan, seed 0: .*result\.json: is not the result of a run .*remove it", text)
+    for method in ("source_only", "advent", "asda"):
+        assert f"| {method} | 1 | " in text
+    assert "| oracle | - |" in text and "| clan | - |" in text
+    assert (tmp_path / "out/table/results.json").exists()
+
+
+def test_published_scores_that_cannot_be_read_stop_it_before_anything_runs(comparison: Callable[..., Path]) -> None:
+    path = comparison(["source_only"], published="nowhere.yaml")
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot be read"):
+        compare(config_of(path))
+    assert not list(path.parent.glob("out/tiny"))
+
+
+def test_a_script_that_fails_fails_the_job(tmp_path: Path, comparison: Callable[..., Path]) -> None:
+    (job,) = plan(config_of(comparison(["source_only"], protocol={"net": {"checkpoint": "nowhere.pth"}})))
+    with pytest.raises(SystemExit):
+        work(job, None)
+    last = (job.folder / "log.txt").read_text().splitlines()[-1]
+    assert "train_teacher.py: error: nowhere.pth: no such weights file" in last

@@ -37,13 +37,14 @@ import yaml
 from matplotlib.figure import Figure
 from torch import nn
 
-import compare
 import eval as evaluation
 import export
 import predict
 import utils.files
-from comparison.table import Comparison, Result
-from comparison.table import write as write_comparison
+from comparison import scoring
+from comparison.results import Comparison, Result
+from comparison.run import JOB_LOCK
+from comparison.tables import write as write_comparison
 from config.load import load_config, to_yaml
 from config.schema import Config
 from datasets.generated import make_pair
@@ -433,7 +434,7 @@ def comparison_of(shift: int) -> Comparison:
             peak_mib=None,
             warnings=[],
             selected="last",
-            best_matrices=None,
+            best=None,
         )
         for i, method in enumerate(("source_only", "asda"))
     ]
@@ -481,14 +482,14 @@ def test_checkpoints_are_in_memory_one_at_a_time_and_memory_is_told(
         weakref.finalize(made, gone)
         return made
 
-    monkeypatch.setattr(compare, "load_segmenter", counted)
-    found = compare.score(config, weights, {"selection": "entropy", "best_on_labels": True})
+    monkeypatch.setattr(scoring, "load_segmenter", counted)
+    found = scoring.score(config, weights, {"selection": "entropy", "best_on_labels": True})
     assert found["selected"].startswith("lowest mean entropy of 4 checkpoints") and most == 1
     fail_in_forward(monkeypatch, 2, torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(
         EvaluationError, match=r"student.safetensors: cpu has not enough memory for batch 1 of data.size"
     ):
-        compare.score(config, weights, {"selection": "last", "best_on_labels": False})
+        scoring.score(config, weights, {"selection": "last", "best_on_labels": False})
 
 
 # prediction and export
@@ -885,7 +886,7 @@ def test_comparisons_killed_at_many_moments(config: Config, tmp_path: Path) -> N
     for moment in np.linspace(0, 3, 10):
         kills += killed_after(command_for(out), partial(working, time.time()), float(moment))
         for folder in out.glob("tiny/seed0/*"):
-            with one_writer(folder, wait=True):  # the process of the job has ended as well
+            with one_writer(folder, wait=True, name=JOB_LOCK):  # the process of the job has ended as well
                 pass
         for name, content in files_in(out).items():
             if name.endswith(".json"):

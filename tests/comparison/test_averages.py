@@ -7,14 +7,14 @@ import statistics
 import numpy as np
 import pytest
 
-from comparison.averages import averages, foretelling, gains, grouped
-from comparison.table import Comparison, Result
+from comparison.averages import averages, changes, grouped, repeatability_note
+from comparison.results import Comparison, Result
 
 
 def comparison(pair: str, **wrong: int) -> Comparison:
     """One image of 100 clear and 100 cloud pixels, of which each method gets so many of each class wrong."""
     results = [
-        Result(name, 0, ["i"], None, np.array([[[100 - w, w], [w, 100 - w]]]), 1, 1.0, None, [], "last", None)
+        Result(name, 0, ["i"], [], np.array([[[100 - w, w], [w, 100 - w]]]), 1, 1.0, None, [], "last", None)
         for name, w in wrong.items()
     ]
     return Comparison(pair, "held-back images", results, methods=["source_only", "advent", "asda", "oracle"])
@@ -56,7 +56,7 @@ def test_groups_have_a_table_each_and_a_single_pair_has_none() -> None:
     assert "| advent | 0 of 1 | - | - | - | - |" in text
 
 
-def foretold(pair: str, **runs: tuple[int, float | None]) -> Comparison:
+def beside(pair: str, **runs: tuple[int, float | None]) -> Comparison:
     """As `comparison`, each method with its repeatability beside."""
     plain = comparison(pair, **{name: wrong for name, (wrong, _) in runs.items()})
     results = [result._replace(repeatability=runs[result.method][1]) for result in plain.results]
@@ -65,14 +65,14 @@ def foretold(pair: str, **runs: tuple[int, float | None]) -> Comparison:
 
 def test_repeatability_is_set_against_the_gain_of_every_run() -> None:
     pairs = [
-        foretold("a", source_only=(50, 0.3), advent=(40, 0.5), asda=(60, 0.2), dacs=(55, 0.4), oracle=(10, 0.9)),
-        foretold("b", source_only=(40, 0.5), advent=(50, 0.6), asda=(30, None)),
-        foretold("c", source_only=(40, None), advent=(50, 0.6)),
+        beside("a", source_only=(50, 0.3), advent=(40, 0.5), asda=(60, 0.2), dacs=(55, 0.4), oracle=(10, 0.9)),
+        beside("b", source_only=(40, 0.5), advent=(50, 0.6), asda=(30, None)),
+        beside("c", source_only=(40, None), advent=(50, 0.6)),
     ]
-    changes = gains(pairs)
+    found = changes(pairs)
     true = [miou(40) - miou(50), miou(60) - miou(50), miou(55) - miou(50), miou(50) - miou(40)]
-    assert changes[:, 0] == pytest.approx([20, -10, 10, 10]) and changes[:, 1] == pytest.approx(true)
-    text = foretelling(pairs)
-    assert f"over 4 runs its change from source_only has a correlation of {np.corrcoef(*changes.T)[0, 1]:+.2f}" in text
+    assert found[:, 0] == pytest.approx([20, -10, 10, 10]) and found[:, 1] == pytest.approx(true)
+    text = repeatability_note(pairs)
+    assert f"over 4 runs its change from source_only has a correlation of {np.corrcoef(*found.T)[0, 1]:+.2f}" in text
     assert "It falls in 1 of the 3 runs that lost, and in 0 of the 1 that did not." in text
-    assert text in grouped(pairs, {}) and "too few runs" in foretelling(pairs[1:])
+    assert text in grouped(pairs, {}) and "too few runs" in repeatability_note(pairs[1:])

@@ -13,8 +13,8 @@ from random import Random
 import matplotlib.font_manager  # noqa: F401  it makes its folder when it is imported
 import numpy as np
 
-import compare
-from comparison.table import read_published
+from comparison.jobs import plan as plan_jobs
+from comparison.published import read_published
 from config.load import load_compare_config, load_config
 from config.schema import Config, NetConfig
 from datasets.cache import Cache
@@ -297,7 +297,7 @@ def comparison(rng: Random, base: Path, box: Path) -> Case:
     def plan() -> None:
         loaded = load_compare_config(["--config", str(path), "--out", str(box / "compared")])
         if len(loaded.methods) * len(loaded.pairs) * len(loaded.seeds) < 6:
-            for job in compare.plan(loaded):
+            for job in plan_jobs(loaded):
                 assert job.folder.resolve().is_relative_to(box), f"{job.folder} leads out"
 
     return given(

@@ -10,8 +10,10 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-import compare
-from comparison.table import table
+from comparison.jobs import Job
+from comparison.results import gather
+from comparison.stages import find_reusable, stages_of, steps_done
+from comparison.statistics import table
 from config.comparison import CompareConfig
 from config.schema import Config
 from datasets.cache import Cache
@@ -85,9 +87,9 @@ def viewed(settings: Config, base: Path, box: Path) -> None:
     check_view(settings, box / "run/teacher")
 
 
-def borrowed(settings: Config, base: Path, box: Path) -> None:
+def reused(settings: Config, base: Path, box: Path) -> None:
     shutil.copy(base / "run/teacher/teacher.safetensors", box / "run/teacher")
-    compare.lender(replace(settings, out=str(box / "x")), "teacher", "teacher", "teacher.safetensors")
+    find_reusable(replace(settings, out=str(box / "x")), stages_of(settings)[0])
 
 
 def described(settings: Config, base: Path, box: Path) -> None:
@@ -121,7 +123,7 @@ def resumed(settings: Config, base: Path, box: Path) -> None:
 
 
 def progress(settings: Config, base: Path, box: Path) -> None:
-    compare.steps_done(box / "run")
+    steps_done(box / "run")
 
 
 def warned(settings: Config, base: Path, box: Path) -> None:
@@ -139,8 +141,8 @@ def predicted(settings: Config, base: Path, box: Path) -> None:
 
 def gathered(settings: Config, base: Path, box: Path) -> None:
     choice = {"selection": "last", "best_on_labels": False, "snapshots": None}
-    job = compare.Job("tiny", "asda", Config(out=str(box)), choice, None)
-    table(compare.gather("tiny", [job], replace(CompareConfig(), methods={"asda": None}, seeds=[0])))
+    job = Job("tiny", "asda", Config(out=str(box)), choice, None)
+    table(gather("tiny", [job], replace(CompareConfig(), methods={"asda": None}, seeds=[0])))
 
 
 def generated(settings: Config, base: Path, box: Path) -> None:
@@ -155,7 +157,7 @@ def cached(settings: Config, base: Path, box: Path) -> None:
 
 READS: dict[str, tuple[Read, ...]] = {
     "run/scaling_target.json": (scaling,),
-    "run/teacher/config.yaml": (continued, viewed, borrowed, described, loaded, report),
+    "run/teacher/config.yaml": (continued, viewed, reused, described, loaded, report),
     "run/teacher/metrics.jsonl": (resumed, report),
     "run/teacher/timing.jsonl": (resumed, progress),
     "run/teacher/warnings.txt": (warned, report),

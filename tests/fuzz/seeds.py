@@ -19,7 +19,7 @@ from PIL import Image
 from rasterio.enums import ColorInterp
 from torch import nn
 
-from compare import RESULT
+from comparison.results import RESULT
 from config.load import load_config
 from datasets.cache import Cache
 from datasets.decoder import Decoder

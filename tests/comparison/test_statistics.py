@@ -1,63 +1,18 @@
-"""The table of many runs: known answers, properties of the paired tests, files."""
+"""The numbers of a comparison: known answers, properties of the paired tests."""
 
 from __future__ import annotations
 
-import csv
-import json
 import statistics
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
-from comparison.table import BEST, Comparison, Result, csv_table, latex, markdown, read_published, table, write
-from utils.errors import ConfigError, DataError
-
-PUBLISHED = Path(__file__).parents[2] / "configs/compare/published.yaml"
-
-
-def matrices_of(wrong: Sequence[int]) -> np.ndarray:
-    """One image per entry: 100 clear and 100 cloud pixels, `wrong` of each called the other class."""
-    return np.array([[[100 - w, w], [w, 100 - w]] for w in wrong], np.int64)
-
-
-def result(method: str, seed: int = 0, wrong: Sequence[int] = (40, 20), **changes: Any) -> Result:
-    values = Result(
-        method=method,
-        seed=seed,
-        images=[f"{i:03}" for i in range(len(wrong))],
-        scenes=None,
-        matrices=matrices_of(wrong),
-        steps=300,
-        seconds=90.0,
-        peak_mib=None,
-        warnings=[],
-        selected="last",
-        best_matrices=None,
-    )
-    return values._replace(**changes)
-
-
-def compared(*results: Result, **changes: Any) -> Comparison:
-    return Comparison("a_to_b", "held-back images", results, **changes)
-
-
-def rows_of(comparison: Comparison) -> dict[str, dict[str, Any]]:
-    return {row["method"]: row for row in table(comparison)}
-
-
-def noisy(method: str, seed: int, mean: float = 20, images: int = 30) -> Result:
-    """Errors that differ between images, methods and seeds."""
-    rng = np.random.default_rng([seed, *method.encode()])
-    return result(method, seed, rng.normal(mean, 6, images).clip(0, 100).astype(int).tolist())
-
-
-def miou(wrong: float) -> float:
-    """Of `matrices_of`, in percent: with a share e of each class wrong, IoU = (1 - e) / (1 + e)."""
-    return 100 * (100 - wrong) / (100 + wrong)
+from comparison.results import Result
+from comparison.statistics import BEST, table
+from comparison.tables import markdown
+from tests.comparison.examples import compared, matrices_of, miou, noisy, result, rows_of
+from utils.errors import DataError
 
 
 def test_gain_gap_and_difference_by_hand() -> None:
@@ -165,35 +120,17 @@ def test_missing_seed_is_not_paired() -> None:
     assert "| advent | 2 of 3 |" in text and "WARNING: advent: has no result of seed 1" in text
 
 
-def test_failed_method_has_an_empty_row() -> None:
-    comparison = compared(result("asda"), methods=["clan", "asda"])
-    assert [row["method"] for row in table(comparison)] == ["clan", "asda"]
-    text = markdown(comparison)
-    cells = next(line for line in text.splitlines() if line.startswith("| clan")).strip("| ").split(" | ")
-    assert set(cells[1:]) == {"-"} and "WARNING: clan: has no result" in text
-
-
 def test_failed_reference_leaves_the_scores() -> None:
     row = rows_of(compared(result("advent"), methods=["asda", "advent"]))["advent"]
     assert row["miou"] is not None and row["difference"] is None and row["wilcoxon_p"] is None
 
 
 def test_best_on_labels_stands_apart() -> None:
-    runs = [result("asda", best_matrices=matrices_of([10, 10])), result("advent")]
+    runs = [result("asda", best=matrices_of([10, 10])), result("advent")]
     found = rows_of(compared(*runs))
     assert found["asda"][BEST] == pytest.approx(miou(10)) and found["advent"][BEST] is None
     assert found["asda"]["miou"] == pytest.approx(miou(30))
     assert f" {BEST} |" in markdown(compared(*runs))
-
-
-def test_notes_name_their_runs() -> None:
-    rule = "lowest mean entropy of 4 checkpoints"
-    runs = [result("asda", seed, warnings=["contrast was 0 on every step"], selected=rule) for seed in (0, 1)]
-    text = markdown(compared(*runs, result("advent")))
-    assert "\nWARNING: asda, seeds 0, 1: contrast was 0 on every step\n" in text
-    assert f"Checkpoint: {rule} (all others)." in text and "Checkpoint: last (advent)." in text
-    assert "Protocol: held-back images." in text
-    assert f"Checkpoint: {rule} (all runs)." in markdown(compared(*runs))
 
 
 @pytest.mark.parametrize(
@@ -210,73 +147,6 @@ def test_results_that_cannot_be_paired_are_refused(second: Result, message: str)
         table(compared(result("asda"), second))
 
 
-def test_latex_escapes_names_and_makes_the_best_bold() -> None:
-    runs = result("source_only"), result("asda", wrong=(20, 20)), result("oracle", wrong=(5, 5))
-    text = latex(compared(*runs))
-    assert r"source\_only &" in text and "source_only &" not in text and r"95 \% interval" in text
-    assert text.count(r"\textbf") == 1 and rf"asda & \textbf{{{miou(20):.1f}}}" in text
-    lines = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert len({line.count("&") for line in lines}) == 1 and len(lines) == 4
-
-
-def test_published_rows_stand_under_the_table() -> None:
-    published = read_published(PUBLISHED, "ms_to_whu")
-    text = markdown(compared(result("asda", wrong=(20, 20)), published=published))
-    row = f"| asda | {miou(20):.1f} | 63.87 | 73.98 | 53.76 | README of gasking/ASDA, figure 3 |"
-    assert "### Published" in text and row in text and "| clan | - | 27.77 | - | - |" in text
-
-
-def test_published_file_agrees_with_itself() -> None:
-    pairs = [read_published(PUBLISHED, pair) for pair in ("ms_to_whu", "whu_to_95cloud")]
-    for entry in (entry for rows in pairs for entry in rows if None not in entry):
-        assert (entry.iou_clear + entry.iou_cloud) / 2 == pytest.approx(entry.miou, abs=0.01)
-    assert [len(rows) for rows in pairs] == [12, 12] and read_published(PUBLISHED, "other") == []
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("a: [", "is not valid YAML"),
-        ("[]", "found list, expected a mapping"),
-        ("p: 3", "p is int, expected a list"),
-        ("p: [3]", r"p\[0\] is int"),
-        ("p: [{method: a, miuo: 3}]", r"p\[0\].miuo: unknown key"),
-        ("p: [{method: a, source: s}]", r"p\[0\].miou: found None"),
-        ("p: [{method: a, source: s, miou: 1}, {method: a, source: s, miou: 101}]", r"p\[1\].miou: found 101"),
-        ("p: [{method: a, miou: 3}]", r"p\[0\].source: found None, expected a text"),
-    ],
-)
-def test_faults_in_published_rows_are_named(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "published.yaml"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=rf"published.yaml: .*{message}"):
-        read_published(path, "p")
-
-
-def test_missing_published_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nothing.yaml: cannot be read"):
-        read_published(tmp_path / "nothing.yaml", "p")
-
-
-def test_files(tmp_path: Path) -> None:
-    published = read_published(PUBLISHED, "ms_to_whu")
-    first = compared(*(noisy(name, s) for name in ("source_only", "asda", "oracle") for s in (0, 1)), methods=["clan"])
-    second = compared(result("asda", peak_mib=512.0), published=published)._replace(pair="c_to_d")
-    write(tmp_path / "out", [first, second])
-    names = {"table.md", "table.csv", "table.tex", "results.json", "plot_a_to_b.png", "plot_c_to_d.png"}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == names
-    rows = list(csv.DictReader((tmp_path / "out/table.csv").open()))
-    assert [(row["pair"], row["method"]) for row in rows] == [
-        *(("a_to_b", name) for name in ("clan", "source_only", "asda", "oracle")),
-        ("c_to_d", "asda"),
-    ]
-    assert csv_table([first, second]) == (tmp_path / "out/table.csv").read_text()
-    numbers = json.loads((tmp_path / "out/results.json").read_text())
-    assert numbers["a_to_b"]["table"] == table(first) and numbers["c_to_d"]["runs"][0]["peak_mib"] == 512
-    assert (tmp_path / "out/plot_a_to_b.png").read_bytes().startswith(b"\x89PNG")
-    assert "## a_to_b" in (tmp_path / "out/table.md").read_text()
-
-
 def test_a_method_may_gain_over_a_baseline_of_its_own() -> None:
     runs = [
         result("source_only", wrong=[50, 50]),
@@ -289,8 +159,3 @@ def test_a_method_may_gain_over_a_baseline_of_its_own() -> None:
     row = rows_of(comparison)["other"]
     assert row["gain"] == pytest.approx(miou(30) - miou(40)) and row["gap_share"] is None
     assert "other over other_source" in markdown(comparison)
-
-
-def test_a_seed_that_failed_everywhere_is_missing() -> None:
-    text = markdown(compared(result("asda"), result("advent"), seeds=[0, 1]))
-    assert "asda: has no result of seed 1" in text and "advent: has no result of seed 1" in text

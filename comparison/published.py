@@ -1,0 +1,54 @@
+"""Published scores, to stand beside ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from config.load import read_mapping
+from utils.errors import ConfigError
+
+
+class Published(NamedTuple):
+    """One row of a published table, in percent."""
+
+    method: str
+    miou: float
+    iou_clear: float | None
+    iou_cloud: float | None
+    source: str
+
+
+KNOWN = ", ".join(Published._fields)
+
+
+def read_published(path: Path, pair: str) -> list[Published]:
+    """The published scores of a pair; none if the file does not name it.
+
+    Args:
+        path: YAML, pair -> rows of method, miou, iou_clear and iou_cloud (may be left out) and source.
+
+    Raises:
+        ConfigError: the file cannot be read, or a row holds something else.
+    """
+    rows = read_mapping(path, "a YAML file", "a mapping of pairs to rows").get(pair, [])
+    if not isinstance(rows, list):
+        raise ConfigError(f"{path}: {pair} is {type(rows).__name__}, expected a list of rows")
+    return [_published(row, f"{path}: {pair}[{i}]") for i, row in enumerate(rows)]
+
+
+def _published(row: Any, place: str) -> Published:
+    if not isinstance(row, dict):
+        raise ConfigError(f"{place} is {type(row).__name__}, expected a mapping with the keys {KNOWN}")
+    if unknown := [key for key in row if key not in Published._fields]:
+        raise ConfigError(f"{place}.{unknown[0]}: unknown key; known are {KNOWN}")
+    fields: dict[str, Any] = dict.fromkeys(Published._fields) | row
+    for key, value in fields.items():
+        if key in ("method", "source"):
+            sound, expected = isinstance(value, str) and value != "", "a text"
+        else:
+            sound = (type(value) in (int, float) and 0 <= value <= 100) or (value is None and key != "miou")
+            expected = "a percentage from 0 to 100"
+        if not sound:
+            raise ConfigError(f"{place}.{key}: found {value!r}, expected {expected}")
+    return Published(**fields)
