@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from config.schema import Config, SplitConfig
+from config.schema import Config
 from datasets.files import Item
 from datasets.images import ImageSet
 from engine import processes
@@ -70,7 +70,7 @@ def score_image(
     valid = torch.from_numpy(decoded.valid.copy())
     entropies, mask = normalised_entropy(prob[None])[0], prob.argmax(0) * valid
     entropy = entropies[valid].double()
-    score = float(entropy.mean() if config.split.score == "mean" else entropy.sum())
+    score = float(entropy.sum() if config.released.split else entropy.mean())
     if not math.isfinite(score):
         raise DataError(f"{item.image}: its entropy score is {score}, expected a finite number; is the teacher sound?")
     write_pseudo_label(folder, item.name, decoded.placed(mask.byte().numpy(), IGNORE))
@@ -82,18 +82,18 @@ def score_image(
     return RankedImage(score, item.name, float(mask[valid].double().mean()))
 
 
-def easy_count(images: int, split: SplitConfig) -> int:
-    """Size of the easy split: `int(ratio * n)`; with `plus_one` one more, but never all.
+def easy_count(images: int, ratio: float, one_more: bool = False) -> int:
+    """Size of the easy split: `int(ratio * n)`; with `one_more`, as released, one more, but never all.
 
     Raises:
         DataError: one of the two splits would be empty.
     """
-    count = int(split.ratio * images)
-    if split.plus_one:
+    count = int(ratio * images)
+    if one_more:
         count = min(count + 1, images - 1)
     if not 0 < count < images:
         raise DataError(
-            f"split.ratio {split.ratio} of {images} target image(s) gives {count} easy and {images - count} hard; "
+            f"split.ratio {ratio} of {images} target image(s) gives {count} easy and {images - count} hard; "
             "both need at least one: change split.ratio or give more target images"
         )
     return count
@@ -115,7 +115,7 @@ def split_entropy(config: Config) -> None:
         print(f"{folder / RANKING}: finished before, left as it is")
         return
     images = training_images(config, "target", labels=False)
-    easy = easy_count(len(images), config.split)
+    easy = easy_count(len(images), config.split.ratio, config.released.split)
     histogram = EntropyHistogram(segmenter.classes) if config.split.pseudo_label == "class_median" else None
     score = partial(score_image, segmenter, images, config=config, folder=folder, histogram=histogram)
     with explained():

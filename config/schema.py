@@ -145,8 +145,6 @@ class NetConfig:
     """input pixels per feature pixel (8, 16, 32); null: as the backbone comes"""
     layout: Literal["timm", "deeplab_v2"] = "timm"
     """deeplab_v2: stride on the first 1x1 and ceil-mode pooling, as in checkpoints of ADVENT and ASDA (ResNets only)"""
-    init: Literal["default", "kaiming"] = "default"
-    """random start of what is not loaded; kaiming is the released code's"""
     aux_level: Literal["previous", "last"] = "previous"
     """what the auxiliary head reads: the last but one feature level, or the last one as the main head does (CLAN)"""
     freeze_bn: bool = False
@@ -176,9 +174,6 @@ class OptimConfig:
     """weight decay; that of AdamW is decoupled from the gradient and usually larger, 0.01 to 0.05"""
     discriminator_lr: float = positive(1e-4)
     """Adam learning rate of the discriminators, to be moved with lr, so that neither side of the game runs away"""
-    schedule: Literal["poly", "asda_released"] = "poly"
-    """poly: every rate times (1 - step/steps)^0.9; asda_released: the released piecewise cosine per epoch, one rate
-    for every segmenter group, discriminators constant"""
     skip_not_finite: int = 0
     """steps whose loss, gradient or optimizer is not finite that are left out before the run stops"""
 
@@ -241,10 +236,6 @@ class SplitConfig:
 
     ratio: float = bounded(0.67, (lambda x: 0 < x < 1, "a number between 0 and 1; at 0 or 1 one split would be empty"))
     """share of the target images that becomes the easy split"""
-    score: Literal["mean", "sum"] = "mean"
-    """mean or sum of the normalised entropy over the image's pixels"""
-    plus_one: bool = False
-    """easy split of int(ratio * n) + 1 images, as released, but never of all, instead of int(ratio * n)"""
     scales: list[float] = bounded(
         [1.0], (lambda xs: xs and all(0.1 <= x <= 10 for x in xs), "at least one scale, numbers in [0.1, 10]")
     )
@@ -326,6 +317,20 @@ class IntraConfig:
 
 
 @dataclass(frozen=True)
+class ReleasedConfig:
+    """What the released code does otherwise, its slips included; for the method asda_released alone."""
+
+    init: bool = False
+    """the segmentation network starts from fan-in Kaiming weights, batch-norm scales from N(1, 0.02), biases 0"""
+    schedule: bool = False
+    """a piecewise cosine per epoch, one rate for every segmenter group, discriminators constant; else every rate is
+    multiplied by (1 - step/steps)^0.9"""
+    split: bool = False
+    """images are ranked by the sum of their pixels' entropies in place of the mean, and one more of them is easy, but
+    never all"""
+
+
+@dataclass(frozen=True)
 class LogConfig:
     """What is written while training, and how often."""
 
@@ -382,6 +387,8 @@ class Config:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     intra: IntraConfig = field(default_factory=IntraConfig)
+    released: ReleasedConfig = field(default_factory=ReleasedConfig)
+    """the released code's ways"""
     log: LogConfig = field(default_factory=LogConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 

@@ -68,7 +68,7 @@ def _segmenter(config: Config) -> Segmenter:
         in_channels=len(config.data.bands),
         mean=net.mean,
         std=net.std,
-        init=net.init,
+        init="kaiming" if config.released.init else "default",
         aux_level=net.aux_level,
     )
     if net.checkpoint is not None:

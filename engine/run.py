@@ -43,7 +43,11 @@ FREE_KEYS = (
 )
 Kind = Literal["teacher", "split", "intra"]
 COMMAND = "# command: "
-LATER_KEYS: dict[Kind, tuple[str, ...]] = {"teacher": ("split.", "intra."), "split": ("intra.",), "intra": ()}
+LATER_KEYS: dict[Kind, tuple[str, ...]] = {
+    "teacher": ("split.", "released.split", "intra."),
+    "split": ("intra.",),
+    "intra": (),
+}
 
 
 def open_stage(config: Config, kind: Kind, name: str) -> Path:

@@ -45,7 +45,7 @@ def intra_length(config: Config, targets: int) -> tuple[int, int]:
         targets: training images of the target.
     """
     intra, teacher = config.intra, config.teacher
-    hard = max(1, targets - int(config.split.ratio * targets) - int(config.split.plus_one))
+    hard = max(1, targets - int(config.split.ratio * targets) - int(config.released.split))
     if intra.steps is None:
         steps, _ = stage_length(teacher.steps, teacher.epochs, targets, teacher.batch)
         return steps, stage_length(0, None, hard, intra.batch)[1]
@@ -58,7 +58,7 @@ def set_rates(
     """Set every group's learning rate for this step and return that of the segmenter's first group."""
     for name, optimizer in optimizers.items():
         for group in optimizer.param_groups:
-            if config.optim.schedule == "poly":
+            if not config.released.schedule:
                 group["lr"] = poly(group["base_lr"], progress.step, progress.steps)
             elif name == "segmenter":
                 group["lr"] = asda_released(progress.epoch, warmup_epochs)

@@ -261,7 +261,7 @@ def test_faults_of_a_comparison_stop_it_before_anything_runs(tmp_path: Path, com
 
 def test_the_method_wins_over_the_pair_and_the_protocol_over_both(comparison: Callable[..., Path]) -> None:
     """As under bash.sh and for a typed command, whose `--key value` stand where the protocol stands here."""
-    path = comparison(["asda"], protocol={"intra": {"fuse": "mean"}}, set={"split.score": "sum"})
+    path = comparison(["asda"], protocol={"intra": {"fuse": "mean"}}, set={"released.split": True})
     pair = path.with_name("pair.yaml")
     own = {"intra": {"steps": 4, "batch": 2, "fuse": "ema", "seg_para": 7}, "split": {"scales": [2.0], "ratio": 0.5}}
     pair.write_text(yaml.safe_dump(yaml.safe_load(pair.read_text()) | own))
@@ -269,12 +269,12 @@ def test_the_method_wins_over_the_pair_and_the_protocol_over_both(comparison: Ca
     found = job.config
     assert (found.split.ratio, found.intra.batch) == (0.5, 2)  # the pair's
     assert (found.split.scales, found.intra.seg_para) == ([0.7, 1.0, 1.5], 2.0)  # asda's
-    assert (found.intra.fuse, found.split.score) == ("mean", "sum")  # the protocol's
+    assert (found.intra.fuse, found.released.split) == ("mean", True)  # the protocol's
     words = [
         "--intra.fuse",
         "mean",
-        "--split.score",
-        "sum",
+        "--released.split",
+        "true",
         "--out",
         found.out,
         "--method",

@@ -242,8 +242,8 @@ def test_a_split_follows_the_teacher_and_a_score_its_image_alone(
     assert {row["name"]: row["score"] for row in ranked(config)}.items() < scores.items()
 
 
-@pytest.mark.parametrize("score", ["mean", "sum"])
-def test_equal_scores_are_split_by_name(world: World, score: str) -> None:
+@pytest.mark.parametrize("released", [False, True])
+def test_equal_scores_are_split_by_name(world: World, released: bool) -> None:
     names = ["B", "a", "a/1", "a10", "a2", "b"]  # in their order: that of the characters' numbers
     first, *others = world.images("target")
     for name in names:
@@ -259,12 +259,13 @@ def test_equal_scores_are_split_by_name(world: World, score: str) -> None:
         ("mixed", shuffled),
     ):
         world.list_images("target", images)
-        config = with_teacher(world.config(out, "--data.tile", "null", "--split.ratio", "0.5", "--split.score", score))
+        settings = ("--data.tile", "null", "--split.ratio", "0.5", "--released.split", str(released).lower())
+        config = with_teacher(world.config(out, *settings))
         split_entropy.split_entropy(config)
         assert [row["name"] for row in ranked(config)] == names
         assert len({row["score"] for row in ranked(config)}) == 1
-        assert (world.folder / out / "split/easy.txt").read_text().split() == names[:3]
-        assert (world.folder / out / "split/hard.txt").read_text().split() == names[3:]
+        assert (world.folder / out / "split/easy.txt").read_text().split() == names[: 3 + released]
+        assert (world.folder / out / "split/hard.txt").read_text().split() == names[3 + released :]
 
 
 # the long ones

@@ -20,7 +20,7 @@ import split_entropy
 import train_intra
 import train_teacher
 from config.load import load_config
-from config.schema import Config, SplitConfig
+from config.schema import Config
 from engine.domains import training_images
 from engine.log import prediction_grid
 from engine.pseudo_labels import read_layer
@@ -259,21 +259,20 @@ def test_bad_files_stop_a_stage_before_training_with_one_sentence(tmp_path: Path
     assert not list((tmp_path / "run").rglob("*.jsonl"))
 
 
-@pytest.mark.parametrize(("plus_one", "easy", "hard"), [(True, 1467, 628), (False, 1466, 629)])
-def test_known_answer_18(plus_one: bool, easy: int, hard: int) -> None:
-    split = SplitConfig(ratio=0.7, plus_one=plus_one)
-    assert split_entropy.easy_count(2095, split) == easy and 2095 - easy == hard
+@pytest.mark.parametrize(("one_more", "easy", "hard"), [(True, 1467, 628), (False, 1466, 629)])
+def test_known_answer_18(one_more: bool, easy: int, hard: int) -> None:
+    assert split_entropy.easy_count(2095, 0.7, one_more) == easy and 2095 - easy == hard
 
 
 @pytest.mark.parametrize(("images", "ratio", "easy"), [(8, 0.9, 7), (8, 0.75, 7), (8, 0.6, 5), (2, 0.9, 1)])
 def test_one_more_easy_image_leaves_a_hard_one(images: int, ratio: float, easy: int) -> None:
-    assert split_entropy.easy_count(images, SplitConfig(ratio=ratio, plus_one=True)) == easy
+    assert split_entropy.easy_count(images, ratio, one_more=True) == easy
 
 
 @pytest.mark.parametrize(("images", "ratio"), [(1, 0.67), (2, 0.2), (1, 0.999)])
 def test_a_split_that_would_be_empty_is_refused(images: int, ratio: float) -> None:
     with pytest.raises(DataError, match="both need at least one"):
-        split_entropy.easy_count(images, SplitConfig(ratio=ratio))
+        split_entropy.easy_count(images, ratio)
 
 
 def test_score_is_the_mean_entropy_and_ranks_do_not_depend_on_order(
