@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from predict import read_request as read_predict_request
 from scenes import CloudNetwork, load_network, predict_array
 from utils.errors import ConfigError, DataError, WeightsError
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = """# python 3.11, torch 2.14, commit 0123abc
 # command: python train_intra.py --config configs/mine.yaml
 generated: null
@@ -102,6 +105,11 @@ def test_predict_runs_the_onnx_file(exported: tuple[Path, Path], tmp_path: Path)
         predict(read_predict_request([str(word) for word in words]))
         masks.append(rasterio.open(tmp_path / weights.suffix[1:] / "a_mask.tif").read(1))
     assert np.mean(masks[0] != masks[1]) < 1e-3
+    code = "import sys, predict; predict.predict(predict.read_request(sys.argv[1:])); print('torch' in sys.modules)"
+    words = ["--weights", out / "student.onnx", "--out", tmp_path / "alone", tmp_path / "a.tif"]
+    command = [sys.executable, "-c", code, *map(str, words)]
+    child = subprocess.run(command, cwd=REPOSITORY, text=True, capture_output=True, check=False)
+    assert child.returncode == 0 and child.stdout.splitlines()[-1] == "False", child.stderr
 
 
 def test_the_card_says_what_the_files_are_for(exported: tuple[Path, Path]) -> None:
@@ -121,7 +129,7 @@ def test_the_card_says_what_the_files_are_for(exported: tuple[Path, Path]) -> No
 
 
 def test_the_graph_tells_nothing_of_the_machine(exported: tuple[Path, Path]) -> None:
-    assert str(Path(__file__).resolve().parents[1]).encode() not in (exported[1] / "student.onnx").read_bytes()
+    assert str(REPOSITORY).encode() not in (exported[1] / "student.onnx").read_bytes()
 
 
 def test_a_network_that_differs_is_found(exported: tuple[Path, Path]) -> None:
