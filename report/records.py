@@ -115,14 +115,16 @@ def _domain(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _model(values: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {"ece": None, **values}
+    found: dict[str, Any] = {"ece": None, "miou_interval": None, **values}
     for title, path in MEASURES.items():
         if (share := score_at(found, path)) is not None and not 0 <= share <= 1:
             raise ValueError(f"found {share} as {title}, expected a share")
-    for key in {"miou_interval", "gain_interval"} & found.keys():
-        found[key] = found[key] and [float(found[key][0]), float(found[key][1])]
     if "gain" in found:
         found["gain"] = _number(found["gain"])
+    for key in ("miou_interval", "gain_interval") if "gain" in found else ("miou_interval",):
+        if found[key] is not None:
+            low, high = found[key]
+            found[key] = [float(low), float(high)]
     return found
 
 
