@@ -36,7 +36,12 @@ def commands() -> list[str]:
     """Lines of the fenced blocks, and of the scripts' docstrings, that start one of the project's programs."""
     texts = [block for path in DOCUMENTS for block in re.findall(r"```\n(.*?)```", path.read_text("utf-8"), re.S)]
     texts += [(ROOT / script).read_text("utf-8").split('"""')[1] for script in STAGES | {COMPARE}]
-    lines = [part.strip() for text in texts for line in text.splitlines() for part in re.split(r";| do ", line)]
+    lines = [
+        part.strip()
+        for text in texts
+        for line in text.replace("\\\n", " ").splitlines()
+        for part in re.split(r";| do ", line)
+    ]
     found = sorted({line for line in lines if re.match(r"(OMP_NUM_THREADS=1 )?(bash|python) ", line)})
     return [line.split("  #")[0].removeprefix("OMP_NUM_THREADS=1 ") for line in found]
 
