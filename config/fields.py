@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from copy import copy
 from dataclasses import field, fields, is_dataclass
 from typing import Any
@@ -40,10 +40,10 @@ def share(default: float) -> Any:
     return within(default, 0, 1)
 
 
-def choice(default: str, names: Iterable[str]) -> Any:
-    """One of these names."""
-    *most, last = names
-    return bounded(default, (lambda value: value in (*most, last), f"one of {', '.join(most)} or {last}"))
+def choice(default: str, names: Collection[str], *others: str) -> Any:
+    """One of these names, or of the others."""
+    *most, last = (*names, *others)
+    return bounded(default, (lambda value: value in (*names, *others), f"one of {', '.join(most)} or {last}"))
 
 
 def fault(key: str, value: object, expected: str) -> str:

@@ -11,15 +11,12 @@ from typing import Literal
 
 from config.fields import at_least, bounded, choice, flatten, positive, share, within
 from datasets.readers import READERS
+from losses.registry import ALIGNMENTS, CONTRASTS, SELF_TRAINING
 
 PARTS = ("scores", "scenes", "masks", "entropy", "tsne", "gradcam", "report")
 NO_DATA = ("file", "none", "all_zero")  # beside a number and band:NAME; datasets/decoder.py has what they mean
 SHIFT8 = "shift8"
 LIKE_SOURCE = "source"
-# The names of losses/registry.py, once more: so a configuration is checked without torch.
-ALIGNMENTS = ("entropy", "softmax", "minent", "clan")
-CONTRASTS = ("hec", "pix", "u2pl", "sdca")
-SELF_TRAINING = ("stored", "entropy_drop", "classmix", "masked")
 
 
 @dataclass(frozen=True)
@@ -214,7 +211,7 @@ class TeacherConfig:
     """weight of the soft Jaccard loss beside cross-entropy"""
     focal: float = at_least(0.0, 0)
     """exponent of the focal factor on cross-entropy; 0: plain cross-entropy, 2: CLAN"""
-    alignment: str = choice("entropy", (*ALIGNMENTS, "none"))
+    alignment: str = choice("entropy", ALIGNMENTS, "none")
     """how the target is aligned: entropy (a discriminator on entropy maps, AdvEnt), softmax (on probabilities,
     AdaptSegNet), minent (minimal entropy, no discriminator), clan (a category-level adversary), or none"""
     adv_main: float = at_least(1e-3, 0)
@@ -288,7 +285,7 @@ class IntraConfig:
     )
     """source_target: what is learnt from pseudo-labels of the target, any of: stored (masks of stage 2, ESL),
     entropy_drop (U2PL), classmix (DACS), masked (MIC); the main head's cross-entropy has the weight 1"""
-    contrast: str = choice("hec", (*CONTRASTS, "none"))
+    contrast: str = choice("hec", CONTRASTS, "none")
     """hec: high-entropy contrast; pix: the released term, for parity only; u2pl, sdca: the terms of these methods; or
     none"""
     contrast_weight: float = at_least(0.1, 0)
@@ -302,7 +299,7 @@ class IntraConfig:
     """what the two heads are asked to agree on"""
     consistency_weight: float = at_least(0.1, 0)
     """weight of the consistency"""
-    alignment: str = choice("entropy", (*ALIGNMENTS, "none"))
+    alignment: str = choice("entropy", ALIGNMENTS, "none")
     """how the unlabelled side is aligned with the labelled one; the choices are those of teacher.alignment"""
     adv_main: float = at_least(1e-3, 0)
     """weight of the main head's alignment, hard towards easy"""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -22,7 +23,7 @@ from nets.segmenter import Segmenter
 from nets.weights import import_deeplab_v2, is_segmenter_file, load_segmenter, load_weights
 from utils.errors import ConfigError, DataError, WeightsError
 
-T = TypeVar("T")
+Options = Mapping[str, Mapping[str, float]]  # name of a choice -> its settings
 
 
 def device_of(config: Config) -> torch.device:
@@ -89,38 +90,35 @@ def build_alignment(config: Config, settings: TeacherConfig | IntraConfig, class
         return None
     discriminator = partial(ForwardBatchDiscriminator, width=config.net.discriminator_width)
     weights = {"main": settings.adv_main, "aux": settings.adv_aux}
-    alignment = build_choice(ALIGNMENTS, settings.alignment, settings.options, classes, discriminator, weights)
+    alignment: Alignment = build_choice(
+        ALIGNMENTS, settings.alignment, settings.options, classes, discriminator, weights
+    )
     return alignment.to(device_of(config))
 
 
-def build_choice(
-    choices: Mapping[str, Callable[..., T]], name: str, options: Mapping[str, Mapping[str, float]], *given: Any
-) -> T:
-    """Build what a config chose by name, with its entry of `options` as keyword arguments.
+def build_choice(choices: Mapping[str, str], name: str, options: Options, *given: Any) -> Any:
+    """What a configuration chose by name, called with `given` and its entry of `options`.
 
     Raises:
         ConfigError: an option that the choice does not have.
     """
-    return choices[name](*given, **options_of(choices, name, options))
+    return bound_choice(choices, name, options)(*given)
 
 
-def options_of(
-    choices: Mapping[str, Callable[..., Any]], name: str, options: Mapping[str, Mapping[str, float]]
-) -> Mapping[str, float]:
-    """The entry of `options` for what a config chose by name.
+def bound_choice(choices: Mapping[str, str], name: str, options: Options) -> Callable[..., Any]:
+    """The same, not called yet.
 
-    Raises:
-        ConfigError: an option that the choice does not have.
+    Args:
+        choices: name -> module and name in it, see `losses.registry`.
     """
-    known = [
-        parameter.name
-        for parameter in inspect.signature(choices[name]).parameters.values()
-        if isinstance(parameter.default, (int, float))
-    ]
+    module, _, attribute = choices[name].rpartition(".")
+    found = getattr(import_module(module), attribute)
+    parameters = inspect.signature(found).parameters.values()
+    known = [parameter.name for parameter in parameters if isinstance(parameter.default, (int, float))]
     mine = options.get(name, {})
     if unknown := [key for key in mine if key not in known]:
         raise ConfigError(f"options.{name}.{unknown[0]}: unknown; {name} has {', '.join(known) or 'no options'}")
-    return mine
+    return partial(found, **mine)
 
 
 def trained(config: Config, name: str) -> Segmenter:

@@ -1,30 +1,23 @@
-"""The choices of a configuration by name; `config/` lists the names again, since it does not import torch."""
+"""What a configuration may choose by name, and where it is defined.
 
-from collections.abc import Callable
+Nothing is imported here, so that a configuration is checked before torch is; `engine.build` resolves a name on use.
+"""
 
-from losses.alignment import Alignment, CategoryAlignment, EntropyAlignment, EntropyMinimisation, SoftmaxAlignment
-from losses.contrast import Contrast
-from losses.high_entropy import HighEntropyContrast
-from losses.released import PixContrast
-from losses.self_training import PseudoLabelledBatch, classmix, entropy_drop, masked, stored
-from losses.semantic import SemanticContrast
-from losses.u2pl import UncertainContrast
-
-ALIGNMENTS: dict[str, type[Alignment]] = {
-    "entropy": EntropyAlignment,
-    "softmax": SoftmaxAlignment,
-    "minent": EntropyMinimisation,
-    "clan": CategoryAlignment,
+ALIGNMENTS = {  # teacher.alignment, intra.alignment
+    "entropy": "losses.alignment.EntropyAlignment",
+    "softmax": "losses.alignment.SoftmaxAlignment",
+    "minent": "losses.alignment.EntropyMinimisation",
+    "clan": "losses.alignment.CategoryAlignment",
 }
-CONTRASTS: dict[str, type[Contrast]] = {
-    "hec": HighEntropyContrast,
-    "pix": PixContrast,
-    "u2pl": UncertainContrast,
-    "sdca": SemanticContrast,
+CONTRASTS = {  # intra.contrast
+    "hec": "losses.high_entropy.HighEntropyContrast",
+    "pix": "losses.released.PixContrast",
+    "u2pl": "losses.u2pl.UncertainContrast",
+    "sdca": "losses.semantic.SemanticContrast",
 }
-SELF_TRAINING: dict[str, Callable[..., PseudoLabelledBatch]] = {
-    "stored": stored,
-    "entropy_drop": entropy_drop,
-    "classmix": classmix,
-    "masked": masked,
+SELF_TRAINING = {  # intra.self_training
+    "stored": "losses.self_training.stored",
+    "entropy_drop": "losses.self_training.entropy_drop",
+    "classmix": "losses.self_training.classmix",
+    "masked": "losses.self_training.masked",
 }

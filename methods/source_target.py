@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from config.schema import Config
 from datasets.images import ImageSet
-from engine.build import options_of
+from engine.build import bound_choice
 from engine.domains import training_images
 from engine.forward import forward_batch
 from engine.pseudo_labels import STORED_CLASSES
@@ -30,11 +29,7 @@ class SourceTargetStage(StudentStage):
 
     def __init__(self, config: Config, anchor: Segmenter) -> None:
         super().__init__(config, anchor)
-        options = self.w.options
-        self.rules = {
-            name: partial(SELF_TRAINING[name], **options_of(SELF_TRAINING, name, options))
-            for name in self.w.self_training
-        }
+        self.rules = {name: bound_choice(SELF_TRAINING, name, self.w.options) for name in self.w.self_training}
         self.ema_on_target = self.labels_both or bool(self.rules.keys() - {"stored"})
 
     @staticmethod

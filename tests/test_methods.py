@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,10 +17,9 @@ import torch
 import split_entropy
 import train_intra
 import train_teacher
-from config import schema
-from config.fields import choice
 from config.load import load_config
 from config.schema import Config
+from engine.build import bound_choice
 from engine.layout import WARNINGS
 from losses import registry
 from losses.inputs import TrainingProgress
@@ -81,10 +82,11 @@ def test_every_method_is_expected() -> None:
     assert sorted(TERMS) == METHODS
 
 
-def test_names_of_choices_are_those_of_the_registry() -> None:
-    assert set(schema.ALIGNMENTS) == set(registry.ALIGNMENTS)
-    assert set(schema.CONTRASTS) == set(registry.CONTRASTS)
-    assert set(schema.SELF_TRAINING) == set(registry.SELF_TRAINING)
+@pytest.mark.parametrize("choices", [registry.ALIGNMENTS, registry.CONTRASTS, registry.SELF_TRAINING])
+def test_every_name_of_the_registry_leads_to_its_place(choices: dict[str, str]) -> None:
+    for name, place in choices.items():
+        found = bound_choice(choices, name, {}).func
+        assert f"{found.__module__}.{found.__name__}" == place
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -197,17 +199,39 @@ def test_the_worked_example_of_the_documentation(
     text = (ROOT / "docs/compared_methods.md").read_text("utf-8")
     blocks = {language: re.search(rf"```{language}\n(.*?)```", text, re.S) for language in ("python", "yaml")}
     assert blocks["python"] is not None and blocks["yaml"] is not None
-    scope: dict[str, Any] = {}
-    exec(blocks["python"].group(1), scope)
-    monkeypatch.setitem(registry.ALIGNMENTS, "squares", scope["MaximumSquares"])
-    allowed = choice("entropy", (*schema.ALIGNMENTS, "squares", "none"))
-    monkeypatch.setattr(schema.TeacherConfig.__dataclass_fields__["alignment"], "metadata", allowed.metadata)
+    place = re.search(r'`"squares": "([\w.]+)"`', text)
+    assert place is not None
+    add_module(place[1].rpartition(".")[0], blocks["python"].group(1), monkeypatch)
+    monkeypatch.setitem(registry.ALIGNMENTS, "squares", place[1])
     method = tmp_path / "squares.yaml"
     method.write_text(blocks["yaml"].group(1))
     config = run_stages(tiny_arguments(tmp_path, "--method", str(method)))
     found, rows = terms_of(Path(config.out) / "teacher")
     assert found == SEG | {"squares_main", "squares_aux"}
     assert all(-0.5 <= row["raw/squares_main"] <= -0.25 for row in rows)  # p = (1, 0) and (1/2, 1/2)
+
+
+def test_the_worked_example_of_a_loss(
+    tmp_path: Path, tiny_arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/extending.md adds a loss to stage 3 by one class and one name."""
+    text = (ROOT / "docs/extending.md").read_text("utf-8")
+    block = re.search(r"```python\n(# losses.*?)```", text, re.S)
+    place = re.search(r'`"hard_entropy": "([\w.]+)"`', text)
+    assert block is not None and place is not None
+    add_module(place[1].rpartition(".")[0], block[1], monkeypatch)
+    monkeypatch.setitem(registry.CONTRASTS, "hard_entropy", place[1])
+    config = run_stages(tiny_arguments(tmp_path, "--intra.contrast", "hard_entropy"))
+    found, rows = terms_of(Path(config.out) / "intra")
+    assert found == SEG | ADVERSARY | {"contrast", "consistency"}
+    assert all(0 < row["raw/contrast"] <= 1 for row in rows)
+
+
+def add_module(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a module of a text, as if it were a file."""
+    module = ModuleType(name)
+    exec(text, module.__dict__)
+    monkeypatch.setitem(sys.modules, name, module)
 
 
 def test_a_stored_anchor_is_as_sure_as_its_mask_and_leaves_the_rest_to_the_ema() -> None:

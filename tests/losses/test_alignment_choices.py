@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.build import build_choice
 from losses.inputs import DomainOutputs, TrainingProgress
 from losses.registry import ALIGNMENTS
 
@@ -38,7 +39,7 @@ def at(progress: float) -> TrainingProgress:
 
 
 def build(kind: str, **options: Any) -> Any:
-    return ALIGNMENTS[kind](2, FirstChannel, WEIGHTS, **options)
+    return build_choice(ALIGNMENTS, kind, {kind: options}, 2, FirstChannel, WEIGHTS)
 
 
 def heads() -> dict[str, list[nn.Parameter]]:

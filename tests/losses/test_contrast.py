@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from engine.build import build_choice
 from losses.contrast import FeatureBank, info_nce
 from losses.entropy import normalised_entropy
 from losses.high_entropy import ContrastMemory, HighEntropyContrast, high_entropy_contrast
@@ -440,7 +441,7 @@ def test_pix_module_sums_the_heads():
 
 @pytest.mark.parametrize("name", CONTRASTS)
 def test_every_contrast_is_deterministic_resumes_and_has_only_buffers(name):
-    first, second = (CONTRASTS[name](2, 8, DIM) for _ in range(2))
+    first, second = (build_choice(CONTRASTS, name, {}, 2, 8, DIM) for _ in range(2))
     assert not list(first.parameters())
     first(outputs(1), outputs(2), at())
     second.load_state_dict(first.state_dict())
@@ -458,7 +459,7 @@ def test_every_contrast_without_labels_is_a_connected_zero(name):
             tensor.fill_(IGNORE)
         for z in one.logits.values():
             z.requires_grad_()
-    loss, _ = CONTRASTS[name](2, 8, DIM)(*domains, at())
+    loss, _ = build_choice(CONTRASTS, name, {}, 2, 8, DIM)(*domains, at())
     loss.backward()
     assert loss.item() == 0
     tensors = [t for one in domains for t in (*inputs(one), *one.logits.values())]
@@ -475,7 +476,7 @@ def test_every_contrast_survives_a_huge_feature(name, ignored):
             tensor.data[:, :, 0, 0] = 1e30
         if ignored:
             one.label["main"][:, :2, :2] = IGNORE
-    loss, _ = CONTRASTS[name](2, 8, DIM)(*domains, at())
+    loss, _ = build_choice(CONTRASTS, name, {}, 2, 8, DIM)(*domains, at())
     loss.backward()
     grads = [t.grad for one in domains for t in inputs(one) if t.grad is not None]
     assert loss.isfinite() and grads and all(g.isfinite().all() for g in grads)

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
+from engine.build import bound_choice
 from losses.inputs import TrainingProgress
 from losses.registry import SELF_TRAINING
 from losses.segmentation import cross_entropy
@@ -33,7 +34,8 @@ def scene(seed=0, bands=3, size=(3, 24, 40), classes=2):
 
 
 def apply(name, case, progress=0.5, seed=0, **options):
-    return SELF_TRAINING[name](*case, at(progress), torch.Generator().manual_seed(seed), **options)
+    rule = bound_choice(SELF_TRAINING, name, {name: options})
+    return rule(*case, at(progress), torch.Generator().manual_seed(seed))
 
 
 def ema_label(case, head="main"):
@@ -216,5 +218,5 @@ def test_no_rule_waits_for_the_device(name):
             for _ in range(2)
         )
         logits = {head: torch.rand(2, 2, 16, 16, device="cuda") for head in HEADS}
-        batch = SELF_TRAINING[name](labelled, unlabelled, logits, at(), torch.Generator())
+        batch = bound_choice(SELF_TRAINING, name, {})(labelled, unlabelled, logits, at(), torch.Generator())
         assert batch.image.device.type == "cuda" and batch.label["main"].device.type == "cuda"
