@@ -48,13 +48,10 @@ def load_exactly(module: nn.Module, state: Mapping[str, Any], source: str, expec
 
 
 def require_fit(module: nn.Module, state: Mapping[str, Any], source: str, expected: str) -> None:
-    """See that the names and shapes of `state` are exactly those of `module`.
+    """Raise WeightsError, which tells the first keys that differ, unless `state` has the names and shapes of `module`.
 
     The batch counters of batch norm may be absent, since older files lack them. `source` and `expected` name the file
     and the architecture in the message.
-
-    Raises:
-        WeightsError: names the file, the first keys that are missing, left over or mis-shaped, and the architecture.
     """
     own = module.state_dict()
     shapes = [(key, _shape(state[key]), _shape(own[key])) for key in own if key in state]
@@ -63,10 +60,10 @@ def require_fit(module: nn.Module, state: Mapping[str, Any], source: str, expect
         "left over": [key for key in state if key not in own],
         "mis-shaped": [f"{key} {found} instead of {wanted}" for key, found, wanted in shapes if found != wanted],
     }
-    told = {what: ", ".join(keys[:4]) + ", ..." * (len(keys) > 4) for what, keys in faults.items() if keys}
-    if told:
-        problems = (f"{len(faults[what])} {what}: {first}" for what, first in told.items())
-        raise WeightsError(f"{source}: does not fit {expected}. {'; '.join(problems)}")
+    counted = {f"{len(keys)} {what}": keys for what, keys in faults.items() if keys}
+    if counted:
+        told = (f"{count}: {', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}" for count, keys in counted.items())
+        raise WeightsError(f"{source}: does not fit {expected}. {'; '.join(told)}")
 
 
 def load_backbone(backbone: Any, name: str, weights: str) -> None:

@@ -67,10 +67,8 @@ class AtrousHead(nn.Module):
             nn.init.normal_(branch.get_parameter("weight"), std=0.01)
 
     def forward(self, features: Tensor) -> Tensor:
-        logits = self.branches[0](features)
-        for branch in self.branches[1:]:
-            logits = logits + branch(features)
-        return logits
+        first, *others = self.branches
+        return sum((branch(features) for branch in others), first(features))
 
 
 class Segmenter(nn.Module):
@@ -98,6 +96,9 @@ class Segmenter(nn.Module):
         num_features: D, channels of the last level.
         stride: input pixels per pixel of the last level.
         architecture: JSON of the arguments that build this network again, to be filled with its weights.
+
+    Raises:
+        ConfigError, WeightsError: no such backbone, or one that cannot be built or filled this way.
 
     Random numbers come from torch's global generator alone, so `torch.manual_seed` before it fixes every bit.
     """
