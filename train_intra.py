@@ -57,7 +57,7 @@ class AsdaStage(StudentStage):
             pseudo_label = self.anchor_guidance(easy, ema_easy)
         on_easy, on_hard = self.predict_jointly(easy["image"], hard["image"])
         easy_outputs = self.outputs(easy, on_easy, pseudo_label, ema_easy)
-        hard_outputs = self.unlabelled_outputs(hard, on_hard)
+        hard_outputs = self.unlabelled_outputs(hard, on_hard, None)
 
         segmentation, stats = self.segmentation(easy_outputs)  # cross-entropy with the pseudo-labels
         agreement = self.agreement(easy_outputs)  # consistency of the two heads
@@ -108,16 +108,7 @@ def train_intra(config: Config) -> None:
     metadata = data_record(config)
     stage = method(config, anchor)
     streams = {name: training_stream(config, part, name, w.augment) for name, part in images.items()}
-    fit(
-        stage,
-        streams,
-        folder,
-        config,
-        batch=w.batch,
-        steps=steps,
-        epoch_steps=epoch_steps,
-        weights_metadata=metadata,
-    )
+    fit(stage, streams, folder, config, batch=w.batch, steps=steps, epoch_steps=epoch_steps, weights_metadata=metadata)
     write_weights(weights, stage.exported, metadata)
 
 

@@ -94,16 +94,7 @@ def train_teacher(config: Config) -> None:
     steps, epoch_steps = stage_length(w.steps, w.epochs, len(target), w.batch)
     metadata = data_record(config)
     streams = {str(name): training_stream(config, part, name, w.augment) for name, part in images.items()}
-    fit(
-        stage,
-        streams,
-        folder,
-        config,
-        batch=w.batch,
-        steps=steps,
-        epoch_steps=epoch_steps,
-        weights_metadata=metadata,
-    )
+    fit(stage, streams, folder, config, batch=w.batch, steps=steps, epoch_steps=epoch_steps, weights_metadata=metadata)
     write_weights(weights, stage.exported, metadata)
 
 

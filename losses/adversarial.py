@@ -8,6 +8,13 @@ SOURCE = 0
 TARGET = 1
 
 
+def domain_cross_entropy(logits: Tensor, domain: int) -> Tensor:
+    """Binary cross-entropy against `SOURCE` (0) or `TARGET` (1) at every position of a discriminator's scores."""
+    if domain not in (SOURCE, TARGET):
+        raise ValueError(f"domain must be SOURCE ({SOURCE}) or TARGET ({TARGET}), got {domain!r}")
+    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, domain), reduction="none")
+
+
 def discriminator_loss(logits: Tensor, domain: int, weight: Tensor | None = None) -> Tensor:
     """Binary cross-entropy of a discriminator's output against one domain label for every position.
 
@@ -21,18 +28,12 @@ def discriminator_loss(logits: Tensor, domain: int, weight: Tensor | None = None
         weight: what a position counts, >= 0, of the same shape, such as its share of pixels with data; None: all alike.
 
     Returns:
-        A scalar >= 0, the weighted mean over all positions; exactly 0, and still connected to the graph, when all
-        weights are 0.
-
-    Raises:
-        ValueError: if `domain` is neither.
+        A scalar >= 0, the weighted mean; exactly 0, and still connected to the graph, when all weights are 0.
 
     Reference:
         The adversarial terms of ADVENT, which ASDA uses between domains and then between easy and hard images.
     """
-    if domain not in (SOURCE, TARGET):
-        raise ValueError(f"domain must be SOURCE ({SOURCE}) or TARGET ({TARGET}), got {domain!r}")
-    per_position = F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, domain), reduction="none")
+    per_position = domain_cross_entropy(logits, domain)
     if weight is None:
         return per_position.mean()
     return (per_position * weight).sum() / weight.sum().clamp(min=torch.finfo(logits.dtype).tiny)

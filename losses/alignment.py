@@ -19,7 +19,7 @@ from losses.entropy import entropy_loss, weighted_self_information
 from losses.inputs import DomainOutputs, TrainingProgress
 
 Terms = dict[str, tuple[float, Tensor]]
-Weights = Mapping[str, Sequence[Tensor]]
+Heads = Mapping[str, Sequence[Tensor]]  # the parameters of the segmenter's classifiers
 
 
 def entropy_map(logits: Tensor, valid: Tensor) -> Tensor:
@@ -30,22 +30,19 @@ def entropy_map(logits: Tensor, valid: Tensor) -> Tensor:
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
     """Losses computed inside give no gradient to the module's parameters, but still flow through it to its input."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
+    trained = nn.ParameterList(parameter for parameter in module.parameters() if parameter.requires_grad)
+    trained.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
+        trained.requires_grad_(True)
 
 
 def alignment(
     discriminators: nn.ModuleDict, source: Mapping[str, Tensor], target: Mapping[str, Tensor], valid: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The segmenter's and the discriminators' adversarial losses, one pair per head.
-
-    A position of a discriminator's output counts as much as the share of valid pixels below it.
+    """The segmenter's and the discriminators' adversarial losses, one pair per head; a position of a discriminator's
+    output counts as much as the share of valid pixels below it.
 
     Args:
         discriminators: one per head, by the head's name.
@@ -70,10 +67,9 @@ def alignment(
 
 
 def valid_in_both(source: DomainOutputs, target: DomainOutputs) -> Tensor:
-    """Where image i of both domains has data, (B, H, W) bool.
+    """Where image i of both domains has data, (B, H, W) bool: the one mask through which discriminators see both.
 
-    Discriminators see both domains through this one mask. A margin, a hole or the padding of one domain blanks the
-    other as well, so that it cannot tell the two apart.
+    A margin, a hole or the padding of one domain blanks the other as well, so that it cannot tell the two apart.
     """
     return source.valid & target.valid
 
@@ -87,16 +83,12 @@ class Alignment(nn.Module):
         weights: weight of the segmenter's term by head.
     """
 
-    def __init__(
-        self, classes: int, discriminator: Callable[[int], nn.Module], weights: Mapping[str, float], **options: float
-    ) -> None:
+    def __init__(self, classes: int, discriminator: Callable[[int], nn.Module], weights: Mapping[str, float]) -> None:
         super().__init__()
         self.weights = dict(weights)
 
-    def forward(
-        self, source: DomainOutputs, target: DomainOutputs, heads: Weights, progress: TrainingProgress
-    ) -> Terms:
-        """The weighted terms of one step; `heads` are the parameters of the segmenter's classifiers."""
+    def forward(self, source: DomainOutputs, target: DomainOutputs, heads: Heads, progress: TrainingProgress) -> Terms:
+        """The weighted terms of one step."""
         raise NotImplementedError
 
 
@@ -111,9 +103,7 @@ class EntropyAlignment(Alignment):
         """What the discriminator sees, (B, K, H, W)."""
         return entropy_map(logits, valid)
 
-    def forward(
-        self, source: DomainOutputs, target: DomainOutputs, heads: Weights, progress: TrainingProgress
-    ) -> Terms:
+    def forward(self, source: DomainOutputs, target: DomainOutputs, heads: Heads, progress: TrainingProgress) -> Terms:
         valid = valid_in_both(source, target)
         on_source, on_target = (
             {head: self.view(domain.logits[head], valid) for head in self.weights} for domain in (source, target)
@@ -133,9 +123,7 @@ class SoftmaxAlignment(EntropyAlignment):
 class EntropyMinimisation(Alignment):
     """No adversary: the entropy of target predictions itself is minimised (MinEnt, Vu et al., CVPR 2019)."""
 
-    def forward(
-        self, source: DomainOutputs, target: DomainOutputs, heads: Weights, progress: TrainingProgress
-    ) -> Terms:
+    def forward(self, source: DomainOutputs, target: DomainOutputs, heads: Heads, progress: TrainingProgress) -> Terms:
         return {
             f"ent_{head}": (weight, entropy_loss(target.logits[head].softmax(1), target.valid))
             for head, weight in self.weights.items()
@@ -171,9 +159,7 @@ class CategoryAlignment(Alignment):
         self.epsilon, self.lambda_local = epsilon, lambda_local
         self.divergence, self.preheat = divergence, preheat
 
-    def forward(
-        self, source: DomainOutputs, target: DomainOutputs, heads: Weights, progress: TrainingProgress
-    ) -> Terms:
+    def forward(self, source: DomainOutputs, target: DomainOutputs, heads: Heads, progress: TrainingProgress) -> Terms:
         valid = valid_in_both(source, target)[:, None]  # (B, 1, H, W)
         on_source, on_target = (
             (domain.logits["main"] + domain.logits["aux"]).softmax(1) * valid for domain in (source, target)

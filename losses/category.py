@@ -6,22 +6,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from losses.adversarial import SOURCE, TARGET
+from losses.adversarial import domain_cross_entropy
 
 
 def discrepancy(prob_a: Tensor, prob_b: Tensor) -> Tensor:
-    """One minus the cosine of the two class distributions of each pixel.
-
-    Args:
-        prob_a: class probabilities of one classifier, (B, K, H, W).
-        prob_b: those of the other, same shape.
+    """One minus the cosine of two classifiers' probabilities (B, K, H, W) at each pixel: CLAN's local alignment score.
 
     Returns:
         A tensor (B, H, W) in [0, 1]: 0 where the classifiers agree, 1 where they are sure of different classes. It has
         a gradient; detach it for a weight that nothing can lower.
-
-    Reference:
-        The local alignment score of CLAN (Luo et al., CVPR 2019).
     """
     return (1.0 - F.cosine_similarity(prob_a, prob_b, dim=1)).clamp(0.0, 1.0)
 
@@ -48,34 +41,27 @@ def weighted_discriminator_loss(
         A scalar >= 0; exactly 0, and still connected to the graph, when no pixel is valid.
 
     Raises:
-        ValueError: if `domain` is neither or the weight does not cover the logits.
+        ValueError: if the weight does not cover the logits.
 
     Reference:
         The self-adaptive adversarial loss of CLAN (Luo et al., CVPR 2019); 40 is its value for GTA, 10 for SYNTHIA.
     """
-    if domain not in (SOURCE, TARGET):
-        raise ValueError(f"domain must be SOURCE ({SOURCE}) or TARGET ({TARGET}), got {domain!r}")
     if weight.dim() == logits.dim() - 1:
         weight = weight[:, None]
     if weight.shape != logits.shape:
         raise ValueError(f"weight {tuple(weight.shape)} does not cover the logits {tuple(logits.shape)}")
-    per_pixel = F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, domain), reduction="none")
-    weighted = per_pixel * (epsilon + lambda_local * weight)
+    weighted = domain_cross_entropy(logits, domain) * (epsilon + lambda_local * weight)
     return weighted.mean() if valid is None else (weighted * valid).sum() / valid.sum().clamp(min=1)
 
 
 def weight_divergence(weights_a: Sequence[Tensor], weights_b: Sequence[Tensor]) -> Tensor:
     """Cosine of all parameters of two classifiers, plus one; lowered, it keeps them two different views.
 
-    Args:
-        weights_a: the parameters of one classifier.
-        weights_b: those of another, of the same shapes in the same order.
-
     Returns:
         A scalar in [0, 2]: 2 for equal directions, 1 for orthogonal ones.
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: if the shapes, in their order, differ.
 
     Reference:
         The weight discrepancy loss of CLAN (Luo et al., CVPR 2019).

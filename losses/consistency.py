@@ -5,13 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+Form = Literal["logits", "prob", "kl"]
 
-def consistency(
-    logits_aux: Tensor,
-    logits_main: Tensor,
-    form: Literal["logits", "prob", "kl"] = "logits",
-    valid: Tensor | None = None,
-) -> Tensor:
+
+def consistency(logits_aux: Tensor, logits_main: Tensor, form: Form = "logits", valid: Tensor | None = None) -> Tensor:
     """Mean disagreement of the two heads over the valid pixels, with gradient to both.
 
     Forms:
@@ -21,16 +18,14 @@ def consistency(
         `kl`: half the sum of the two Kullback-Leibler divergences, in nats.
 
     Args:
-        logits_aux: scores of the auxiliary head, (B, K, H, W).
-        logits_main: scores of the main head, same shape.
-        form: see above.
+        logits_aux, logits_main: scores of the heads, (B, K, H, W).
         valid: True where a pixel counts, (B, H, W) bool; None for all.
 
     Returns:
         A scalar >= 0; exactly 0, and still connected to the graph, when no pixel is valid.
 
     Raises:
-        ValueError: if the shapes differ or the form is unknown.
+        ValueError: the shapes differ or the form is unknown.
 
     Reference:
         `logits` is the feature consistency loss of ASDA; the other two are alternatives of this project.

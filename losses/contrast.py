@@ -1,12 +1,12 @@
 """What the contrasts of stage 3 have in common: base, InfoNCE, drawing of anchors, bank of features."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from losses.inputs import DomainOutputs, TrainingProgress
+
+ContrastTerm = tuple[Tensor, dict[str, Tensor]]  # the loss, connected to the graph, and detached scalars for the log
 
 
 class Contrast(nn.Module):
@@ -16,10 +16,8 @@ class Contrast(nn.Module):
         classes: number of classes K.
         features: channels D of `DomainOutputs.features`.
         projected: channels P of `DomainOutputs.projected`.
-        options: settings of the kind; the base has none.
 
-    Raises:
-        TypeError: if an option is not known.
+    A kind may add options with a default.
 
     Attributes:
         both_domains: True where the unlabelled domain must have labels too.
@@ -29,24 +27,16 @@ class Contrast(nn.Module):
     both_domains = False
     reads_features = False
 
-    def __init__(self, classes: int, features: int, projected: int, **options: Any) -> None:
-        if options:
-            raise TypeError(f"{type(self).__name__} has no option {', '.join(options)}")
+    def __init__(self, classes: int, features: int, projected: int) -> None:
         super().__init__()
 
-    def forward(
-        self, labelled: DomainOutputs, unlabelled: DomainOutputs, progress: TrainingProgress
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Give the loss, a scalar that is connected to the graph, and detached scalars for the log."""
+    def forward(self, labelled: DomainOutputs, unlabelled: DomainOutputs, progress: TrainingProgress) -> ContrastTerm:
+        """The term of one step."""
         raise NotImplementedError
 
 
 def info_nce(
-    anchors: Tensor,
-    positives: Tensor,
-    negatives: Tensor,
-    temperature: float,
-    valid: Tensor | None = None,
+    anchors: Tensor, positives: Tensor, negatives: Tensor, temperature: float, valid: Tensor | None = None
 ) -> Tensor:
     """Mean InfoNCE over the anchors, on cosine similarities.
 
@@ -81,7 +71,6 @@ def draw_anchors(candidate: Tensor, count: int, generator: torch.Generator) -> t
 
     Args:
         candidate: True where a pixel may be chosen, (P,) bool.
-        count: largest number of anchors.
         generator: a CPU generator.
 
     Returns:
@@ -94,14 +83,9 @@ def draw_anchors(candidate: Tensor, count: int, generator: torch.Generator) -> t
 
 
 class FeatureBank(nn.Module):
-    """A first-in-first-out bank of features per class, carried across steps and checkpoints.
+    """A first-in-first-out bank of `capacity` features of length `dim` per class, carried across steps and checkpoints.
 
     It holds buffers only. All work is done in tensors of fixed size, so that no step waits for the device.
-
-    Args:
-        classes: number of classes K.
-        dim: feature length D.
-        capacity: features kept per class.
 
     Attributes:
         bank: features, (K, capacity, D). Slot `pushed % capacity` is the next to be overwritten.

@@ -17,7 +17,7 @@ def weighted_self_information(prob: Tensor) -> Tensor:
         finite at p = 0; a dtype that cannot hold it (float16) gets its own smallest normal number instead.
 
     Raises:
-        ValueError: if there are fewer than two classes.
+        ValueError: there are fewer than two classes.
 
     Reference:
         The input of the discriminators in ADVENT and ASDA.
@@ -30,16 +30,10 @@ def weighted_self_information(prob: Tensor) -> Tensor:
 
 
 def normalised_entropy(prob: Tensor) -> Tensor:
-    """Shannon entropy over the classes, divided by its maximum.
-
-    Args:
-        prob: class probabilities in [0, 1] that sum to 1 over dimension 1, (B, K, ...).
+    """Shannon entropy over the classes of probabilities (B, K, ...), divided by its maximum.
 
     Returns:
         A tensor (B, ...) in [0, 1]: 0 for a one-hot, 1 for a uniform distribution.
-
-    Raises:
-        ValueError: if there are fewer than two classes.
 
     Reference:
         The uncertainty by which IntraDA and ASDA rank target images; the base of the logarithm cancels.
@@ -48,7 +42,7 @@ def normalised_entropy(prob: Tensor) -> Tensor:
 
 
 def entropy_loss(prob: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Mean normalised entropy of the valid pixels, minimised on unlabelled images.
+    """Mean normalised entropy of the valid pixels, minimised on unlabelled images (MinEnt of ADVENT).
 
     Args:
         prob: class probabilities in [0, 1], (B, K, ...).
@@ -56,12 +50,6 @@ def entropy_loss(prob: Tensor, valid: Tensor | None = None) -> Tensor:
 
     Returns:
         A scalar in [0, 1] up to rounding; exactly 0, and still connected to the graph, when no pixel is valid.
-
-    Raises:
-        ValueError: if there are fewer than two classes.
-
-    Reference:
-        The direct entropy minimisation (MinEnt) of ADVENT.
     """
     entropy = weighted_self_information(prob).sum(1)
     return entropy.mean() if valid is None else (entropy * valid).sum() / valid.sum().clamp(min=1)

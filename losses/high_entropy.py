@@ -1,10 +1,10 @@
-"""Contrast between clear and uncertain pixels, as the method describes it."""
+"""Contrast between clear and uncertain pixels, as ASDA describes it."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from losses.contrast import Contrast, FeatureBank, draw_anchors, info_nce
+from losses.contrast import Contrast, ContrastTerm, FeatureBank, draw_anchors, info_nce
 from losses.entropy import normalised_entropy
 from losses.inputs import DomainOutputs, TrainingProgress
 from utils.labels import IGNORE
@@ -13,11 +13,7 @@ from utils.labels import IGNORE
 class ContrastMemory(FeatureBank):
     """Class prototypes beside a bank of reliable unit features of each class.
 
-    Args:
-        classes: number of classes K.
-        dim: feature length D.
-        capacity: features kept per class.
-        momentum: weight of the old prototype in an update, in [0, 1].
+    `momentum` in [0, 1] is the weight of the old prototype in an update.
 
     Attributes:
         prototypes: running class means of unit features, (K, D); zero before the first update of a class.
@@ -37,7 +33,7 @@ class ContrastMemory(FeatureBank):
     def update(self, features: Tensor, label: Tensor, low_mask: Tensor) -> None:
         """Move the prototypes towards, and push into the bank, the reliable features of each class.
 
-        A class with no reliable pixel is left as it is. A prototype starts at the mean of its first batch.
+        A class without a reliable pixel is left as it is. A prototype starts at the mean of its first batch.
 
         Args:
             features: features of the EMA network, of any length, (B, D, h, w).
@@ -59,16 +55,9 @@ class ContrastMemory(FeatureBank):
         self.push(unit, member)
 
     def sample_negatives(self, cls: int, anchors: int, negatives: int, generator: torch.Generator) -> Tensor:
-        """Draw features of all classes but one, uniformly and with replacement.
+        """Draw unit features (M, N, D) of all classes but `cls`, uniformly and with replacement; zeros if none.
 
-        Args:
-            cls: the class to leave out.
-            anchors: number of rows M.
-            negatives: features per row N.
-            generator: a CPU generator.
-
-        Returns:
-            Unit features, (M, N, D); zeros when no other class has any.
+        `anchors` is M, `negatives` is N; the generator is a CPU's.
         """
         classes = len(self.bank)
         others = (torch.arange(1, classes, device=self.bank.device) + cls) % classes  # (K-1,)
@@ -93,14 +82,13 @@ def high_entropy_contrast(
     negatives: int = 50,
     temperature: float = 0.5,
     low_percent: float = 20.0,
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> ContrastTerm:
     """Pull uncertain pixels to the prototype of their pseudo-class and away from reliable features of the others.
 
     With `a = low_percent * (1 - progress)`, the valid pixels whose entropy is at most the `a`-th percentile are
     reliable: they update `memory`, without gradient and before the loss is taken. Those at or above the
     `(100 - a)`-th percentile are uncertain: up to `anchors_per_class` of each class are drawn as anchors for
-    `info_nce`. The loss is the mean over the classes that have an anchor, a prototype and a negative. A new random
-    choice is made at each call; it costs no wait for the device.
+    `info_nce`. The loss is the mean over the classes that have an anchor, a prototype and a negative.
 
     Args:
         anchor_features: features of the trainee, the only input with gradient, (B, D, h, w).
@@ -110,10 +98,8 @@ def high_entropy_contrast(
         memory: prototypes and bank; the loss is computed in its dtype.
         progress: elapsed share of the training, in [0, 1].
         generator: a CPU generator, the only source of randomness.
-        anchors_per_class: largest number of anchors M of one class.
-        negatives: number of negatives N of an anchor.
+        negatives: number of negatives of an anchor.
         temperature: divides the cosine similarities.
-        low_percent: size in percent of each of the two sets at the start.
 
     Returns:
         The loss, a scalar >= 0, exactly 0 and still connected to the graph when fewer than two classes have a
@@ -160,40 +146,26 @@ def high_entropy_contrast(
         total = total + loss * used
         used_classes = used_classes + used
         used_anchors = used_anchors + chosen.sum() * used
-    stats = {
-        "anchors": used_anchors,
-        "classes": used_classes,
-        "prototypes": memory.has_prototype.sum().float(),
-        "bank": memory.stored.min().float(),
-    }
+    prototypes, fewest = memory.has_prototype.sum().float(), memory.stored.min().float()
+    stats = {"anchors": used_anchors, "classes": used_classes, "prototypes": prototypes, "bank": fewest}
     return total / used_classes.clamp(min=1), stats
 
 
 class HighEntropyContrast(Contrast):
-    """`high_entropy_contrast` on the labelled domain, with its memory.
-
-    Args:
-        classes: number of classes K.
-        features: not used.
-        projected: channels P of `DomainOutputs.projected`.
-        momentum: weight of the old prototype in an update, in [0, 1].
-    """
+    """`high_entropy_contrast` of the labelled domain's projected features, with a memory of that `momentum`."""
 
     def __init__(self, classes: int, features: int, projected: int, momentum: float = 0.99) -> None:
         super().__init__(classes, features, projected)
         self.memory = ContrastMemory(classes, projected, momentum=momentum)
 
-    def forward(
-        self, labelled: DomainOutputs, unlabelled: DomainOutputs, progress: TrainingProgress
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See the base; the unlabelled domain is not used."""
+    def forward(self, labelled: DomainOutputs, unlabelled: DomainOutputs, progress: TrainingProgress) -> ContrastTerm:
         assert labelled.projected is not None and labelled.ema_projected is not None
         assert labelled.ema_scores is not None
         return high_entropy_contrast(
             labelled.projected,
             labelled.ema_projected,
             normalised_entropy(labelled.ema_scores.softmax(1)),
-            labelled.grid_label("main"),
+            labelled.grid_label(),
             self.memory,
             progress.fraction,
             generator=progress.generator(),

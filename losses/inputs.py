@@ -72,6 +72,6 @@ class DomainOutputs:
         )
         return layer[:, rows[:, None], columns]
 
-    def grid_label(self, head: str = "main") -> Tensor:
-        """The label (B, h, w) where the features stand."""
-        return self.on_grid(self.label[head])
+    def grid_label(self) -> Tensor:
+        """The main head's label (B, h, w) where the features stand."""
+        return self.on_grid(self.label["main"])

@@ -8,13 +8,7 @@ from utils.labels import IGNORE
 FUSION_RULES = ("union", "anchor", "ema", "agree", "mean")
 
 
-def fuse(
-    anchor_prob: Tensor,
-    ema_prob: Tensor,
-    rule: str,
-    floor: float = 0.0,
-    valid: Tensor | None = None,
-) -> Tensor:
+def fuse(anchor_prob: Tensor, ema_prob: Tensor, rule: str, floor: float = 0.0, valid: Tensor | None = None) -> Tensor:
     """Merge two predictions into one label map.
 
     Each rule gives a pixel a label and a confidence; a pixel whose confidence is below `floor` (or NaN) becomes 255.
@@ -31,9 +25,7 @@ def fuse(
     A tie between classes goes to the lower class index.
 
     Args:
-        anchor_prob: probabilities of the anchor, in [0, 1], (B, K, H, W).
-        ema_prob: probabilities of the EMA network, same shape.
-        rule: one of `FUSION_RULES`.
+        anchor_prob, ema_prob: probabilities of the two networks, in [0, 1], (B, K, H, W).
         floor: lowest confidence that is kept, in [0, 1]; 0 keeps all.
         valid: False where a pixel must not be labelled (padding, no data), (B, H, W) bool; None for all valid.
 
@@ -41,8 +33,7 @@ def fuse(
         Class indices, 255 where undecided, (B, H, W) int64.
 
     Raises:
-        ValueError: if the shapes differ, the rule is unknown, the floor is outside [0, 1], or `union` meets other than
-            two classes.
+        ValueError: shapes differ, the rule is unknown, the floor is outside [0, 1], or `union` meets K other than 2.
 
     Reference:
         `union` is the anchor self-guidance of ASDA, `ema` the same without an anchor; the confidence floor is PTDA's.

@@ -1,10 +1,10 @@
-"""The contrast of the released code, for parity only: it does not do what its name says."""
+"""The contrast of the released code of ASDA, for parity only."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from losses.contrast import Contrast
+from losses.contrast import Contrast, ContrastTerm
 from losses.inputs import DomainOutputs, TrainingProgress
 from utils.labels import IGNORE
 
@@ -21,8 +21,7 @@ def pix_contrast(logits: Tensor, label: Tensor, epoch: int, epochs: int) -> Tens
     Args:
         logits: scores, (B, 2, H, W).
         label: 0 background, 1 cloud, 255 for a pixel that does not count, (B, H, W) int64.
-        epoch: current epoch, from 0.
-        epochs: length of the training in epochs.
+        epoch: current epoch, from 0, of `epochs`.
 
     Returns:
         A scalar that may be negative; exactly 0, and still connected to the graph, when every pixel is ignored.
@@ -46,14 +45,9 @@ def pix_contrast(logits: Tensor, label: Tensor, epoch: int, epochs: int) -> Tens
 
 
 class PixContrast(Contrast):
-    """`pix_contrast` of the labelled domain, summed over the heads; for parity with the released code only."""
+    """`pix_contrast` of the labelled domain, summed over the heads."""
 
-    def forward(
-        self, labelled: DomainOutputs, unlabelled: DomainOutputs, progress: TrainingProgress
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See the base; the unlabelled domain is not used and nothing is logged."""
-        terms = [
-            pix_contrast(logits, labelled.label[head], progress.epoch, progress.epochs)
-            for head, logits in labelled.logits.items()
-        ]
+    def forward(self, labelled: DomainOutputs, unlabelled: DomainOutputs, progress: TrainingProgress) -> ContrastTerm:
+        time = progress.epoch, progress.epochs
+        terms = [pix_contrast(logits, labelled.label[head], *time) for head, logits in labelled.logits.items()]
         return torch.stack(terms).sum(), {}

@@ -18,7 +18,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as T
 
 from losses.inputs import TrainingProgress
@@ -45,33 +44,13 @@ class PseudoLabelledBatch(NamedTuple):
     accepted: Tensor
 
 
-def weighted_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-    """Sum of weight times cross-entropy over the labelled pixels, divided by their number.
-
-    Args:
-        logits: scores, (B, K, H, W).
-        label: class indices 0..K-1, or 255 for a pixel that does not count, (B, H, W) int64.
-        weight: >= 0, (B, H, W) or a scalar.
-
-    Returns:
-        A scalar >= 0; exactly 0, and still connected to the graph, when every pixel is ignored.
-
-    Reference:
-        The loss of DACS (Tranheden et al., WACV 2021), but for the mean, which here leaves out the ignored pixels.
-    """
-    per_pixel = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")  # (B, H, W), 0 where ignored
-    return (weight * per_pixel).sum() / (label != IGNORE).sum().clamp(min=1)
-
-
 def stored(
     labelled: Samples, unlabelled: Samples, ema_logits: Samples, progress: TrainingProgress, generator: torch.Generator
 ) -> PseudoLabelledBatch:
     """The label that an earlier stage wrote, for every head (ESL, Saporta et al., 2020); the scores are not needed."""
     label = unlabelled["label"].masked_fill(~unlabelled["valid"], IGNORE)
-    one = torch.ones((), device=label.device)
-    return PseudoLabelledBatch(
-        unlabelled["image"], dict.fromkeys(HEADS, label), dict.fromkeys(HEADS, one), _known_share(label)
-    )
+    by_head, weight = dict.fromkeys(HEADS, label), dict.fromkeys(HEADS, torch.ones((), device=label.device))
+    return PseudoLabelledBatch(unlabelled["image"], by_head, weight, _known_share(label))
 
 
 def entropy_drop(
@@ -85,7 +64,7 @@ def entropy_drop(
 ) -> PseudoLabelledBatch:
     """The EMA argmax without its most uncertain pixels, by head (U2PL, Wang et al., CVPR 2022).
 
-    The percentile grows linearly from `start` to `end`. The weight is that of `unsupervised_loss`: all over kept.
+    The percentile grows linearly from `start` to `end`. The weight is the number of all pixels over those kept.
     """
     percent = start + (end - start) * progress.fraction
     label = {head: drop_uncertain(_argmax(z, unlabelled["valid"]), z, percent) for head, z in ema_logits.items()}
@@ -121,12 +100,10 @@ def classmix(
     image = torch.where(paste[:, None], labelled["image"], unlabelled["image"])
     valid = unlabelled["valid"]
     share = {head: _confident_share(z, valid, threshold) for head, z in ema_logits.items()}
-    return PseudoLabelledBatch(
-        strong_colour(image, progress.seed) if strong else image,
-        {head: torch.where(paste, label, _argmax(z, valid)) for head, z in ema_logits.items()},
-        {head: one.masked_fill(paste, 1.0) for head, one in share.items()},
-        share["main"],
-    )
+    mixed = {head: torch.where(paste, label, _argmax(z, valid)) for head, z in ema_logits.items()}
+    weight = {head: one.masked_fill(paste, 1.0) for head, one in share.items()}
+    image = strong_colour(image, progress.seed) if strong else image
+    return PseudoLabelledBatch(image, mixed, weight, share["main"])
 
 
 def masked(
@@ -194,16 +171,16 @@ def _recolour(image: Tensor, draw: list[float], strength: float) -> Tensor:
 
 
 def _argmax(logits: Tensor, valid: Tensor) -> Tensor:
-    """Most probable class, 255 where not valid, (B, H, W)."""
+    """Most probable class, 255 where not valid."""
     return logits.argmax(1).masked_fill(~valid, IGNORE)
 
 
 def _known_share(label: Tensor) -> Tensor:
-    """Share of the pixels that have a label, a scalar in [0, 1]."""
+    """Share of the pixels that have a label."""
     return (label != IGNORE).float().mean()
 
 
 def _confident_share(logits: Tensor, valid: Tensor, threshold: float) -> Tensor:
-    """Share of the valid pixels whose probability reaches the threshold, a scalar in [0, 1]; 0 when none is valid."""
+    """Share of the valid pixels whose probability reaches the threshold; 0 when none is valid."""
     confident = (logits.float().softmax(1).amax(1) >= threshold) & valid
     return confident.sum() / valid.sum().clamp(min=1)

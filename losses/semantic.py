@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from losses.contrast import Contrast
+from losses.contrast import Contrast, ContrastTerm
 from losses.inputs import DomainOutputs, TrainingProgress
 from losses.segmentation import cross_entropy
 from utils.labels import IGNORE
@@ -16,13 +16,8 @@ class ClassStatistics(nn.Module):
     The buffers are float64: a training sees more pixels than float32 can count one by one (2^24), and the share of a
     new batch in a mean soon falls to the precision of float32.
 
-    Args:
-        classes: number of classes K.
-        dim: feature length D.
-
     Attributes:
-        mean: (K, D), zero for a class without pixels.
-        variance: population variance, (K, D), zero for a class without pixels.
+        mean, variance: of the population, (K, D), zero for a class without pixels.
         count: pixels seen, (K,).
 
     Reference:
@@ -35,18 +30,12 @@ class ClassStatistics(nn.Module):
 
     def __init__(self, classes: int, dim: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(classes, dim, dtype=torch.float64))
-        self.register_buffer("variance", torch.zeros(classes, dim, dtype=torch.float64))
-        self.register_buffer("count", torch.zeros(classes, dtype=torch.float64))
+        for name, shape in (("mean", (classes, dim)), ("variance", (classes, dim)), ("count", (classes,))):
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
 
     @torch.no_grad()
     def update(self, features: Tensor, label: Tensor) -> None:
-        """Count more pixels.
-
-        Args:
-            features: of any length, (P, D).
-            label: class indices, 255 for a pixel that does not count, (P,) int64.
-        """
+        """Count more pixels: features (P, D) of any length, classes (P,) int64, 255 for a pixel that does not count."""
         known = label != IGNORE
         x = features.double().masked_fill(~known[:, None], 0.0)
         member = (label == torch.arange(len(self.mean), device=label.device)[:, None]).double()  # (K, P)
@@ -104,18 +93,10 @@ def semantic_contrast(features: Tensor, label: Tensor, statistics: ClassStatisti
 class SemanticContrast(Contrast):
     """`semantic_contrast` of both domains at two levels: the features and the main head's scores on their grid.
 
-    The statistics are those of the labelled domain alone. Domains and levels add up.
-
-    Args:
-        classes: number of classes K.
-        features: channels D of `DomainOutputs.features`.
-        projected: not used.
-        temperature: `T` of the loss. SDCA takes 100, where the scores of a few classes differ so little that the term
-            is the constant ln K; at 0.5 two opposite cosines differ by 4 in the scores, while the variance term, which
-            grows as 1/T^2, stays of their size even for vectors as short as the scores.
-
-    Reference:
-        SDCA (Li et al., 2021).
+    The statistics are those of the labelled domain alone. Domains and levels add up. SDCA (Li et al., 2021) takes the
+    temperature 100, where the scores of a few classes differ so little that the term is the constant ln K; at 0.5 two
+    opposite cosines differ by 4 in the scores, while the variance term, which grows as 1/T^2, stays of their size even
+    for vectors as short as the scores.
     """
 
     both_domains = True
@@ -127,10 +108,8 @@ class SemanticContrast(Contrast):
         self.feature_statistics = ClassStatistics(classes, features)
         self.score_statistics = ClassStatistics(classes, classes)
 
-    def forward(
-        self, labelled: DomainOutputs, unlabelled: DomainOutputs, progress: TrainingProgress
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See the base; the log gets the two levels by name. Uncertain pixels are 255 already."""
+    def forward(self, labelled: DomainOutputs, unlabelled: DomainOutputs, progress: TrainingProgress) -> ContrastTerm:
+        """The log gets the two levels by name. Uncertain pixels are 255 already."""
         feature = self._level(self.feature_statistics, labelled, unlabelled, "features")
         score = self._level(self.score_statistics, labelled, unlabelled, "scores")
         return feature + score, {"feature": feature.detach(), "score": score.detach()}
@@ -138,14 +117,9 @@ class SemanticContrast(Contrast):
     def _level(
         self, statistics: ClassStatistics, labelled: DomainOutputs, unlabelled: DomainOutputs, name: str
     ) -> Tensor:
-        first, second = (
-            (_rows(getattr(domain, name)), domain.grid_label().flatten()) for domain in (labelled, unlabelled)
-        )
-        statistics.update(*first)
-        terms = [semantic_contrast(*pixels, statistics, self.temperature) for pixels in (first, second)]
-        return terms[0] + terms[1]
-
-
-def _rows(maps: Tensor) -> Tensor:
-    """One row per pixel, (B, D, h, w) to (P, D)."""
-    return maps.movedim(1, -1).flatten(0, -2)
+        domains = labelled, unlabelled
+        rows = [getattr(domain, name).movedim(1, -1).flatten(0, -2) for domain in domains]  # (P, D)
+        label = [domain.grid_label().flatten() for domain in domains]
+        statistics.update(rows[0], label[0])
+        first, second = (semantic_contrast(*one, statistics, self.temperature) for one in zip(rows, label, strict=True))
+        return first + second

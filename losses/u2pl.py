@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from losses.contrast import Contrast, FeatureBank, draw_anchors, info_nce
+from losses.contrast import Contrast, ContrastTerm, FeatureBank, draw_anchors, info_nce
 from losses.inputs import DomainOutputs, TrainingProgress
-from losses.segmentation import cross_entropy
 from utils.labels import IGNORE
 
 
@@ -17,16 +16,13 @@ def _entropy(logits: Tensor) -> Tensor:
 
 
 def entropy_drop(target_label: Tensor, teacher_logits: Tensor, percent: float) -> Tensor:
-    """Take the most uncertain pixels out of a label.
+    """The label with 255 at its most uncertain pixels.
 
     Args:
         target_label: class indices, 255 for a pixel that does not count, (B, H, W) int64.
         teacher_logits: scores of the EMA network, (B, K, H, W).
         percent: pixels whose entropy is at or above this percentile of the known pixels are dropped, in [0, 100]; 100
             drops those at the maximum only.
-
-    Returns:
-        The label with 255 at the dropped pixels.
 
     Reference:
         U2PL (Wang et al., CVPR 2022), whose percentage grows from 80 to 100 during the training.
@@ -36,31 +32,12 @@ def entropy_drop(target_label: Tensor, teacher_logits: Tensor, percent: float) -
     return target_label.masked_fill(entropy >= highest, IGNORE)
 
 
-def unsupervised_loss(logits: Tensor, label: Tensor, teacher_logits: Tensor, percent: float) -> Tensor:
-    """Mean cross-entropy over the pixels that `entropy_drop` keeps, times all pixels over those kept.
-
-    Args:
-        logits: scores of the trainee, (B, K, H, W).
-        label: pseudo-label, 255 for a pixel that does not count, (B, H, W) int64.
-        teacher_logits: scores of the EMA network, (B, K, H, W).
-        percent: see `entropy_drop`.
-
-    Returns:
-        A scalar >= 0; exactly 0, and still connected to the graph, when no pixel is kept.
-
-    Reference:
-        U2PL (Wang et al., CVPR 2022).
-    """
-    kept = entropy_drop(label, teacher_logits, percent)
-    return cross_entropy(logits, kept) * kept.numel() / (kept != IGNORE).sum().clamp(min=1)
-
-
 class UncertainContrast(Contrast):
     """Contrast of reliable pixels with pixels that are surely not, or wrongly taken to be, of their class.
 
     With `a = low_percent * (1 - progress)`, every labelled pixel is reliable, and of the unlabelled ones those whose
     entropy is at most the `a`-th percentile of the valid pixels. For each class c
-        the anchors are trainee features of reliable pixels of both domains, labelled c, with `p_c > min_prob`;
+        the anchors are trainee features of reliable pixels of both domains, labelled c, with `p_c > min_prob` (EMA);
         the positive is the mean EMA feature of the reliable pixels labelled c of this step;
         the negatives are drawn from a bank of EMA features: of unlabelled pixels whose entropy is at or above the
         `(100 - a)`-th percentile and for which c is not the most probable class, and of labelled pixels of another
@@ -68,16 +45,11 @@ class UncertainContrast(Contrast):
     Percentiles need no label, so an unlabelled pixel that is 255 because it is uncertain can be a negative. Of the
     ranks of a class, only the first counts (`low_rank` 1), the one choice that means anything for two classes.
 
-    Args:
-        classes: number of classes K.
-        features: not used.
-        projected: channels P of `DomainOutputs.projected`.
+    Options:
         capacity: negatives kept per class.
-        anchors_per_class: largest number of anchors M of one class.
-        negatives: number of negatives N of an anchor.
+        anchors_per_class: largest number of anchors of a class.
+        negatives: number of negatives of an anchor.
         temperature: divides the cosine similarities.
-        low_percent: size in percent of each of the two sets at the start.
-        min_prob: lowest EMA probability of its own class for an anchor.
 
     Attributes:
         bank: `bank.bank[c]` holds the unit EMA features that are negatives of c.
@@ -103,19 +75,14 @@ class UncertainContrast(Contrast):
     ) -> None:
         super().__init__(classes, features, projected)
         self.bank = FeatureBank(classes, projected, capacity)
-        self.anchors_per_class = anchors_per_class
-        self.negatives = negatives
-        self.temperature = temperature
-        self.low_percent = low_percent
-        self.min_prob = min_prob
+        self.anchors_per_class, self.negatives, self.temperature = anchors_per_class, negatives, temperature
+        self.low_percent, self.min_prob = low_percent, min_prob
 
-    def forward(
-        self, labelled: DomainOutputs, unlabelled: DomainOutputs, progress: TrainingProgress
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See the base.
+    def forward(self, labelled: DomainOutputs, unlabelled: DomainOutputs, progress: TrainingProgress) -> ContrastTerm:
+        """The mean over the classes that have an anchor and a negative.
 
-        The loss is the mean over the classes that have an anchor and a negative. The log gets `anchors` (number used),
-        `classes` (number in the loss) and `bank` (negatives stored for the class that has fewest).
+        The log gets `anchors` (number used), `classes` (number in the loss) and `bank` (negatives stored for the class
+        that has fewest).
         """
         share = self.low_percent / 100.0 * (1.0 - progress.fraction)
         pixels = [self._pixels(labelled, 1.0, share), self._pixels(unlabelled, share, share)]
@@ -154,10 +121,7 @@ class UncertainContrast(Contrast):
         entropy = _entropy(outputs.ema_scores).masked_fill(~valid, torch.nan)
         low = entropy <= torch.nanquantile(entropy, low_share)  # a comparison with NaN is False
         high = entropy >= torch.nanquantile(entropy, 1.0 - high_share)
-        maps = (
-            outputs.projected.to(dtype),
-            F.normalize(outputs.ema_projected.to(dtype), dim=1),
-            outputs.ema_scores.softmax(1),
-        )
+        unit = F.normalize(outputs.ema_projected.to(dtype), dim=1)
+        maps = (outputs.projected.to(dtype), unit, outputs.ema_scores.softmax(1))
         features, ema, prob = (m.movedim(1, -1).flatten(0, -2) for m in maps)
         return features, ema, prob, label.flatten(), low.flatten(), high.flatten()

@@ -35,10 +35,8 @@ class AsdaReleasedStage(StudentStage):
             ema = self.predict(self.ema_model, image)
             of_anchor = upsampled(forward_batch(self.anchor, image, without="features"), size)
             of_ema = upsampled(ema, size)
-            label = {
-                head: fuse(of_anchor[head].softmax(1), of_ema[head].softmax(1), "union", valid=easy["valid"])
-                for head in HEADS
-            }
+            prob = {head: (of_anchor[head].softmax(1), of_ema[head].softmax(1)) for head in HEADS}
+            label = {head: fuse(*both, "union", valid=easy["valid"]) for head, both in prob.items()}
         first = self.outputs(easy, self.predict(self.trainee, image), label, ema)
         second = self.outputs(hard, self.predict(self.trainee, hard["image"]), {}, None)
         terms, stats = self.segmentation(first)

@@ -15,7 +15,7 @@ from engine.pseudo_labels import STORED_CLASSES
 from engine.stage import Batch, Losses, entropies
 from losses.inputs import TrainingProgress
 from losses.registry import SELF_TRAINING
-from losses.self_training import weighted_cross_entropy
+from losses.segmentation import weighted_cross_entropy
 from methods.student import StudentStage
 from nets.segmenter import HEADS, Segmenter, statistics_held, upsampled
 
@@ -44,9 +44,9 @@ class SourceTargetStage(StudentStage):
         w, source, target = self.w, batch["source"], batch["target"]
         size = target["image"].shape[-2:]
         with torch.no_grad():
-            ema_source = self.predict(self.ema_model, source["image"]) if self.contrast is not None else None
+            ema_source = self.predict(self.ema_model, source["image"]) if self.contrast else None
             ema_target = self.predict(self.ema_model, target["image"]) if self.ema_on_target else None
-            ema_logits = upsampled(ema_target, size) if ema_target is not None else {}
+            ema_logits = upsampled(ema_target, size) if ema_target else {}
             generator = progress.generator()
             batches = {name: rule(source, target, ema_logits, progress, generator) for name, rule in self.rules.items()}
 

@@ -100,9 +100,8 @@ class StudentStage(TrainingStage):
         """A network's prediction of a batch, with all that the contrast reads, if there is one."""
         if self.contrast is None:
             return cast(Prediction, forward_batch(network.segmenter, image, without="features"))
-        return cast(
-            Prediction, forward_batch(network, image, without="" if self.contrast.reads_features else "features")
-        )
+        without = "" if self.contrast.reads_features else "features"
+        return cast(Prediction, forward_batch(network, image, without))
 
     def predict_jointly(self, first: Tensor, second: Tensor) -> list[Prediction]:
         """The trainee's predictions of two batches that share their batch statistics, those of the exported network."""
@@ -118,18 +117,11 @@ class StudentStage(TrainingStage):
         if self.contrast is None or ema is None:
             return outputs
         grid = cast(Tensor, ema.projected).shape[-2:]  # of the features: with a detail branch, main is finer
-        return replace(
-            outputs,
-            features=prediction.features,
-            projected=prediction.projected,
-            scores=resize_logits(prediction.main, grid),
-            ema_projected=ema.projected,
-            ema_scores=resize_logits(ema.main, grid),
-        )
+        scores, ema_scores = resize_logits(prediction.main, grid), resize_logits(ema.main, grid)
+        outputs = replace(outputs, features=prediction.features, projected=prediction.projected, scores=scores)
+        return replace(outputs, ema_projected=ema.projected, ema_scores=ema_scores)
 
-    def unlabelled_outputs(
-        self, samples: Samples, prediction: Prediction, ema: Prediction | None = None
-    ) -> DomainOutputs:
+    def unlabelled_outputs(self, samples: Samples, prediction: Prediction, ema: Prediction | None) -> DomainOutputs:
         """The same of an unlabelled domain: EMA pseudo-labels, 255 below `contrast_floor`, where the contrast asks."""
         if not self.labels_both:
             return self.outputs(samples, prediction, {}, ema)
@@ -149,11 +141,10 @@ class StudentStage(TrainingStage):
 
     def agreement(self, outputs: DomainOutputs) -> Terms:
         """Consistency of the two heads; none where it is switched off."""
-        w = self.w
-        if w.consistency == "none":
+        if self.w.consistency == "none":
             return {}
-        term = consistency(outputs.logits["aux"], outputs.logits["main"], w.consistency, outputs.valid)
-        return {"consistency": (w.consistency_weight, term)}
+        term = consistency(outputs.logits["aux"], outputs.logits["main"], self.w.consistency, outputs.valid)
+        return {"consistency": (self.w.consistency_weight, term)}
 
     def contrasted(
         self, labelled: DomainOutputs, unlabelled: DomainOutputs, progress: TrainingProgress

@@ -54,15 +54,11 @@ class DilatedDepthwise(nn.Conv2d):
 def quick_backward(network: nn.Module) -> None:
     """Change, in place, every dilated depthwise convolution of stride 1 and square kernel without bias."""
     for layer in network.modules():
-        if (
-            type(layer) is nn.Conv2d
-            and layer.groups == layer.in_channels == layer.out_channels > 1
-            and layer.dilation[0] == layer.dilation[1] > 1
-            and layer.stride == (1, 1)
-            and layer.kernel_size[0] == layer.kernel_size[1]
-            and not isinstance(layer.padding, str)
-            and layer.padding[0] == layer.padding[1] <= layer.dilation[0] * (layer.kernel_size[0] - 1)
-            and layer.padding_mode == "zeros"
-            and layer.bias is None
-        ):
+        if type(layer) is not nn.Conv2d or isinstance(layer.padding, str):
+            continue
+        depthwise = layer.groups == layer.in_channels == layer.out_channels > 1
+        square = layer.kernel_size[0] == layer.kernel_size[1] and layer.dilation[0] == layer.dilation[1] > 1
+        padded = layer.padding[0] == layer.padding[1] <= layer.dilation[0] * (layer.kernel_size[0] - 1)
+        plain = layer.stride == (1, 1) and layer.padding_mode == "zeros" and layer.bias is None
+        if depthwise and square and padded and plain:
             layer.__class__ = DilatedDepthwise

@@ -13,9 +13,6 @@ class Discriminator(nn.Module):
     Shape: entropy map (B, `channels`, H, W), values in [0, 1], to domain logits (B, 1, H // 32, W // 32);
     a positive logit says target. `width` is the number of channels of the first layer, doubled three times.
 
-    Raises:
-        ValueError: the input has another number of channels, or is smaller than 32 pixels on one side.
-
     Source: the DCGAN-style discriminator of ADVENT (Vu et al., CVPR 2019).
     """
 
@@ -34,10 +31,7 @@ class Discriminator(nn.Module):
         return self.layers(entropy_map)
 
     def require_size(self, entropy_map: Tensor) -> None:
-        """
-        Raises:
-            ValueError: see the class.
-        """
+        """Raise ValueError where the map has another number of channels, or less than 32 pixels on one side."""
         channels, height, width = entropy_map.shape[-3:]
         if channels != self.channels or min(height, width) < MIN_SIZE:
             raise ValueError(

@@ -17,11 +17,6 @@ class EMA(nn.Module):
     before this one: the first update copies the trainee, and the early ones average over what there is.
     Without it d is constant, as in the released ASDA code.
 
-    The copy itself is `model`; calling the EMA calls it.
-
-    Raises:
-        ValueError: `decay` is outside [0, 1).
-
     Source: mean teacher (Tarvainen and Valpola, NeurIPS 2017).
     """
 
@@ -30,8 +25,7 @@ class EMA(nn.Module):
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"the EMA decay must be in [0, 1), got {decay}")
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.decay = decay
-        self.ramp = ramp
+        self.decay, self.ramp = decay, ramp
         self.eval()
 
     def forward(self, *args: Any) -> Any:
@@ -42,7 +36,7 @@ class EMA(nn.Module):
         return super().train(False)
 
     def decay_at(self, step: int) -> float:
-        """Return the decay of the update number `step`, counted from 0."""
+        """The decay of the update number `step`, counted from 0."""
         return min(1.0 - 1.0 / (step + 1), self.decay) if self.ramp else self.decay
 
     @torch.no_grad()
@@ -53,8 +47,7 @@ class EMA(nn.Module):
             ValueError: the state dicts have different entries, as those of a wrapped network have.
         """
         weight = 1.0 - self.decay_at(step)
-        current = model.state_dict()
-        averages = self.model.state_dict()
+        current, averages = model.state_dict(), self.model.state_dict()
         if current.keys() != averages.keys():
             names = sorted(current.keys() ^ averages.keys())[:4]
             raise ValueError(f"the EMA follows a network with the same state dict, these entries differ: {names}")

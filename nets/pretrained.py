@@ -39,11 +39,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Any], source: str, expected: str) -> None:
-    """Copy `state` into `module` if it fits, see `require_fit`; change nothing otherwise.
-
-    Raises:
-        WeightsError: it does not, or holds what cannot be copied.
-    """
+    """Copy `state` into `module` if it fits, see `require_fit`; otherwise raise WeightsError and change nothing."""
     require_fit(module, state, source, expected)
     try:
         module.load_state_dict(dict(state), strict=False)
@@ -52,29 +48,22 @@ def load_exactly(module: nn.Module, state: Mapping[str, Any], source: str, expec
 
 
 def require_fit(module: nn.Module, state: Mapping[str, Any], source: str, expected: str) -> None:
-    """See that the names and shapes of `state` are exactly those of `module`.
+    """Raise WeightsError, which tells the first keys that differ, unless `state` has the names and shapes of `module`.
 
     The batch counters of batch norm may be absent, since older files lack them. `source` and `expected` name the file
     and the architecture in the message.
-
-    Raises:
-        WeightsError: names the file, the first keys that are missing, left over or mis-shaped, and the architecture.
     """
     own = module.state_dict()
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    extra = [key for key in state if key not in own]
-    misshaped = [
-        f"{key} {_shape(state[key])} instead of {_shape(own[key])}"
-        for key in own
-        if key in state and _shape(state[key]) != _shape(own[key])
-    ]
-    problems = [
-        f"{len(keys)} {what}: {', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}"
-        for what, keys in (("missing", missing), ("left over", extra), ("mis-shaped", misshaped))
-        if keys
-    ]
-    if problems:
-        raise WeightsError(f"{source}: does not fit {expected}. {'; '.join(problems)}")
+    shapes = [(key, _shape(state[key]), _shape(own[key])) for key in own if key in state]
+    faults = {
+        "missing": [key for key in own if key not in state and not key.endswith("num_batches_tracked")],
+        "left over": [key for key in state if key not in own],
+        "mis-shaped": [f"{key} {found} instead of {wanted}" for key, found, wanted in shapes if found != wanted],
+    }
+    counted = {f"{len(keys)} {what}": keys for what, keys in faults.items() if keys}
+    if counted:
+        told = (f"{count}: {', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}" for count, keys in counted.items())
+        raise WeightsError(f"{source}: does not fit {expected}. {'; '.join(told)}")
 
 
 def load_backbone(backbone: Any, name: str, weights: str) -> None:
@@ -91,7 +80,6 @@ def load_backbone(backbone: Any, name: str, weights: str) -> None:
         state, source = _download(name), f"{name} from the hub"
     else:
         state, source = read_checkpoint(weights), weights
-
     # A feature extractor may flatten "stages.0" to "stages_0" or put everything below "model.".
     own = {_flat(key): key for key in backbone.state_dict()}
     parts = tuple({_flat(key.removeprefix("model.").split(".")[0]) + "_" for key in own.values()})

@@ -21,7 +21,6 @@ from nets.pretrained import load_backbone
 from utils.errors import ConfigError
 
 HEADS = ("main", "aux")
-DILATIONS = (6, 12, 18, 24)
 Head = Literal["main", "aux"]
 DEEPLAB_V2_BACKBONES = ("resnet50", "resnet101")
 
@@ -62,17 +61,14 @@ class AtrousHead(nn.Module):
     def __init__(self, in_channels: int, classes: int) -> None:
         super().__init__()
         self.branches = nn.ModuleList(
-            nn.Conv2d(in_channels, classes, kernel_size=3, padding=dilation, dilation=dilation)
-            for dilation in DILATIONS
+            nn.Conv2d(in_channels, classes, kernel_size=3, padding=rate, dilation=rate) for rate in (6, 12, 18, 24)
         )
         for branch in self.branches:
             nn.init.normal_(branch.get_parameter("weight"), std=0.01)
 
     def forward(self, features: Tensor) -> Tensor:
-        logits = self.branches[0](features)
-        for branch in self.branches[1:]:
-            logits = logits + branch(features)
-        return logits
+        first, *others = self.branches
+        return sum((branch(features) for branch in others), first(features))
 
 
 class Segmenter(nn.Module):
@@ -82,8 +78,7 @@ class Segmenter(nn.Module):
 
     Args:
         backbone: the name of a timm model that gives features.
-        classes: K, the number of classes.
-        in_channels: the number of image bands.
+        classes, in_channels: K, and the number of image bands.
         output_stride: input pixels per feature pixel, by dilation; None leaves the backbone's own strides.
         layout: "timm" takes the backbone as its weights were trained. "deeplab_v2" is that of the ADVENT and ASDA
             checkpoints: stride on a stage's first 1x1, ceil-mode pooling, every block of the last two stages dilated.
@@ -103,8 +98,7 @@ class Segmenter(nn.Module):
         architecture: JSON of the arguments that build this network again, to be filled with its weights.
 
     Raises:
-        ConfigError: no such backbone, or one that cannot be built this way.
-        WeightsError: the pretrained weights cannot be had, or belong to another network.
+        ConfigError, WeightsError: no such backbone, or one that cannot be built or filled this way.
 
     Random numbers come from torch's global generator alone, so `torch.manual_seed` before it fixes every bit.
     """
@@ -138,12 +132,10 @@ class Segmenter(nn.Module):
             _to_deeplab_v2(extractor)
         quick_backward(extractor)
         self.backbone: nn.Module = extractor
-        aux_channels, self.num_features = extractor.feature_info.channels()
+        previous, self.num_features = extractor.feature_info.channels()
         self.aux_level = aux_level
-        if aux_level == "last":
-            aux_channels = self.num_features
         self.stride: int = extractor.feature_info.reduction()[-1]
-        self.head_aux = AtrousHead(aux_channels, classes)
+        self.head_aux = AtrousHead(self.num_features if aux_level == "last" else previous, classes)
         self.head_main = AtrousHead(self.num_features, classes)
         self.detail = DetailBranch(in_channels, classes, detail) if detail else None
 
@@ -158,21 +150,10 @@ class Segmenter(nn.Module):
         self.register_buffer("mean", _per_band("mean", mean, statistics["mean"], in_channels))
         self.register_buffer("std", _per_band("std", std, statistics["std"], in_channels))
 
-        self.classes = classes
-        self.in_channels = in_channels
-        self.architecture = json.dumps(
-            {
-                "backbone": backbone,
-                "classes": classes,
-                "in_channels": in_channels,
-                "output_stride": output_stride,
-                "layout": layout,
-                "freeze_bn": freeze_bn,
-                "aux_level": aux_level,
-                "detail": detail,
-            },
-            sort_keys=True,
-        )
+        self.classes, self.in_channels = classes, in_channels
+        built = dict(backbone=backbone, classes=classes, in_channels=in_channels, output_stride=output_stride)
+        built |= dict(layout=layout, freeze_bn=freeze_bn, aux_level=aux_level, detail=detail)
+        self.architecture = json.dumps(built, sort_keys=True)
 
     def add_detail(self, channels: int) -> DetailBranch:
         """Put a detail branch on the main head, which at first changes nothing but the size of its logits."""
@@ -277,11 +258,9 @@ def _kaiming_init(network: nn.Module) -> None:
 def _freeze_bn(network: nn.Module, restart: bool) -> None:
     for module in network.modules():
         if isinstance(module, _BatchNorm):
-            if restart:
-                # timm starts a residual branch's last scale at 0: frozen, the branch would stay off for good.
+            module.requires_grad_(False)
+            if restart:  # timm starts a residual branch's last scale at 0: frozen, the branch would stay off for good
                 nn.init.ones_(module.weight)
-            module.weight.requires_grad_(False)
-            module.bias.requires_grad_(False)
 
 
 def _per_band(name: str, given: float | Sequence[float] | None, usual: Sequence[float], bands: int) -> Tensor:

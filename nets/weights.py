@@ -35,43 +35,32 @@ def import_deeplab_v2(source: str | Path | Mapping[str, Any], segmenter: Segment
         WeightsError: the file cannot be read safely, or does not fit; nothing is loaded then.
         ConfigError: the segmenter has another layout.
     """
+    name = "the given state dict" if isinstance(source, Mapping) else str(source)
     architecture = json.loads(segmenter.architecture)
     if architecture["layout"] != "deeplab_v2":
         raise ConfigError(
-            f"{_name(source)}: is no file of this project, and a DeepLab-v2 checkpoint needs layout: deeplab_v2, "
-            "got layout: timm"
+            f"{name}: is no file of this project, and a DeepLab-v2 checkpoint needs layout: deeplab_v2, not timm"
         )
     content = source if isinstance(source, Mapping) else read_checkpoint(source)
     state = content.get("featuremodel", content)
     if not isinstance(state, Mapping):
-        raise WeightsError(f"{_name(source)}: 'featuremodel' holds a {type(state).__name__}, expected a state dict")
-    normalisation = {"mean": segmenter.mean, "std": segmenter.std}
-    load_exactly(
-        segmenter,
-        {_our_name(key.removeprefix("module.")): value for key, value in state.items()} | normalisation,
-        source=_name(source),
-        expected=f"DeepLab-v2 with {architecture['backbone']} and {segmenter.classes} classes",
-    )
+        raise WeightsError(f"{name}: 'featuremodel' holds a {type(state).__name__}, expected a state dict")
+    expected = f"DeepLab-v2 with {architecture['backbone']} and {segmenter.classes} classes"
+    ours = {_our_name(key.removeprefix("module.")): value for key, value in state.items()}
+    load_exactly(segmenter, ours | {"mean": segmenter.mean, "std": segmenter.std}, name, expected)
 
 
 def save_weights(path: str | Path, module: nn.Module, metadata: Mapping[str, str]) -> None:
     """Write a module's state dict and `metadata` as safetensors; the file is whole or not there.
 
     Equal weights and metadata give equal bytes.
-
-    Raises:
-        DataError: it cannot be written.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     write_bytes(Path(path), _sorted_header(save(tensors, metadata=dict(metadata))))
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read the tensors (on the CPU) and the metadata of a safetensors file.
-
-    Raises:
-        WeightsError: the file is missing or is no safetensors file.
-    """
+    """The tensors (on the CPU) and the metadata of a safetensors file; raises WeightsError where it is none."""
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -106,13 +95,12 @@ def load_segmenter(path: str | Path) -> Segmenter:
             f"{path}: has no 'architecture' in its metadata, so it is no segmenter of this project; "
             "give a backbone's weights as weights, a DeepLab-v2 checkpoint as checkpoint"
         )
-    described = metadata["architecture"][:500]
-    expected = f"its architecture {described}"
+    expected = f"its architecture {metadata['architecture'][:500]}"
     try:
         with torch.random.fork_rng(devices=[]):
             arguments = _architecture(metadata["architecture"])
             with torch.device("meta"):  # without memory: the file may describe a network of any size
-                require_fit(Segmenter(**arguments), state, source=str(path), expected=expected)
+                require_fit(Segmenter(**arguments), state, str(path), expected)
             segmenter = Segmenter(**arguments)
     except WeightsError:
         raise
@@ -120,34 +108,24 @@ def load_segmenter(path: str | Path) -> Segmenter:
         raise WeightsError(f"{path}: cannot build {expected}: {error}") from error
     if broken := [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]:
         raise WeightsError(f"{path}: {broken[0]} holds NaN or infinity; restore the file, or train again")
-    load_exactly(segmenter, state, source=str(path), expected=expected)
+    load_exactly(segmenter, state, str(path), expected)
     return segmenter.eval()
 
 
 def _architecture(text: str) -> dict[str, Any]:
-    """The arguments of a `Segmenter` that a file may choose: none of them names another file or the hub.
-
-    Raises:
-        ValueError: there are others, or numbers of no meaning.
-    """
+    """The arguments of a `Segmenter` that a file may choose: none of them names another file or the hub."""
     arguments = json.loads(text)
     if not isinstance(arguments, dict) or arguments.keys() - set(ARCHITECTURE):
         raise ValueError(f"expected a mapping with the keys {', '.join(ARCHITECTURE)}")
-    for key in ("classes", "in_channels"):
-        if type(count := arguments.get(key, 1)) is not int or not 1 <= count <= MOST:
-            raise ValueError(f"found {key} {count!r}, expected 1 to {MOST}")
-    if type(width := arguments.get("detail", 0)) is not int or not 0 <= width <= MOST:
-        raise ValueError(f"found detail {width!r}, expected 0 to {MOST}")
+    for key, least in {"classes": 1, "in_channels": 1, "detail": 0}.items():
+        if type(count := arguments.get(key, least)) is not int or not least <= count <= MOST:
+            raise ValueError(f"found {key} {count!r}, expected {least} to {MOST}")
     return arguments
 
 
 def _our_name(key: str) -> str:
     head = re.fullmatch(r"(layer[56])\.conv2d_list\.(\d+\.\w+)", key)
     return f"{HEADS[head[1]]}.branches.{head[2]}" if head else f"backbone.{key}"
-
-
-def _name(source: str | Path | Mapping[str, Any]) -> str:
-    return "the given state dict" if isinstance(source, Mapping) else str(source)
 
 
 def _sorted_header(content: bytes) -> bytes:

@@ -3,9 +3,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from losses.class_threshold import EntropyHistogram, below_threshold, class_median_entropy, quantise
+from losses.class_threshold import EntropyHistogram, below_threshold, quantise
 from losses.entropy import normalised_entropy
 from utils.labels import IGNORE
+
+
+def class_median_entropy(entropy, label, classes, floor=0.1):
+    """The rule on whole images: of the n sorted entropies of a class the one at `round(n / 2)`, at least `floor`."""
+    thresholds = entropy.new_full((classes,), floor)
+    for cls in range(classes):
+        ordered = entropy[label == cls].sort().values
+        if len(ordered):
+            thresholds[cls] = ordered[round(len(ordered) / 2)]  # ties to even: at most n - 1
+    return thresholds.clamp(min=floor)
 
 
 def images(seed, number=4, classes=3, sharpness=1.0):
