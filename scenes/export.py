@@ -21,6 +21,7 @@ from utils.records import reading
 
 OPSET = 18
 EXAMPLE = (2, 160, 192)  # batch, height and width with which the graph is traced; all three stay free
+TARGET_USE = {"oracle": "with labels", "source_only": "not used"}  # in training; by others without labels
 
 
 class Score(nn.Module):
@@ -51,37 +52,23 @@ def to_onnx(segmenter: Segmenter, metadata: Mapping[str, str]) -> Any:
     free = torch.export.Dim.DYNAMIC
     batch, height, width = EXAMPLE
     example = torch.zeros(batch, segmenter.in_channels, height, width)
-    program = torch.onnx.export(
-        Score(segmenter).eval(),
-        (example,),
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=["image"],
-        output_names=["score"],
-        dynamic_shapes=[{0: free, 2: free, 3: free}],
-        verbose=False,
-    )
+    options: dict[str, Any] = {"opset_version": OPSET, "dynamic_shapes": [{0: free, 2: free, 3: free}]}
+    names: dict[str, Any] = {"input_names": ["image"], "output_names": ["score"]}
+    program = torch.onnx.export(Score(segmenter).eval(), (example,), dynamo=True, verbose=False, **options, **names)
     assert program is not None
     model = program.model_proto
     graph = model.graph
     for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer, graph, model):
         del part.metadata_props[:]  # the exporter's notes: lines of source, with the paths of this machine
-    graph.initializer.extend(
-        numpy_helper.from_array(np.array(values, np.int64), name)
-        for name, values in (("first", [0]), ("two", [2]), ("channel", [1]))
-    )
+    constants = {"first": [0], "two": [2], "channel": [1]}
+    graph.initializer.extend(numpy_helper.from_array(np.array(of), name) for name, of in constants.items())
+    linear = {"mode": "linear", "coordinate_transformation_mode": "align_corners"}
     graph.node.extend(
         [
             helper.make_node("Shape", ["score"], ["score_shape"]),
             helper.make_node("Slice", ["score_shape", "first", "two"], ["score_channels"]),
             helper.make_node("Concat", ["score_channels", "size"], ["cloud_shape"], axis=0),
-            helper.make_node(
-                "Resize",
-                ["score", "", "", "cloud_shape"],
-                ["score_resized"],
-                mode="linear",
-                coordinate_transformation_mode="align_corners",
-            ),
+            helper.make_node("Resize", ["score", "", "", "cloud_shape"], ["score_resized"], **linear),
             helper.make_node("Sigmoid", ["score_resized"], ["cloud_map"]),
             helper.make_node("Squeeze", ["cloud_map", "channel"], ["cloud"]),
         ]
@@ -95,10 +82,7 @@ def to_onnx(segmenter: Segmenter, metadata: Mapping[str, str]) -> Any:
 
 
 def model_card(weights: Path, images: Images, architecture: str) -> str:
-    """What somebody has to know who gets the files alone, as Markdown.
-
-    Scores are those that eval.py left in the run. Licences are those that the readers of published data sets state;
-    for other data the card says that they are not known.
+    """What somebody has to know who gets the files alone, as Markdown; scores are those that eval.py left in the run.
 
     Args:
         weights: the file in its run, OUT/STAGE/NAME.safetensors, with the stage's config.yaml beside it.
@@ -109,27 +93,15 @@ def model_card(weights: Path, images: Images, architecture: str) -> str:
     record, evaluation = weights.parent / "config.yaml", weights.parents[1] / "eval" / "metrics.md"
     with reading(record, "the configuration of a stage", "export from the run that was trained"):
         text, config = record.read_text("utf-8"), recorded_config(record)
-        domains = {
-            role: (str(config[role]["root"]), str(config[role].get("reader", "folder")))
-            for role in ("source", "target")
-        }
-        made = config.get("generated") is not None
-    name, decoder = weights.stem, images.decoder
-    net = json.loads(architecture)
-    uses = {
-        "source": "with labels",
-        "target": "with labels" if name == "oracle" else "not used" if name == "source_only" else "without labels",
-    }
-    data = [
-        f"| {role} | {root} | {reader} | {uses[role]} | {_terms(reader, made)} |"
-        for role, (root, reader) in domains.items()
-    ]
-    if images.geometry == "crop":
-        sees = f"windows of {images.size} pixels at native resolution"
-    else:
-        sees = (
-            f"images of up to {images.tile or 'any number of'} pixels a side, the longer side scaled to {images.size}"
-        )
+        made, data = config.get("generated") is not None, []
+        for role, use in (("source", "with labels"), ("target", TARGET_USE.get(weights.stem, "without labels"))):
+            root, reader = config[role]["root"], str(config[role].get("reader", "folder"))
+            data.append(f"| {role} | {root} | {reader} | {use} | {_terms(reader, made)} |")
+    name, decoder, net = weights.stem, images.decoder, json.loads(architecture)
+    sees = f"windows of {images.size} pixels at native resolution"
+    if images.geometry != "crop":
+        largest = images.tile or "any number of"
+        sees = f"images of up to {largest} pixels a side, the longer side scaled to {images.size}"
     scores = "Not evaluated: eval.py has not run.\n"
     if evaluation.is_file():
         scores = evaluation.read_text("utf-8", errors="replace")

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from config.fields import at_least, faults, within
 from datasets.files import Item
 from engine.data_record import Images
 from engine.windows import Plan, PredictBatch, Rows, blended, plan
@@ -46,27 +47,20 @@ class Options:
         buffer: pixels that are this near to a cloud's become cloud; after `min_cloud`.
     """
 
-    window: int | None = None
-    overlap: int | None = None
-    threshold: float = 0.5
+    window: int | None = at_least(None, 1)
+    overlap: int | None = at_least(None, 0)
+    threshold: float = within(0.5, 0, 1, "a probability")
     flips: bool = False
-    min_cloud: int = 0
-    buffer: int = 0
+    min_cloud: int = at_least(0, 0, " pixels")
+    buffer: int = at_least(0, 0, " pixels")
 
     def __post_init__(self) -> None:
         """
         Raises:
             ConfigError: a value that means nothing.
         """
-        for name, value, holds, expected in (
-            ("window", self.window, self.window is None or self.window >= 1, "1 or more"),
-            ("overlap", self.overlap, self.overlap is None or self.overlap >= 0, "0 or more"),
-            ("threshold", self.threshold, 0 <= self.threshold <= 1, "a probability, from 0 to 1"),
-            ("min_cloud", self.min_cloud, self.min_cloud >= 0, "0 or more pixels"),
-            ("buffer", self.buffer, self.buffer >= 0, "0 or more pixels"),
-        ):
-            if not holds:
-                raise ConfigError(f"{name} is {value}, expected {expected}")
+        for sentence in faults(self):
+            raise ConfigError(sentence)
 
     def plan(self, height: int, width: int, images: Images) -> Plan:
         """The windows of a scene of (height, width) pixels.
