@@ -52,11 +52,7 @@ class Job(NamedTuple):
 
 
 def plan(config: CompareConfig) -> list[Job]:
-    """All jobs in the order of pairs, seeds and methods.
-
-    Raises:
-        ConfigError: a setting that is unknown or impossible, before anything runs.
-    """
+    """All jobs in the order of pairs, seeds and methods; faults of their settings are found before anything runs."""
     jobs: list[Job] = []
     for pair, file in config.pairs.items():
         for seed in config.seeds:

@@ -75,7 +75,6 @@ def finished(job: Job) -> bool:
 
     Raises:
         ConfigError: the folder was begun with other settings.
-        DataError: the result is damaged.
     """
     record = job.folder / SETTINGS
     if record.exists():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,8 @@ MEASURES = {
     "precision_cloud": ("precision cloud", ("precision", "cloud")),
     "recall_cloud": ("recall cloud", ("recall", "cloud")),
 }
-Runs = Mapping[tuple[str, int], Result]  # by method and seed
+Runs = dict[tuple[str, int], Result]  # by method and seed
+Resampled = dict[tuple[str, int], np.ndarray]  # by the same, mIoU in percent, (DRAWS,)
 
 
 def table(comparison: Comparison) -> list[dict[str, Any]]:
@@ -100,8 +101,8 @@ def resampling_units(results: Sequence[Result]) -> tuple[str, list[str]]:
     return "images", results[0].images if results else []
 
 
-def _resampled(runs: Runs) -> dict[tuple[str, int], np.ndarray]:
-    """mIoU in percent, (DRAWS,) of each run on the same resamples of images, or of scenes where known; {} of one."""
+def _resampled(runs: Runs) -> Resampled:
+    """Each run on the same resamples of images, or of scenes where known; {} of one."""
     groups, place = np.unique(resampling_units([*runs.values()])[1], return_inverse=True)
     if len(groups) < 2:  # every resample is the same
         return {}
@@ -110,9 +111,7 @@ def _resampled(runs: Runs) -> dict[tuple[str, int], np.ndarray]:
     return dict(zip(runs, 100 * bootstrap(summed.swapaxes(0, 1), DRAWS), strict=True))
 
 
-def _against(
-    reference: str, method: str, runs: Runs, resampled: Mapping[tuple[str, int], np.ndarray], groups: int
-) -> dict[str, Any]:
+def _against(reference: str, method: str, runs: Runs, resampled: Resampled, groups: int) -> dict[str, Any]:
     """On the seeds that both have; nothing for the reference itself."""
     keys = ("difference", "difference_low", "difference_high", "p", "seeds_won", "wilcoxon_p")
     row: dict[str, Any] = dict.fromkeys(keys)

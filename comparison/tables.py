@@ -21,11 +21,7 @@ ESCAPES = str.maketrans(
 
 
 def write(folder: Path, comparisons: Sequence[Comparison], above: str = "") -> None:
-    """Write table.md, with `above` before its tables, .csv and .tex, results.json and plot_PAIR.png into `folder`.
-
-    Raises:
-        DataError: a file cannot be written.
-    """
+    """Write table.md, with `above` before its tables, .csv and .tex, results.json and plot_PAIR.png into `folder`."""
     numbers = {comparison.pair: _numbers(comparison) for comparison in comparisons}
     texts = {
         "table.md": "\n".join(filter(None, [above, *map(markdown, comparisons)])),

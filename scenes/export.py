@@ -42,9 +42,6 @@ def to_onnx(segmenter: Segmenter, metadata: Mapping[str, str]) -> Any:
     Inputs: `image` (B, C, h, w) float32 in [0, 1], bands in the network's order; `size` (2,) int64, the height H and
     width W of the result, which are h and w unless the image was scaled down for the network.
     Output: `cloud` (B, H, W) float32, the probability of cloud.
-
-    Raises:
-        ImportError: onnx or onnxscript is not installed.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -60,19 +57,18 @@ def to_onnx(segmenter: Segmenter, metadata: Mapping[str, str]) -> Any:
     graph = model.graph
     for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer, graph, model):
         del part.metadata_props[:]  # the exporter's notes: lines of source, with the paths of this machine
-    constants = {"first": [0], "two": [2], "channel": [1]}
-    graph.initializer.extend(numpy_helper.from_array(np.array(of), name) for name, of in constants.items())
+    constants, node = {"first": [0], "two": [2], "channel": [1]}, helper.make_node
+    graph.initializer.extend(numpy_helper.from_array(np.array(of, np.int64), name) for name, of in constants.items())
     linear = {"mode": "linear", "coordinate_transformation_mode": "align_corners"}
-    graph.node.extend(
-        [
-            helper.make_node("Shape", ["score"], ["score_shape"]),
-            helper.make_node("Slice", ["score_shape", "first", "two"], ["score_channels"]),
-            helper.make_node("Concat", ["score_channels", "size"], ["cloud_shape"], axis=0),
-            helper.make_node("Resize", ["score", "", "", "cloud_shape"], ["score_resized"], **linear),
-            helper.make_node("Sigmoid", ["score_resized"], ["cloud_map"]),
-            helper.make_node("Squeeze", ["cloud_map", "channel"], ["cloud"]),
-        ]
-    )
+    nodes = [
+        node("Shape", ["score"], ["score_shape"]),
+        node("Slice", ["score_shape", "first", "two"], ["score_channels"]),
+        node("Concat", ["score_channels", "size"], ["cloud_shape"], axis=0),
+        node("Resize", ["score", "", "", "cloud_shape"], ["score_resized"], **linear),
+        node("Sigmoid", ["score_resized"], ["cloud_map"]),
+        node("Squeeze", ["cloud_map", "channel"], ["cloud"]),
+    ]
+    graph.node.extend(nodes)
     del graph.output[:]
     graph.input.append(helper.make_tensor_value_info("size", TensorProto.INT64, [2]))
     graph.output.append(helper.make_tensor_value_info("cloud", TensorProto.FLOAT, ["batch", "H", "W"]))
@@ -160,7 +156,6 @@ def _scaling(images: Images) -> str:
         return "none, the files have 8 bits"
     if isinstance(scaling, str):
         return "16 bits without the lower 8"
-    ranges = "; ".join(
-        f"{band} from {low:g} to {high:g}" for band, low, high in zip(bands, scaling.low, scaling.high, strict=True)
-    )
+    ends = zip(bands, scaling.low, scaling.high, strict=True)
+    ranges = "; ".join(f"{band} from {low:g} to {high:g}" for band, low, high in ends)
     return ranges + f"; tone curve of gamma {scaling.gamma:g}" * (scaling.gamma != 1)

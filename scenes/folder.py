@@ -111,10 +111,7 @@ class SummaryFile:
 
 
 def read_summary(path: Path) -> dict[str, Summary]:
-    """
-    Raises:
-        DataError: it is no summary.
-    """
+    """The row of each scene; a damaged file raises `DataError`."""
     if not path.exists():
         return {}
     with reading(path, "a summary of predict.py", "remove it to predict all scenes anew"):

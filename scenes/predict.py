@@ -45,6 +45,9 @@ class Options:
         flips: take the mean over each window and its three mirror images; four times the work.
         min_cloud: clouds of fewer pixels than this are cleared.
         buffer: pixels that are this near to a cloud's become cloud; after `min_cloud`.
+
+    Raises:
+        ConfigError: a value that means nothing.
     """
 
     window: int | None = at_least(None, 1)
@@ -55,10 +58,6 @@ class Options:
     buffer: int = at_least(0, 0, " pixels")
 
     def __post_init__(self) -> None:
-        """
-        Raises:
-            ConfigError: a value that means nothing.
-        """
         for sentence in faults(self):
             raise ConfigError(sentence)
 
@@ -173,9 +172,9 @@ def predict_scene(
         read = stack.enter_context(ahead(scene(), AHEAD))
         strips = stack.enter_context(ahead(_clouds(network, read, windows, options.flips, tick), AHEAD))
         layers = {}
-        for name in ("probability", "entropy", "mask"):
+        for name, kind in (("probability", SHARE), ("entropy", SHARE), ("mask", MASK)):
             if name in outputs:
-                layers[name] = Output(outputs[name], grid, MASK if name == "mask" else SHARE, scratch)
+                layers[name] = Output(outputs[name], grid, kind, scratch)
                 stack.callback(layers[name].close)
         for strip in _masks(strips, options, {name: layer.add for name, layer in layers.items()}, sums):
             layers["mask"].add(strip)

@@ -54,10 +54,7 @@ SHARE = Layer("float32", float("nan"), 3, "average")  # probability or entropy
 
 
 def grid_of(path: Path) -> Grid:
-    """
-    Raises:
-        DataError: the file's header cannot be read, or announces more than there is memory for.
-    """
+    """Where a scene lies, by its header, if there is memory for what that announces."""
     height, width = size_of(path)
     if picture_kind(path):
         require_room(path, height, width, 1)
@@ -76,9 +73,6 @@ def slabs(path: Path, decoder: Decoder, grid: Grid) -> Iterator[Rows]:
 
     A slab is as high as the file's blocks, or several of them; it is decoded in pieces, since decoding takes several
     times the memory of its result. A picture is one slab.
-
-    Raises:
-        DataError: the file cannot be decoded, or its bands are not those that the decoder expects.
     """
     if grid.blocks is None:
         yield Rows(*decoder.pixels(Item(path.name, (path,))))
@@ -222,11 +216,7 @@ class Thumbnail:
 
 
 def write_quicklook(path: Path, image: Thumbnail, mask: Thumbnail, bands: tuple[str, ...], scratch: Path) -> None:
-    """The scene beside its mask, as PNG: red, green and blue where the network has them, else its first bands.
-
-    Raises:
-        DataError: it cannot be written.
-    """
+    """The scene beside its mask, as PNG: red, green and blue where the network has them, else its first bands."""
     visible = [bands.index(band) for band in ("red", "green", "blue") if band in bands]
     chosen = visible if len(visible) == 3 else [0, 1, 2] if len(bands) >= 3 else [0, 0, 0]
     with writing(path):
