@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import Template
 from torch import Tensor, nn
 
 from config.load import recorded_config
@@ -21,6 +22,7 @@ from utils.records import reading
 
 OPSET = 18
 EXAMPLE = (2, 160, 192)  # batch, height and width with which the graph is traced; all three stay free
+CARD = Template(Path(__file__).with_name("templates").joinpath("model_card.md").read_text("utf-8"))
 TARGET_USE = {"oracle": "with labels", "source_only": "not used"}  # in training; by others without labels
 
 
@@ -86,14 +88,13 @@ def model_card(weights: Path, images: Images, architecture: str) -> str:
     Raises:
         DataError: the stage's configuration cannot be read.
     """
-    record, evaluation = weights.parent / "config.yaml", weights.parents[1] / "eval" / "metrics.md"
+    name, record, evaluation = weights.stem, weights.parent / "config.yaml", weights.parents[1] / "eval" / "metrics.md"
     with reading(record, "the configuration of a stage", "export from the run that was trained"):
         text, config = record.read_text("utf-8"), recorded_config(record)
         made, data = config.get("generated") is not None, []
-        for role, use in (("source", "with labels"), ("target", TARGET_USE.get(weights.stem, "without labels"))):
+        for role, use in (("source", "with labels"), ("target", TARGET_USE.get(name, "without labels"))):
             root, reader = config[role]["root"], str(config[role].get("reader", "folder"))
             data.append(f"| {role} | {root} | {reader} | {use} | {_terms(reader, made)} |")
-    name, decoder, net = weights.stem, images.decoder, json.loads(architecture)
     sees = f"windows of {images.size} pixels at native resolution"
     if images.geometry != "crop":
         largest = images.tile or "any number of"
@@ -101,44 +102,9 @@ def model_card(weights: Path, images: Images, architecture: str) -> str:
     scores = "Not evaluated: eval.py has not run.\n"
     if evaluation.is_file():
         scores = evaluation.read_text("utf-8", errors="replace")
-    stride = net["output_stride"] or "that of the backbone"
-    return f"""# {name}: cloud mask
-
-A segmentation network with two classes, 0 clear and 1 cloud, of the ASDA project: DeepLab-v2 on {net["backbone"]},
-output stride {stride}. It is for images like those of the target below; on others its scores say nothing.
-
-## Files
-
-* `{name}.safetensors`: weights, architecture and the record of the data, for `predict.py --weights`.
-* `{name}.onnx`: the same for onnxruntime, and for `predict.py --weights`. Inputs: `image` float32
-  (B, {len(decoder.bands)}, h, w), the 8-bit bands divided by 255; `size` (2,) int64, height and width of the result.
-  Output: `cloud` float32 (B, H, W), the probability of cloud; cloud is what is above 0.5.
-
-## Input
-
-| | |
-|---|---|
-| bands, in this order | {", ".join(decoder.bands)} |
-| bands of the files | {", ".join(decoder.file_bands) if decoder.file_bands else "by the names in the file"} |
-| scaling to 8 bits | {_scaling(images)} |
-| pixels without data | {decoder.nodata}; they are 0 in every band |
-| what the network sees | {sees} |
-
-## Data
-
-| domain | folder | layout | in training | licence | citation |
-|---|---|---|---|---|---|
-{chr(10).join(data)}
-
-The terms of the data are their authors'; check them before the weights are passed on.
-
-## Training
-
-{chr(10).join(line.removeprefix("#").strip() + "  " for line in text.splitlines() if line.startswith("#"))}
-
-## Scores
-
-{scores}"""
+    training = [line.removeprefix("#").strip() + "  " for line in text.splitlines() if line.startswith("#")]
+    texts = {"sees": sees, "data": data, "training": training, "scores": scores, "scaling": _scaling(images)}
+    return CARD.render(texts, name=name, decoder=images.decoder, net=json.loads(architecture))
 
 
 def _terms(reader: str, made: bool) -> str:
