@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -165,8 +165,12 @@ def predict_scene(
             image_small.add(slab.layer)
             yield slab
 
+    scratch = outputs["mask"].with_name(f".{outputs['mask'].name}.part")
+    shutil.rmtree(scratch, ignore_errors=True)
     with ExitStack() as stack:
-        scratch = stack.enter_context(_scratch_beside(outputs["mask"]))
+        with writing(outputs["mask"]):
+            scratch.mkdir(parents=True)
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         # Without a limit GDAL keeps what it read and wrote in up to a twentieth of the machine's memory.
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE))
         read = stack.enter_context(ahead(scene(), AHEAD))
@@ -185,18 +189,6 @@ def predict_scene(
             layer.finish()
     valid, seconds = sums["valid"] or float("nan"), time.perf_counter() - began
     return Summary(sums["cloud"] / valid, sums["valid"] / (grid.height * grid.width), sums["entropy"] / valid, seconds)
-
-
-@contextmanager
-def _scratch_beside(path: Path) -> Iterator[Path]:
-    scratch = path.with_name(f".{path.name}.part")
-    shutil.rmtree(scratch, ignore_errors=True)
-    with writing(path):
-        scratch.mkdir(parents=True)
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _clouds(
