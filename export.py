@@ -34,10 +34,6 @@ class Request(NamedTuple):
 
 
 def read_request(arguments: Sequence[str] | None = None, description: str | None = __doc__) -> Request:
-    """
-    Raises:
-        DataError: a run without weights.
-    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

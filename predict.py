@@ -15,9 +15,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -33,8 +33,7 @@ ON_REQUEST = ("probability", "entropy", "quicklook")
 LESS_MEMORY = "See what else is using it, or give a smaller --window, fewer threads (OMP_NUM_THREADS) or --device cpu"
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """What the command line asks for."""
 
     inputs: list[str]
@@ -46,10 +45,6 @@ class Request:
 
 
 def read_request(arguments: Sequence[str] | None = None, description: str | None = __doc__) -> Request:
-    """
-    Raises:
-        ConfigError, DataError: a value that means nothing, or a run without weights.
-    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -111,21 +106,15 @@ def predict(request: Request) -> None:
 
 
 def predict_file(network: CloudNetwork, path: Path, outputs: dict[str, Path], options: Options) -> Summary:
-    """Predict a scene, with a bar over its windows.
-
-    Raises:
-        AsdaError: it cannot be predicted.
-    """
+    """Predict a scene, with a bar over its windows."""
     doing = f"windows of {options.window or network.images.size} pixels"
-    with (
-        progress(desc=path.stem, unit="window", leave=False) as bar,
-        memory_explained(path, doing, network.device, LESS_MEMORY),
-    ):
 
-        def tick(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+    def tick(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
 
+    bar = progress(desc=path.stem, unit="window", leave=False)
+    with bar, memory_explained(path, doing, network.device, LESS_MEMORY):
         return predict_scene(network, path, outputs, options, tick=tick)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
 from comparison.results import Comparison
-from comparison.statistics import BASELINE, ORACLE, table
+from comparison.statistics import BASELINE, ORACLE, spread, table
 from report.tables import markdown_table, number_text
 
 
@@ -27,16 +26,11 @@ def averages(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
         of_pair = {pair: by_method[method] for pair, by_method in tables.items() if method in by_method}
         scores = {pair: row["miou"] for pair, row in of_pair.items() if row["miou"] is not None}
         gains = {pair: row["gain"] for pair, row in of_pair.items() if row["gain"] is not None}
-        row: dict[str, Any] = {"method": method, "miou": scores, "pairs": len(gains), "gain": None, "gain_sd": None}
-        row |= {"lowest": None, "lowest_pair": None, "gap_share": None}
-        if gains:
-            row["gain"] = statistics.mean(gains.values())
-            row["gain_sd"] = statistics.stdev(gains.values()) if len(gains) > 1 else None
-            row["lowest_pair"] = min(gains, key=lambda pair: gains[pair])
-            row["lowest"] = gains[row["lowest_pair"]]
-            gaps = {pair: tables[pair][ORACLE]["gain"] for pair in gains if of_pair[pair]["gap_share"] is not None}
-            if gaps:
-                row["gap_share"] = 100 * sum(gains[pair] for pair in gaps) / sum(gaps.values())
+        gaps = {pair: tables[pair][ORACLE]["gain"] for pair in gains if of_pair[pair]["gap_share"] is not None}
+        row: dict[str, Any] = {"method": method, "miou": scores, "pairs": len(gains)}
+        row["gain"], row["gain_sd"] = spread([*gains.values()])
+        row["lowest_pair"], row["lowest"] = min(gains.items(), key=lambda item: item[1], default=(None, None))
+        row["gap_share"] = 100 * sum(gains[pair] for pair in gaps) / sum(gaps.values()) if gaps else None
         rows.append(row)
     return rows
 
@@ -46,16 +40,10 @@ def markdown(title: str, comparisons: Sequence[Comparison]) -> str:
     pairs = [comparison.pair for comparison in comparisons]
     lines = [["method", "pairs", "mean gain", "lowest gain", f"gap to {ORACLE} closed", *pairs]]
     for row in averages(comparisons):
-        lines.append(
-            [
-                row["method"],
-                f"{len(row['miou'])} of {len(pairs)}",
-                number_text(row["gain"], "+.1f", row["gain_sd"]),
-                number_text(row["lowest"], "+.1f") + (f" ({row['lowest_pair']})" if row["lowest_pair"] else ""),
-                number_text(row["gap_share"], ".0f"),
-                *(number_text(row["miou"].get(pair)) for pair in pairs),
-            ]
-        )
+        lowest = number_text(row["lowest"], "+.1f") + (f" ({row['lowest_pair']})" if row["lowest_pair"] else "")
+        gain, share = number_text(row["gain"], "+.1f", row["gain_sd"]), number_text(row["gap_share"], ".0f")
+        scores = (number_text(row["miou"].get(pair)) for pair in pairs)
+        lines.append([row["method"], f"{len(row['miou'])} of {len(pairs)}", gain, lowest, share, *scores])
     note = (
         f"mIoU in percent, mean over seeds; gain over {BASELINE}, mean ± sample standard deviation over pairs. The "
         f"share of the gap is the mean gain over that of {ORACLE}."

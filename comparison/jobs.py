@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from comparison.stages import ROOT, find_reusable, stages_of
+from comparison.stages import find_reusable, stages_of
 from config.comparison import CompareConfig
-from config.load import load_config
+from config.load import METHODS, load_config
 from config.schema import Config
 from engine.domains import expected_images
 from engine.run import bound_settings
@@ -19,8 +19,6 @@ from engine.schedule import intra_length, stage_length
 from report.protocol import held_back
 from utils.errors import ConfigError
 from utils.files import write_text
-
-METHODS = ROOT / "configs" / "methods"
 
 
 class Job(NamedTuple):
@@ -49,17 +47,12 @@ class Job(NamedTuple):
         """Optimiser steps of all its stages."""
         teacher, images = self.config.teacher, expected_images(self.config, "target")
         steps, _ = stage_length(teacher.steps, teacher.epochs, images, teacher.batch)
-        if not self.config.intra.enabled:
-            return steps * self.choice.get("folds", 1)
-        return steps + intra_length(self.config, images)[0]
+        intra = intra_length(self.config, images)[0] if self.config.intra.enabled else 0
+        return steps * self.choice.get("folds", 1) + intra
 
 
 def plan(config: CompareConfig) -> list[Job]:
-    """All jobs in the order of pairs, seeds and methods.
-
-    Raises:
-        ConfigError: a setting that is unknown or impossible, before anything runs.
-    """
+    """All jobs in the order of pairs, seeds and methods; faults of their settings are found before anything runs."""
     jobs: list[Job] = []
     for pair, file in config.pairs.items():
         for seed in config.seeds:
@@ -68,10 +61,10 @@ def plan(config: CompareConfig) -> list[Job]:
                 resolved = resolve(config, file, method, seed, Path(config.out) / pair / f"seed{seed}" / method)
                 stage_1 = json.dumps(bound_settings(resolved, "teacher"), sort_keys=True, default=str)
                 there = find_reusable(resolved, stages_of(resolved)[0])
-                job = Job(pair, method, resolved, choice_of(config, resolved), None if there else first.get(stage_1))
-                jobs.append(job)
+                after = None if there else first.get(stage_1)
+                jobs.append(Job(pair, method, resolved, choice_of(config, resolved), after))
                 if method in config.selected:
-                    first.setdefault(stage_1, job.folder)
+                    first.setdefault(stage_1, jobs[-1].folder)
     return jobs
 
 
@@ -92,23 +85,17 @@ def resolve(config: CompareConfig, file: str, method: str, seed: int, out: Path)
     changes.pop("baseline", None)
     if not base.exists():
         known = ", ".join(sorted(path.stem for path in METHODS.glob("*.yaml")))
-        raise ConfigError(
-            f"methods.{method}: there is no {base.name} in configs/methods (there are {known}); give base"
-        )
+        raise ConfigError(f"methods.{method}: there is no {base.name} in configs/methods (known: {known}); give base")
     changes = _merged(changes, config.protocol)
     for key, value in config.set.items():
-        changes = _merged(changes, _nested(key, value))
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        changes = _merged(changes, value)
     overrides = Path(config.out) / config.name / "overrides" / f"{method}.yaml"
     overrides.parent.mkdir(parents=True, exist_ok=True)
     write_text(overrides, yaml.safe_dump(changes, sort_keys=False))
     files = ["--config", file, "--method", str(base), "--override", str(overrides)]
     return load_config([*files, "--seed", str(seed), "--out", str(out)])
-
-
-def _nested(key: str, value: Any) -> dict[str, Any]:
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,20 +23,13 @@ from utils.records import read_json, reading
 
 RESULT = "result.json"
 NOT_SCORED = (
-    "device",
-    "out",
-    "log.",
-    "data.workers",
-    "data.timeout",
-    *(f"eval.{key}" for key in ("parts", "pictures", "cam_layer", "tsne")),
+    *("device", "out", "log.", "data.workers", "data.timeout"),
+    *("eval.parts", "eval.pictures", "eval.cam_layer", "eval.tsne"),
 )
 
 
 class Result(NamedTuple):
-    """What one run of one method on one pair of domains gave on the target.
-
-    All but the first two stand in its result.json, by the same names.
-    """
+    """What one run gave on the target; all but the first two stand in its result.json, by the same names."""
 
     method: str
     seed: int
@@ -45,10 +38,10 @@ class Result(NamedTuple):
     matrices: np.ndarray  # (images, 2, 2) int64, rows true, columns predicted, at the checkpoint `selected`
     steps: int  # optimiser steps of all stages
     seconds: float  # training time of all stages
-    peak_mib: float | None
     warnings: list[str]
     selected: str  # "last", or the rule by which the checkpoint was chosen
-    best: np.ndarray | None  # as `matrices`, at the checkpoint that is best on the target's labels
+    peak_mib: float | None = None
+    best: np.ndarray | None = None  # as `matrices`, at the checkpoint that is best on the target's labels
     repeatability: float | None = None  # of the masks on the target, see report/repeatability.py; needs no labels
     chosen: str | None = None  # the checkpoint, where there is one network
 
@@ -82,7 +75,6 @@ def finished(job: Job) -> bool:
 
     Raises:
         ConfigError: the folder was begun with other settings.
-        DataError: the result is damaged.
     """
     record = job.folder / SETTINGS
     if record.exists():
@@ -97,10 +89,9 @@ def finished(job: Job) -> bool:
 
 def write_result(job: Job, result: Result) -> None:
     """Write result.json, which says that a job is finished, and by which choice it was scored."""
-    values = {key: value for key, value in result._asdict().items() if key not in ("method", "seed")}
-    for key in ("matrices", "best"):
-        values[key] = [] if values[key] is None else values[key].tolist()
-    write_text(job.folder / RESULT, json.dumps({"choice": job.choice, **values}))
+    values = {"choice": job.choice, **result._asdict(), "best": [] if result.best is None else result.best}
+    del values["method"], values["seed"]
+    write_text(job.folder / RESULT, json.dumps(values, default=np.ndarray.tolist))
 
 
 def read_result(job: Job) -> Result | None:
@@ -116,27 +107,18 @@ def read_result(job: Job) -> Result | None:
         values = read_json(path)
         if values["choice"] != job.choice:
             return None
-        result = Result(
-            method=job.method,
-            seed=job.config.seed,
-            images=[str(name) for name in values["images"]],
-            scenes=[str(name) for name in values["scenes"]],
-            matrices=np.array(values["matrices"], np.int64),
-            steps=int(values["steps"]),
-            seconds=float(values["seconds"]),
-            peak_mib=None if values["peak_mib"] is None else float(values["peak_mib"]),
-            warnings=[str(warning) for warning in values["warnings"]],
-            selected=str(values["selected"]),
-            best=np.array(values["best"], np.int64) if values["best"] else None,
-            repeatability=None if values.get("repeatability") is None else float(values["repeatability"]),
-            chosen=values.get("chosen"),
-        )
-        if len(result.scenes) not in (0, len(result.images)):
-            raise ValueError(f"found {len(result.images)} images and {len(result.scenes)} scenes")
-        for matrices in (result.matrices, result.matrices if result.best is None else result.best):
-            if matrices.shape != (len(result.images), 2, 2) or (matrices < 0).any():
-                raise ValueError(f"found {len(result.images)} images and counts of {matrices.shape}")
-        return result
+        texts = {key: [str(text) for text in values[key]] for key in ("images", "scenes", "warnings")}
+        counts = {key: np.array(values[key], np.int64) for key in ("matrices", "best") if values[key]}
+        if len(texts["scenes"]) not in (0, images := len(texts["images"])):
+            raise ValueError(f"found {images} images and {len(texts['scenes'])} scenes")
+        for matrices in counts.values():
+            if matrices.shape != (images, 2, 2) or (matrices < 0).any():
+                raise ValueError(f"found {images} images and counts of {matrices.shape}")
+        own: dict[str, Any] = {"steps": int(values["steps"]), "selected": str(values["selected"])}
+        for key in ("seconds", "peak_mib", "repeatability"):
+            if values.get(key) is not None:
+                own[key] = float(values[key])
+        return Result(job.method, job.config.seed, **own | texts | counts, chosen=values.get("chosen"))
 
 
 def gather(pair: str, jobs: Sequence[Job], config: CompareConfig, published: Sequence[Published] = ()) -> Comparison:
@@ -169,20 +151,22 @@ def paired(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
         These results by seed, each with its images of a known label sorted by name, since folds mix their order; and
         for each of the others why it is none of them.
     """
-    aligned: list[Result] = []
+    aligned = []
     for result in sorted(results, key=lambda result: result.seed):
         order = [int(i) for i in np.argsort(result.images, kind="stable") if result.matrices[i].any()]
         images, scenes = ([names[i] for i in order] if names else [] for names in (result.images, result.scenes))
         aligned.append(result._replace(images=images, scenes=scenes, matrices=result.matrices[order]))
-    counts = Counter(_scored_on(result) for result in aligned if result.images)
-    usual = max(counts, key=lambda scored_on: counts[scored_on], default=None)
-    first = next((result for result in aligned if _scored_on(result) == usual), None)
+    # The images, and the pixels of each class in their labels.
+    scored_on = [(tuple(result.images), result.matrices.sum(2).tobytes()) for result in aligned]
+    counts = Counter(key for key in scored_on if key[0])
+    usual = max(counts, key=counts.__getitem__, default=None)
     kept: dict[str, Result] = {}
     reasons = []
-    for result in aligned:
-        if first is None or not result.images:
+    for result, key in zip(aligned, scored_on, strict=True):
+        if usual is None or not result.images:
             reasons.append(f"{result.run}: no image has a label with a known pixel, so there is nothing to compare")
-        elif _scored_on(result) != usual:
+        elif key != usual:
+            first = aligned[scored_on.index(usual)]
             what = "against other labels" if result.images == first.images else "on other images"
             reasons.append(f"{result.run}: scored {what} than {first.method}; paired tests need the same ones")
         elif result.run in kept:
@@ -190,8 +174,3 @@ def paired(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
         else:
             kept[result.run] = result
     return list(kept.values()), reasons
-
-
-def _scored_on(result: Result) -> tuple[tuple[str, ...], bytes]:
-    """The images, and the pixels of each class in their labels."""
-    return tuple(result.images), result.matrices.sum(2).tobytes()

@@ -15,7 +15,6 @@ from comparison.jobs import Job
 from comparison.results import Result
 from comparison.stages import make_stages, training_cost, write_settings
 from config.schema import Config
-from datasets.files import Item
 from datasets.readers import READERS
 from engine.build import device_of
 from engine.domains import listed, training_images
@@ -54,28 +53,23 @@ def make_result(job: Job) -> Result:
 def cross_validation(config: Config, folds: int) -> Iterator[Config]:
     """A run per fold: trained on the other folds' target images, scored on its own; scenes stay whole."""
     write_settings(config)  # those of the whole
-    items = listed(config, "target", "train", labels=True)
-    groups = [item.scene or item.name for item in items]
-    order = {name: place for place, name in enumerate(sorted(set(groups)))}
-    if len(order) < folds:
-        raise ConfigError(
-            f"{config.target.root}: {len(order)} images or scenes, too few for {folds} folds; lower folds"
-        )
+    items, root = listed(config, "target", "train", labels=True), Path(config.target.root)
+    groups = sorted({item.scene or item.name for item in items})
+    if len(groups) < folds:
+        raise ConfigError(f"{root}: {len(groups)} images or scenes, too few for {folds} folds; lower folds")
     for fold in range(folds):
         out = Path(config.out) / f"fold{fold}of{folds}"
         out.mkdir(parents=True, exist_ok=True)
-        parts: dict[str, list[Item]] = {"train": [], "eval": []}
-        for item, group in zip(items, groups, strict=True):
-            parts["eval" if order[group] % folds == fold else "train"].append(item)
-        root, lists = Path(config.target.root), dict[str, str]()
-        for name, part in parts.items():
+        held = {*groups[fold::folds]}
+        lists: dict[str, Any] = {}
+        for name in ("train", "eval"):
+            part = [item for item in items if ((item.scene or item.name) in held) == (name == "eval")]
             text, path = READERS[config.target.reader].list_text(part, root), out / f"{name}.txt"
             if path.exists() and path.read_text("utf-8") != text:
                 raise ConfigError(f"{path}: made from other images than there are now; give another --out")
             write_text(path, text)
             lists[name] = os.path.relpath(path.resolve(), root.resolve())
-        target = replace(config.target, train=lists["train"], eval=lists["eval"])
-        yield replace(config, out=str(out), target=target)
+        yield replace(config, out=str(out), target=replace(config.target, **lists))
 
 
 def train_and_score(job: Job, config: Config) -> Result:
@@ -96,20 +90,14 @@ def score(config: Config, weights: Path, choice: Mapping[str, Any]) -> dict[str,
             )
         candidates = {**{copy.stem.replace("_", " "): copy for copy in copies}, **candidates}
     domain = next(domain for domain in evaluation_domains(config) if domain.role == "target")
-    chosen, selected = "last", "last"
+    chosen = selected = "last"
     if choice["selection"] == "entropy":
         unlabelled = Domain("target", config.target, "", training_images(config, "target", labels=False))
-        entropy = {
-            name: float(np.mean(scores_of_checkpoint(unlabelled, path, config).entropy))
-            for name, path in candidates.items()
-        }
-        chosen = min(entropy, key=lambda name: entropy[name])
+        seen = {name: scores_of_checkpoint(unlabelled, path, config) for name, path in candidates.items()}
+        chosen = min(seen, key=lambda name: float(np.mean(seen[name].entropy)))
         selected = f"lowest mean entropy of {len(candidates)} checkpoints on the target's training images"
-    scored = {
-        name: scores_of_checkpoint(domain, path, config)
-        for name, path in candidates.items()
-        if name == chosen or choice["best_on_labels"]
-    }
+    wanted = candidates if choice["best_on_labels"] else [chosen]
+    scored = {name: scores_of_checkpoint(domain, candidates[name], config) for name in wanted}
     best = max(scored, key=lambda name: float(scores(scored[name].matrix)["miou"]))
     repeatability = scored[chosen].repeatability
     return {
@@ -124,15 +112,11 @@ def score(config: Config, weights: Path, choice: Mapping[str, Any]) -> dict[str,
 
 
 def scores_of_checkpoint(domain: Domain, weights: Path, config: Config) -> ModelScores:
-    """What one checkpoint says; however many there are, one is in memory at a time.
-
-    Raises:
-        EvaluationError: there is not enough memory.
-    """
-    device, folder = device_of(config), Path(config.out)
+    """What one checkpoint says; however many there are, one is in memory at a time."""
+    device = device_of(config)
     with memory_explained(weights, f"batch 1 of data.size {config.data.size}", device, LESS_MEMORY):
         models = {weights.stem: load_segmenter(weights).to(device)}
-        return evaluate_domain(domain, models, config, folder).models[weights.stem]
+        return evaluate_domain(domain, models, config, Path(config.out)).models[weights.stem]
 
 
 def _stacked(counts: ModelScores) -> np.ndarray:

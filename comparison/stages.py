@@ -6,6 +6,7 @@ import json
 import runpy
 import shutil
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,11 +43,7 @@ def stages_of(config: Config) -> list[Stage]:
 
 
 def make_stages(config: Config) -> Path:
-    """Make or continue all stages of a run, and return the weights file of the last one.
-
-    Raises:
-        EvaluationError: a script failed.
-    """
+    """Make or continue all stages of a run, and return the weights file of the last one."""
     settings = write_settings(config)
     for stage in stages_of(config):
         if stage.kind != "intra":
@@ -107,26 +104,24 @@ def training_cost(config: Config) -> dict[str, Any]:
     folders = [Path(config.out) / stage.folder for stage in stages_of(config)]
     rows = [row for folder in folders for row in _timing(folder)]
     return {
-        "steps": sum(int(row["steps"]) for row in rows),
-        "seconds": sum(row["steps"] * row["step_time"] for row in rows),
-        "peak_mib": max(row["peak_mib"] for row in rows),
+        "steps": sum(steps for steps, _, _ in rows),
+        "seconds": sum(steps * step_time for steps, step_time, _ in rows),
+        "peak_mib": max(peak for _, _, peak in rows),
         "warnings": [f"{folder.name}: {line}" for folder in folders for line in read_warnings(folder)],
     }
 
 
 def steps_done(run: Path) -> int:
     """Optimiser steps in the stages of a run, by what they have logged."""
-    return sum(int(row["steps"]) for file in run.rglob("timing.jsonl") for row in _timing(file.parent))
+    return sum(steps for file in run.rglob("timing.jsonl") for steps, _, _ in _timing(file.parent))
 
 
-def _timing(stage: Path) -> list[dict[str, float]]:
-    """The rows of timing.jsonl, each with the steps that it stands for."""
-    rows, before = [], 0
+def _timing(stage: Path) -> Iterator[tuple[int, float, float]]:
+    """Of each sound row of timing.jsonl, the steps that it stands for, the seconds of one, and the peak in MiB."""
+    done = 0
     # It is read while it is written, so the last row may be half there.
     with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
         for line in (stage / "timing.jsonl").read_text("utf-8").splitlines():
             row = json.loads(line)
-            done, step_time, peak = int(row["step"]), float(row["step_time"]), float(row["peak_mib"])
-            rows.append({"steps": done - before, "step_time": step_time, "peak_mib": peak})
-            before = done
-    return rows
+            yield int(row["step"]) - done, float(row["step_time"]), float(row["peak_mib"])
+            done = int(row["step"])

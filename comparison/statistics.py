@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,8 @@ MEASURES = {
     "precision_cloud": ("precision cloud", ("precision", "cloud")),
     "recall_cloud": ("recall cloud", ("recall", "cloud")),
 }
-Runs = Mapping[tuple[str, int], Result]  # by method and seed
+Runs = dict[tuple[str, int], Result]  # by method and seed
+Resampled = dict[tuple[str, int], np.ndarray]  # by the same, mIoU in percent, (DRAWS,)
 
 
 def table(comparison: Comparison) -> list[dict[str, Any]]:
@@ -44,7 +45,7 @@ def table(comparison: Comparison) -> list[dict[str, Any]]:
     if misfits:
         raise DataError(misfits[0])
     runs = {(result.method, result.seed): result for result in results}
-    resampled, groups = _resampled(runs), len(set(resampling_units(results)[1]))
+    resampled, groups = _resampled(runs), len({*resampling_units(results)[1]})
     seeds = {*comparison.seeds, *(result.seed for result in results)}
     with_best = any(result.best is not None for result in results)
     rows = []
@@ -53,21 +54,18 @@ def table(comparison: Comparison) -> list[dict[str, Any]]:
         done = [result.seed for result in of_method]
         row: dict[str, Any] = {"method": method, "seeds": done, "seeds_missing": sorted(seeds - {*done})}
         for key, (_, path) in MEASURES.items():
-            row[key], row[f"{key}_sd"] = _spread([_score(result.matrices, path) for result in of_method])
+            row[key], row[f"{key}_sd"] = spread([_score(result.matrices, path) for result in of_method])
         row["miou_of_each_seed"] = [result.miou for result in of_method]
-        row["gain"], row["gain_sd"], row["gap_share"] = None, None, None
         baseline = comparison.baselines.get(method, BASELINE)
-        if method != baseline:
-            row["gain"], row["gain_sd"] = _spread(_gaps(runs, method, baseline))
-            if baseline == BASELINE:
-                row["gap_share"] = _gap_share(runs, method)
+        row["gain"], row["gain_sd"] = spread([] if method == baseline else _gaps(runs, method, baseline))
+        row["gap_share"] = _gap_share(runs, method) if baseline == BASELINE != method else None
         row |= _against(comparison.reference, method, runs, resampled, groups)
         row["steps"] = max((result.steps for result in of_method), default=None)
-        row["minutes"] = _spread([result.seconds / 60 for result in of_method])[0]
+        row["minutes"] = spread([result.seconds / 60 for result in of_method])[0]
         row["peak_mib"] = max((result.peak_mib for result in of_method if result.peak_mib is not None), default=None)
         if with_best:
             best = [result.best for result in of_method if result.best is not None]
-            row[BEST], row[f"{BEST}_sd"] = _spread([_score(matrices) for matrices in best])
+            row[BEST], row[f"{BEST}_sd"] = spread([_score(matrices) for matrices in best])
         rows.append(row)
     return rows
 
@@ -84,9 +82,6 @@ def paired_interval(gaps: Sequence[float], resampled: np.ndarray, groups: int) -
         gaps: the difference of each seed, S of them.
         resampled: (S, draws), of each seed on resampled images; all seeds share a draw of images.
         groups: number of images or scenes.
-
-    Returns:
-        The interval, in the unit of the differences, and p.
     """
     mean, count = statistics.mean(gaps), len(gaps)
     between = statistics.variance(gaps) / count if count > 1 else 0.0
@@ -106,8 +101,8 @@ def resampling_units(results: Sequence[Result]) -> tuple[str, list[str]]:
     return "images", results[0].images if results else []
 
 
-def _resampled(runs: Runs) -> dict[tuple[str, int], np.ndarray]:
-    """mIoU in percent, (DRAWS,) of each run on the same resamples of images, or of scenes where known; {} of one."""
+def _resampled(runs: Runs) -> Resampled:
+    """Each run on the same resamples of images, or of scenes where known; {} of one."""
     groups, place = np.unique(resampling_units([*runs.values()])[1], return_inverse=True)
     if len(groups) < 2:  # every resample is the same
         return {}
@@ -116,29 +111,26 @@ def _resampled(runs: Runs) -> dict[tuple[str, int], np.ndarray]:
     return dict(zip(runs, 100 * bootstrap(summed.swapaxes(0, 1), DRAWS), strict=True))
 
 
-def _against(
-    reference: str, method: str, runs: Runs, resampled: Mapping[tuple[str, int], np.ndarray], groups: int
-) -> dict[str, Any]:
-    """The comparison with the reference on the seeds that both have; nothing for the reference itself."""
+def _against(reference: str, method: str, runs: Runs, resampled: Resampled, groups: int) -> dict[str, Any]:
+    """On the seeds that both have; nothing for the reference itself."""
     keys = ("difference", "difference_low", "difference_high", "p", "seeds_won", "wilcoxon_p")
     row: dict[str, Any] = dict.fromkeys(keys)
     gaps, seeds = _gaps(runs, method, reference), _shared(runs, method, reference)
     if method == reference or not seeds:
         return row
-    row["difference"] = _spread(gaps)[0]
+    row["difference"] = spread(gaps)[0]
     row["seeds_won"] = f"{sum(gap > 0 for gap in gaps)}/{len(gaps)}"
     if resampled:
         draws = np.stack([resampled[method, seed] - resampled[reference, seed] for seed in seeds])
         (row["difference_low"], row["difference_high"]), row["p"] = paired_interval(gaps, draws, groups)
-    errors = [_errors(runs[method, seed].matrices) - _errors(runs[reference, seed].matrices) for seed in seeds]
-    error = np.mean(errors, 0)
+    error = np.mean([_errors(runs[method, seed]) - _errors(runs[reference, seed]) for seed in seeds], 0)
     row["wilcoxon_p"] = float(wilcoxon(error).pvalue) if error.any() else 1.0
     return row
 
 
-def _errors(matrices: np.ndarray) -> np.ndarray:
-    """The share of wrong pixels of each image, (images,) in [0, 1], from matrices (images, 2, 2)."""
-    return (matrices[:, 0, 1] + matrices[:, 1, 0]) / matrices.sum((1, 2))
+def _errors(run: Result) -> np.ndarray:
+    """The share of wrong pixels of each image, (images,) in [0, 1]."""
+    return (run.matrices[:, 0, 1] + run.matrices[:, 1, 0]) / run.matrices.sum((1, 2))
 
 
 def _gap_share(runs: Runs, method: str) -> float | None:
@@ -148,7 +140,6 @@ def _gap_share(runs: Runs, method: str) -> float | None:
 
 
 def _gaps(runs: Runs, method: str, other: str) -> list[float]:
-    """The difference of mIoU for each seed that both have."""
     return [runs[method, seed].miou - runs[other, seed].miou for seed in _shared(runs, method, other)]
 
 
@@ -160,7 +151,7 @@ def _score(matrices: np.ndarray, path: tuple[str, ...] = ("miou",)) -> float:
     return 100 * float(score_at(scores(matrices.sum(0)), path))
 
 
-def _spread(values: Sequence[float]) -> tuple[float | None, float | None]:
+def spread(values: Sequence[float]) -> tuple[float | None, float | None]:
     """Mean and sample standard deviation; None where a value is missing or there are too few."""
     if not values or any(math.isnan(value) for value in values):
         return None, None

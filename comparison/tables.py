@@ -21,17 +21,10 @@ ESCAPES = str.maketrans(
 
 
 def write(folder: Path, comparisons: Sequence[Comparison], above: str = "") -> None:
-    """Write table.md, .csv and .tex, results.json and plot_PAIR.png into `folder`; it is made if need be.
-
-    Args:
-        above: text to stand before the tables of table.md.
-
-    Raises:
-        DataError: a file cannot be written.
-    """
+    """Write table.md, with `above` before its tables, .csv and .tex, results.json and plot_PAIR.png into `folder`."""
     numbers = {comparison.pair: _numbers(comparison) for comparison in comparisons}
     texts = {
-        "table.md": "\n".join([*filter(None, [above]), *map(markdown, comparisons)]),
+        "table.md": "\n".join(filter(None, [above, *map(markdown, comparisons)])),
         "table.csv": csv_table(comparisons),
         "table.tex": "\n".join(latex(comparison) for comparison in comparisons),
         "results.json": json.dumps(numbers, indent=2, allow_nan=False) + "\n",
@@ -92,16 +85,13 @@ def _warnings(comparison: Comparison, rows: Sequence[dict[str, Any]]) -> list[st
     for result in comparison.results:
         for text in result.warnings:
             warned.setdefault(" ".join(text.split()), {}).setdefault(result.method, []).append(result.seed)
-    notes = [
-        f"{'; '.join(f'{method}, {_seeds(seeds)}' for method, seeds in methods.items())}: {text}"
-        for text, methods in warned.items()
-    ]
+    notes = []
+    for text, methods in warned.items():
+        notes.append(f"{'; '.join(f'{method}, {_seeds(seeds)}' for method, seeds in methods.items())}: {text}")
     notes += [f"left out: {reason}" for reason in comparison.left_out]
     for row in rows:
-        if not row["seeds"]:
-            notes.append(f"{row['method']}: has no result")
-        elif row["seeds_missing"]:
-            notes.append(f"{row['method']}: has no result of {_seeds(row['seeds_missing'])}")
+        if missing := row["seeds_missing"]:
+            notes.append(f"{row['method']}: has no result" + f" of {_seeds(missing)}" * bool(row["seeds"]))
     return notes
 
 

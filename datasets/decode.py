@@ -60,7 +60,7 @@ def read_bands(
     Raises:
         DataError: it is missing, damaged, of a kind that would be misread, or has another number of bands.
     """
-    kind = _kind(path)
+    kind = picture_kind(path)
     if kind is None:
         return _read_gdal(path, names, window, wanted)
     bands = _read_picture(path, kind, names)
@@ -98,7 +98,7 @@ def size_of(path: Path) -> tuple[int, int]:
     Raises:
         DataError: it has none that can be read.
     """
-    if (kind := _kind(path)) is None:
+    if (kind := picture_kind(path)) is None:
         with open_raster(path) as dataset:
             return dataset.height, dataset.width
     with _header(path, kind, path) as header:
@@ -138,8 +138,12 @@ def read_label(path: Path, label_map: Mapping[int, int], window: Window | None =
     return classes
 
 
-def _kind(path: Path) -> str | None:
-    """What OpenCV and Pillow are to read; None for GDAL."""
+def picture_kind(path: Path) -> str | None:
+    """The kind of a picture that OpenCV and Pillow are to read, jpeg, png or bmp; None for what is GDAL's.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
         if path.exists() and not path.is_file():
             raise DataError(f"{path}: cannot be read (it is a folder, a pipe or a device), expected an image file")
@@ -337,7 +341,7 @@ def _reason(error: Exception) -> str:
 
 
 def _label_pixels(path: Path, window: Window | None) -> np.ndarray:
-    if (kind := _kind(path)) is None:
+    if (kind := picture_kind(path)) is None:
         with open_raster(path) as dataset:
             if dataset.count > 4:  # grey saved as colour, at most
                 raise DataError(f"{path}: found {dataset.count} bands, expected one of whole numbers")

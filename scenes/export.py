@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import Template
 from torch import Tensor, nn
 
 from config.load import recorded_config
@@ -21,6 +22,8 @@ from utils.records import reading
 
 OPSET = 18
 EXAMPLE = (2, 160, 192)  # batch, height and width with which the graph is traced; all three stay free
+CARD = Template(Path(__file__).with_name("templates").joinpath("model_card.md").read_text("utf-8"))
+TARGET_USE = {"oracle": "with labels", "source_only": "not used"}  # in training; by others without labels
 
 
 class Score(nn.Module):
@@ -41,9 +44,6 @@ def to_onnx(segmenter: Segmenter, metadata: Mapping[str, str]) -> Any:
     Inputs: `image` (B, C, h, w) float32 in [0, 1], bands in the network's order; `size` (2,) int64, the height H and
     width W of the result, which are h and w unless the image was scaled down for the network.
     Output: `cloud` (B, H, W) float32, the probability of cloud.
-
-    Raises:
-        ImportError: onnx or onnxscript is not installed.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -51,41 +51,26 @@ def to_onnx(segmenter: Segmenter, metadata: Mapping[str, str]) -> Any:
     free = torch.export.Dim.DYNAMIC
     batch, height, width = EXAMPLE
     example = torch.zeros(batch, segmenter.in_channels, height, width)
-    program = torch.onnx.export(
-        Score(segmenter).eval(),
-        (example,),
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=["image"],
-        output_names=["score"],
-        dynamic_shapes=[{0: free, 2: free, 3: free}],
-        verbose=False,
-    )
+    options: dict[str, Any] = {"opset_version": OPSET, "dynamic_shapes": [{0: free, 2: free, 3: free}]}
+    names: dict[str, Any] = {"input_names": ["image"], "output_names": ["score"]}
+    program = torch.onnx.export(Score(segmenter).eval(), (example,), dynamo=True, verbose=False, **options, **names)
     assert program is not None
     model = program.model_proto
     graph = model.graph
     for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer, graph, model):
         del part.metadata_props[:]  # the exporter's notes: lines of source, with the paths of this machine
-    graph.initializer.extend(
-        numpy_helper.from_array(np.array(values, np.int64), name)
-        for name, values in (("first", [0]), ("two", [2]), ("channel", [1]))
-    )
-    graph.node.extend(
-        [
-            helper.make_node("Shape", ["score"], ["score_shape"]),
-            helper.make_node("Slice", ["score_shape", "first", "two"], ["score_channels"]),
-            helper.make_node("Concat", ["score_channels", "size"], ["cloud_shape"], axis=0),
-            helper.make_node(
-                "Resize",
-                ["score", "", "", "cloud_shape"],
-                ["score_resized"],
-                mode="linear",
-                coordinate_transformation_mode="align_corners",
-            ),
-            helper.make_node("Sigmoid", ["score_resized"], ["cloud_map"]),
-            helper.make_node("Squeeze", ["cloud_map", "channel"], ["cloud"]),
-        ]
-    )
+    constants, node = {"first": [0], "two": [2], "channel": [1]}, helper.make_node
+    graph.initializer.extend(numpy_helper.from_array(np.array(of, np.int64), name) for name, of in constants.items())
+    linear = {"mode": "linear", "coordinate_transformation_mode": "align_corners"}
+    nodes = [
+        node("Shape", ["score"], ["score_shape"]),
+        node("Slice", ["score_shape", "first", "two"], ["score_channels"]),
+        node("Concat", ["score_channels", "size"], ["cloud_shape"], axis=0),
+        node("Resize", ["score", "", "", "cloud_shape"], ["score_resized"], **linear),
+        node("Sigmoid", ["score_resized"], ["cloud_map"]),
+        node("Squeeze", ["cloud_map", "channel"], ["cloud"]),
+    ]
+    graph.node.extend(nodes)
     del graph.output[:]
     graph.input.append(helper.make_tensor_value_info("size", TensorProto.INT64, [2]))
     graph.output.append(helper.make_tensor_value_info("cloud", TensorProto.FLOAT, ["batch", "H", "W"]))
@@ -95,10 +80,7 @@ def to_onnx(segmenter: Segmenter, metadata: Mapping[str, str]) -> Any:
 
 
 def model_card(weights: Path, images: Images, architecture: str) -> str:
-    """What somebody has to know who gets the files alone, as Markdown.
-
-    Scores are those that eval.py left in the run. Licences are those that the readers of published data sets state;
-    for other data the card says that they are not known.
+    """What somebody has to know who gets the files alone, as Markdown; scores are those that eval.py left in the run.
 
     Args:
         weights: the file in its run, OUT/STAGE/NAME.safetensors, with the stage's config.yaml beside it.
@@ -106,71 +88,23 @@ def model_card(weights: Path, images: Images, architecture: str) -> str:
     Raises:
         DataError: the stage's configuration cannot be read.
     """
-    record, evaluation = weights.parent / "config.yaml", weights.parents[1] / "eval" / "metrics.md"
+    name, record, evaluation = weights.stem, weights.parent / "config.yaml", weights.parents[1] / "eval" / "metrics.md"
     with reading(record, "the configuration of a stage", "export from the run that was trained"):
         text, config = record.read_text("utf-8"), recorded_config(record)
-        domains = {
-            role: (str(config[role]["root"]), str(config[role].get("reader", "folder")))
-            for role in ("source", "target")
-        }
-        made = config.get("generated") is not None
-    name, decoder = weights.stem, images.decoder
-    net = json.loads(architecture)
-    uses = {
-        "source": "with labels",
-        "target": "with labels" if name == "oracle" else "not used" if name == "source_only" else "without labels",
-    }
-    data = [
-        f"| {role} | {root} | {reader} | {uses[role]} | {_terms(reader, made)} |"
-        for role, (root, reader) in domains.items()
-    ]
-    if images.geometry == "crop":
-        sees = f"windows of {images.size} pixels at native resolution"
-    else:
-        sees = (
-            f"images of up to {images.tile or 'any number of'} pixels a side, the longer side scaled to {images.size}"
-        )
+        made, data = config.get("generated") is not None, []
+        for role, use in (("source", "with labels"), ("target", TARGET_USE.get(name, "without labels"))):
+            root, reader = config[role]["root"], str(config[role].get("reader", "folder"))
+            data.append(f"| {role} | {root} | {reader} | {use} | {_terms(reader, made)} |")
+    sees = f"windows of {images.size} pixels at native resolution"
+    if images.geometry != "crop":
+        largest = images.tile or "any number of"
+        sees = f"images of up to {largest} pixels a side, the longer side scaled to {images.size}"
     scores = "Not evaluated: eval.py has not run.\n"
     if evaluation.is_file():
         scores = evaluation.read_text("utf-8", errors="replace")
-    stride = net["output_stride"] or "that of the backbone"
-    return f"""# {name}: cloud mask
-
-A segmentation network with two classes, 0 clear and 1 cloud, of the ASDA project: DeepLab-v2 on {net["backbone"]},
-output stride {stride}. It is for images like those of the target below; on others its scores say nothing.
-
-## Files
-
-* `{name}.safetensors`: weights, architecture and the record of the data, for `predict.py --weights`.
-* `{name}.onnx`: the same for onnxruntime, and for `predict.py --weights`. Inputs: `image` float32
-  (B, {len(decoder.bands)}, h, w), the 8-bit bands divided by 255; `size` (2,) int64, height and width of the result.
-  Output: `cloud` float32 (B, H, W), the probability of cloud; cloud is what is above 0.5.
-
-## Input
-
-| | |
-|---|---|
-| bands, in this order | {", ".join(decoder.bands)} |
-| bands of the files | {", ".join(decoder.file_bands) if decoder.file_bands else "by the names in the file"} |
-| scaling to 8 bits | {_scaling(images)} |
-| pixels without data | {decoder.nodata}; they are 0 in every band |
-| what the network sees | {sees} |
-
-## Data
-
-| domain | folder | layout | in training | licence | citation |
-|---|---|---|---|---|---|
-{chr(10).join(data)}
-
-The terms of the data are their authors'; check them before the weights are passed on.
-
-## Training
-
-{chr(10).join(line.removeprefix("#").strip() + "  " for line in text.splitlines() if line.startswith("#"))}
-
-## Scores
-
-{scores}"""
+    training = [line.removeprefix("#").strip() + "  " for line in text.splitlines() if line.startswith("#")]
+    texts = {"sees": sees, "data": data, "training": training, "scores": scores, "scaling": _scaling(images)}
+    return CARD.render(texts, name=name, decoder=images.decoder, net=json.loads(architecture))
 
 
 def _terms(reader: str, made: bool) -> str:
@@ -188,7 +122,6 @@ def _scaling(images: Images) -> str:
         return "none, the files have 8 bits"
     if isinstance(scaling, str):
         return "16 bits without the lower 8"
-    ranges = "; ".join(
-        f"{band} from {low:g} to {high:g}" for band, low, high in zip(bands, scaling.low, scaling.high, strict=True)
-    )
+    ends = zip(bands, scaling.low, scaling.high, strict=True)
+    ranges = "; ".join(f"{band} from {low:g} to {high:g}" for band, low, high in ends)
     return ranges + f"; tone curve of gamma {scaling.gamma:g}" * (scaling.gamma != 1)

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from datasets.decode import picture_kind
 from datasets.files import SUFFIXES, by_name
 from engine import processes
 from scenes.predict import Options, Summary
-from scenes.rasters import is_picture
 from utils.errors import CONTROL, ConfigError, DataError
 from utils.files import write_text
 from utils.records import read_json, reading
@@ -33,9 +33,7 @@ def find_scenes(inputs: Sequence[str], out: Path) -> dict[str, Path]:
         path = Path(text)
         if path.is_dir():
             if out.resolve().is_relative_to(path.resolve()):
-                raise ConfigError(
-                    f"--out {out} lies in {path}, where its masks would be taken for scenes; give another"
-                )
+                raise ConfigError(f"--out {out} lies in {path}, its masks would be taken for scenes; give another")
             named = [(name, file) for name, files in by_name(path).items() for file in files]
             if not named:
                 raise DataError(f"{path}: holds no {', '.join(SUFFIXES)} file; name files of other kinds one by one")
@@ -59,7 +57,6 @@ def open_folder(out: Path, weights: Path, options: Options) -> None:
 
     Raises:
         ConfigError: it was begun with other settings, or cannot be made.
-        DataError: it cannot be written to.
     """
     record = out / SETTINGS
     digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
@@ -78,12 +75,8 @@ def open_folder(out: Path, weights: Path, options: Options) -> None:
 
 
 def outputs_of(out: Path, layers: Sequence[str], name: str, scene: Path) -> dict[str, Path]:
-    """The files of a scene, by layer.
-
-    Raises:
-        DataError: the scene cannot be read.
-    """
-    suffix = ".png" if is_picture(scene) else ".tif"
+    """The files of a scene, by layer."""
+    suffix = ".png" if picture_kind(scene) else ".tif"
     return {layer: out / f"{name}_{layer}{'.png' if layer == 'quicklook' else suffix}" for layer in layers}
 
 
@@ -118,10 +111,7 @@ class SummaryFile:
 
 
 def read_summary(path: Path) -> dict[str, Summary]:
-    """
-    Raises:
-        DataError: it is no summary.
-    """
+    """The row of each scene; a damaged file raises `DataError`."""
     if not path.exists():
         return {}
     with reading(path, "a summary of predict.py", "remove it to predict all scenes anew"):
@@ -130,10 +120,6 @@ def read_summary(path: Path) -> dict[str, Summary]:
 
 
 def write_summary(path: Path, rows: Mapping[str, Summary]) -> None:
-    """
-    Raises:
-        DataError: it cannot be written.
-    """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["scene", *Summary._fields])

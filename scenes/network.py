@@ -126,17 +126,11 @@ def _load_onnx(path: Path) -> CloudNetwork:
 
 
 def _images_of(path: Path, metadata: Mapping[str, str], bands: int, classes: int) -> Images:
-    """What the file says of its images.
-
-    Raises:
-        WeightsError: it says nothing that can be used, the network takes another number of bands, or it has more
-            classes than clear and cloud.
-    """
+    """What the file says of its images, if its network is one for them."""
     images = images_of(path, metadata)
     if bands != len(images.decoder.bands):
-        raise WeightsError(
-            f"{path}: takes {bands} band(s), and its record names {', '.join(images.decoder.bands)}; export it again"
-        )
+        names = ", ".join(images.decoder.bands)
+        raise WeightsError(f"{path}: takes {bands} band(s), and its record names {names}; export it again")
     if classes != 2:
         raise WeightsError(f"{path}: has {classes} classes, expected 2: clear and cloud")
     return images

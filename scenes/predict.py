@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from config.fields import at_least, faults, within
 from datasets.files import Item
 from engine.data_record import Images
 from engine.windows import Plan, PredictBatch, Rows, blended, plan
@@ -44,29 +45,21 @@ class Options:
         flips: take the mean over each window and its three mirror images; four times the work.
         min_cloud: clouds of fewer pixels than this are cleared.
         buffer: pixels that are this near to a cloud's become cloud; after `min_cloud`.
+
+    Raises:
+        ConfigError: a value that means nothing.
     """
 
-    window: int | None = None
-    overlap: int | None = None
-    threshold: float = 0.5
+    window: int | None = at_least(None, 1)
+    overlap: int | None = at_least(None, 0)
+    threshold: float = within(0.5, 0, 1, "a probability")
     flips: bool = False
-    min_cloud: int = 0
-    buffer: int = 0
+    min_cloud: int = at_least(0, 0, " pixels")
+    buffer: int = at_least(0, 0, " pixels")
 
     def __post_init__(self) -> None:
-        """
-        Raises:
-            ConfigError: a value that means nothing.
-        """
-        for name, value, holds, expected in (
-            ("window", self.window, self.window is None or self.window >= 1, "1 or more"),
-            ("overlap", self.overlap, self.overlap is None or self.overlap >= 0, "0 or more"),
-            ("threshold", self.threshold, 0 <= self.threshold <= 1, "a probability, from 0 to 1"),
-            ("min_cloud", self.min_cloud, self.min_cloud >= 0, "0 or more pixels"),
-            ("buffer", self.buffer, self.buffer >= 0, "0 or more pixels"),
-        ):
-            if not holds:
-                raise ConfigError(f"{name} is {value}, expected {expected}")
+        for sentence in faults(self):
+            raise ConfigError(sentence)
 
     def plan(self, height: int, width: int, images: Images) -> Plan:
         """The windows of a scene of (height, width) pixels.
@@ -172,16 +165,20 @@ def predict_scene(
             image_small.add(slab.layer)
             yield slab
 
+    scratch = outputs["mask"].with_name(f".{outputs['mask'].name}.part")
+    shutil.rmtree(scratch, ignore_errors=True)
     with ExitStack() as stack:
-        scratch = stack.enter_context(_scratch_beside(outputs["mask"]))
+        with writing(outputs["mask"]):
+            scratch.mkdir(parents=True)
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         # Without a limit GDAL keeps what it read and wrote in up to a twentieth of the machine's memory.
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE))
         read = stack.enter_context(ahead(scene(), AHEAD))
         strips = stack.enter_context(ahead(_clouds(network, read, windows, options.flips, tick), AHEAD))
         layers = {}
-        for name in ("probability", "entropy", "mask"):
+        for name, kind in (("probability", SHARE), ("entropy", SHARE), ("mask", MASK)):
             if name in outputs:
-                layers[name] = Output(outputs[name], grid, MASK if name == "mask" else SHARE, scratch)
+                layers[name] = Output(outputs[name], grid, kind, scratch)
                 stack.callback(layers[name].close)
         for strip in _masks(strips, options, {name: layer.add for name, layer in layers.items()}, sums):
             layers["mask"].add(strip)
@@ -192,18 +189,6 @@ def predict_scene(
             layer.finish()
     valid, seconds = sums["valid"] or float("nan"), time.perf_counter() - began
     return Summary(sums["cloud"] / valid, sums["valid"] / (grid.height * grid.width), sums["entropy"] / valid, seconds)
-
-
-@contextmanager
-def _scratch_beside(path: Path) -> Iterator[Path]:
-    scratch = path.with_name(f".{path.name}.part")
-    shutil.rmtree(scratch, ignore_errors=True)
-    with writing(path):
-        scratch.mkdir(parents=True)
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _clouds(

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from datasets.decode import PICTURES, open_raster, require_room, size_of
+from datasets.decode import open_raster, picture_kind, require_room, size_of
 from datasets.decoder import Decoder
 from datasets.files import Item, Window
 from engine.memory import ran_out
 from engine.pictures import MASK_COLOURS
 from engine.windows import Rows
-from utils.errors import DataError, unwritable
+from utils.errors import unwritable
 from utils.files import put_in_place
 from utils.labels import IGNORE
 
@@ -53,26 +53,10 @@ MASK = Layer("uint8", IGNORE, 1, "mode")
 SHARE = Layer("float32", float("nan"), 3, "average")  # probability or entropy
 
 
-def is_picture(path: Path) -> bool:
-    """Whether a file is PNG, JPEG or BMP, by its first bytes.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    try:
-        with open(path, "rb") as file:
-            return file.read(8).startswith(tuple(PICTURES))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-
-
 def grid_of(path: Path) -> Grid:
-    """
-    Raises:
-        DataError: the file's header cannot be read, or announces more than there is memory for.
-    """
+    """Where a scene lies, by its header, if there is memory for what that announces."""
     height, width = size_of(path)
-    if is_picture(path):
+    if picture_kind(path):
         require_room(path, height, width, 1)
         return Grid(height, width)
     # All windows are planned before anything is decoded, so that a header alone could ask for any number of them.
@@ -89,9 +73,6 @@ def slabs(path: Path, decoder: Decoder, grid: Grid) -> Iterator[Rows]:
 
     A slab is as high as the file's blocks, or several of them; it is decoded in pieces, since decoding takes several
     times the memory of its result. A picture is one slab.
-
-    Raises:
-        DataError: the file cannot be decoded, or its bands are not those that the decoder expects.
     """
     if grid.blocks is None:
         yield Rows(*decoder.pixels(Item(path.name, (path,))))
@@ -123,10 +104,9 @@ class Output:
 
     def __init__(self, path: Path, grid: Grid, layer: Layer, scratch: Path) -> None:
         self.path, self.grid, self.layer, self.scratch = path, grid, layer, scratch
-        self.top = 0
+        self.top = self.checksum = 0
         self.held = np.empty((0, grid.width), layer.dtype)
         self.tiles: Any = None
-        self.checksum = 0
         if path.suffix != ".png":
             with writing(path):
                 self.tiles = self._open_tiles()
@@ -176,20 +156,11 @@ class Output:
     def _to_cog(self, finished: Path) -> None:
         import rasterio.shutil
 
-        predictor = {1: "NO", 3: "FLOATING_POINT"}[self.layer.predictor]
-        rasterio.shutil.copy(
-            self.scratch / self.path.name,
-            finished,
-            driver="COG",
-            blocksize=BLOCK,
-            bigtiff="IF_SAFER",
-            compress="DEFLATE",
-            predictor=predictor,
-            overview_predictor=predictor,
-            overview_resampling=self.layer.overviews,
-            num_threads=os.cpu_count() or 1,
-        )
-        (self.scratch / self.path.name).unlink()
+        tiles, predictor = self.scratch / self.path.name, {1: "NO", 3: "FLOATING_POINT"}[self.layer.predictor]
+        made = {"driver": "COG", "blocksize": BLOCK, "bigtiff": "IF_SAFER", "num_threads": os.cpu_count() or 1}
+        packed = {"compress": "DEFLATE", "predictor": predictor, "overview_predictor": predictor}
+        rasterio.shutil.copy(tiles, finished, **made, **packed, overview_resampling=self.layer.overviews)
+        tiles.unlink()
 
     def _check(self, finished: Path) -> None:
         """Read all of it again, and see that it ends where it should: GDAL does not report every failure to write."""
@@ -245,11 +216,7 @@ class Thumbnail:
 
 
 def write_quicklook(path: Path, image: Thumbnail, mask: Thumbnail, bands: tuple[str, ...], scratch: Path) -> None:
-    """The scene beside its mask, as PNG: red, green and blue where the network has them, else its first bands.
-
-    Raises:
-        DataError: it cannot be written.
-    """
+    """The scene beside its mask, as PNG: red, green and blue where the network has them, else its first bands."""
     visible = [bands.index(band) for band in ("red", "green", "blue") if band in bands]
     chosen = visible if len(visible) == 3 else [0, 1, 2] if len(bands) >= 3 else [0, 0, 0]
     with writing(path):
