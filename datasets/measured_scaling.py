@@ -40,11 +40,7 @@ def measured_stretch(items: Sequence[Item], decoder: Decoder) -> Stretch:
 
 
 def matched_stretch(
-    items: Sequence[Item],
-    decoder: Decoder,
-    other_items: Sequence[Item],
-    other_decoder: Decoder,
-    gamma: float = 1.0,
+    items: Sequence[Item], decoder: Decoder, other_items: Sequence[Item], other_decoder: Decoder, gamma: float = 1.0
 ) -> Stretch:
     """The stretch that gives a domain the colours of another, which has a scaling: band by band the mean and deviation.
 
