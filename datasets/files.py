@@ -73,37 +73,29 @@ def from_list(root: Path, rows: Path, labels: bool, partial: bool) -> Found:
         DataError: the list cannot be read.
     """
     path, lines = _read_lines(rows, root)
-    items, faults = [], []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        place, columns = f"{path}, line {number}", _columns(line, root, labels)
-        if len(columns) > 2:
-            faults.append(
-                f"{place}: found {len(columns)} columns, expected 'image' or 'image label'; separate names that hold "
-                "spaces by a tab"
-            )
-            continue
-        # A name that leads out of root would lead out of the run as well, where masks are written by name.
-        if outside := [c for c in columns if Path(c).is_absolute() or ".." in Path(c).parts]:
-            faults.append(f"{place}: found {outside[0]}, expected a path below and relative to {root}")
-            continue
-        image = root / columns[0]
-        label = root / columns[1] if labels and len(columns) == 2 else None
-        if not _is_file(image):
-            faults.append(f"{place}: the image {image} does not exist")
-            continue
-        if label is not None and not _is_file(label):
-            if not partial:
-                faults.append(f"{place}: the label {label} does not exist")
-                continue
-            label = None
-        elif labels and label is None and not partial:
-            faults.append(f"{place}: has no label column, expected 'image label'")
-            continue
-        name = Path(columns[0]).with_suffix("").as_posix().removeprefix("./").removeprefix("images/")
-        items.append(Item(name, (image,), label))
-    return Found(items, faults)
+    read = [(n, _row(line, root, labels, partial)) for n, line in enumerate(lines, start=1) if line.strip()]
+    faults = [f"{path}, line {number}: {found}" for number, found in read if isinstance(found, str)]
+    return Found([found for _, found in read if isinstance(found, Item)], faults)
+
+
+def _row(line: str, root: Path, labels: bool, partial: bool) -> Item | str:
+    """The image of a row, or what is wrong with it."""
+    columns = _columns(line, root, labels)
+    if len(columns) > 2:
+        expected = "'image' or 'image label'; separate names that hold spaces by a tab"
+        return f"found {len(columns)} columns, expected {expected}"
+    # A name that leads out of root would lead out of the run as well, where masks are written by name.
+    if outside := [c for c in columns if Path(c).is_absolute() or ".." in Path(c).parts]:
+        return f"found {outside[0]}, expected a path below and relative to {root}"
+    image = root / columns[0]
+    if not _is_file(image):
+        return f"the image {image} does not exist"
+    label = root / columns[1] if labels and len(columns) == 2 else None
+    there = label is not None and _is_file(label)
+    if labels and not there and not partial:
+        return f"the label {label} does not exist" if label else "has no label column, expected 'image label'"
+    name = Path(columns[0]).with_suffix("").as_posix().removeprefix("./").removeprefix("images/")
+    return Item(name, (image,), label if there else None)
 
 
 def from_folders(root: Path, labels: bool, partial: bool) -> Found:
@@ -133,11 +125,7 @@ def from_folders(root: Path, labels: bool, partial: bool) -> Found:
 
 
 def by_name(folder: Path) -> dict[str, list[Path]]:
-    """The image files below a folder by their path in it without suffix.
-
-    Raises:
-        DataError: no such folder.
-    """
+    """The image files below a folder by their path in it without suffix; raises DataError if there is no folder."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected the files of the domain, or give a list file")
     found: dict[str, list[Path]] = {}
@@ -153,11 +141,8 @@ def unique(items: Iterable[Item]) -> Found:
     known: dict[str, Item] = {}
     faults = []
     for item in items:
-        if item.name in known:
-            before = known[item.name].image
-            faults.append(f"{item.image}: has the name {item.name!r} of {before}; names must be unique")
-        else:
-            known[item.name] = item
+        if (first := known.setdefault(item.name, item)) is not item:
+            faults.append(f"{item.image}: has the name {item.name!r} of {first.image}; names must be unique")
     return Found([known[name] for name in sorted(known)], faults)
 
 
@@ -172,7 +157,7 @@ def fenced(root: Path, items: Iterable[Item]) -> Found:
     strange: dict[str, set[str] | None] = {}  # folder -> names in it that are not to be read; None for all
     kept, faults = [], []
     for item in items:
-        for path in map(str, (*item.files, *((item.label,) if item.label is not None else ()))):
+        for path in map(str, filter(None, (*item.files, item.label))):
             folder, name = os.path.split(path)
             if folder not in strange:
                 strange[folder] = _strange(folder, home)
@@ -211,11 +196,7 @@ def _inside(path: str, home: str) -> bool:
 
 
 def raise_all(faults: Sequence[str], what: str) -> None:
-    """One error for all faults.
-
-    Raises:
-        DataError: there is one.
-    """
+    """Raise one DataError for all faults, if there are any."""
     if faults:
         listed = "\n  ".join(sorted(faults))
         raise DataError(f"{what} has {len(faults)} fault(s); mend or remove these files:\n  {listed}")
@@ -265,6 +246,5 @@ def _is_file(path: Path) -> bool:
 
 
 def _duplicates(files: Mapping[str, list[Path]]) -> list[str]:
-    return [
-        f"{', '.join(map(str, paths))}: share one name; keep one of them" for paths in files.values() if len(paths) > 1
-    ]
+    twice = (", ".join(map(str, paths)) for paths in files.values() if len(paths) > 1)
+    return [f"{paths}: share one name; keep one of them" for paths in twice]
