@@ -110,11 +110,11 @@ def from_folders(root: Path, labels: bool, partial: bool) -> Found:
     """
     image_folder, label_folder = root / "images", root / "labels"
     found = by_name(image_folder)
-    faults = _duplicates(found)
+    faults = duplicates(found)
     masks: dict[str, list[Path]] = {}
     if labels and (label_folder.is_dir() or not partial):
         masks = by_name(label_folder)
-        faults += _duplicates(masks)
+        faults += duplicates(masks)
         missing = [] if partial else sorted(found.keys() - masks.keys())
         faults += [f"{found[name][0]}: has no label in {label_folder}" for name in missing]
         extra = sorted(masks.keys() - found.keys())
@@ -245,6 +245,7 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _duplicates(files: Mapping[str, list[Path]]) -> list[str]:
+def duplicates(files: Mapping[str, list[Path]]) -> list[str]:
+    """A fault for each name that several files share."""
     twice = (", ".join(map(str, paths)) for paths in files.values() if len(paths) > 1)
     return [f"{paths}: share one name; keep one of them" for paths in twice]

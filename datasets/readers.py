@@ -11,9 +11,10 @@ import csv
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
-from datasets.files import Found, Item, by_name, fenced, from_folders, from_list, read_names, unique
+from datasets.files import Found, Item, by_name, duplicates, fenced, from_folders, from_list, read_names, unique
 from utils.errors import DataError
 
 LANDSAT_8 = ("coastal", "blue", "green", "red", "nir", "swir1", "swir2")
@@ -76,7 +77,7 @@ class Reader:
         """A list file of these images that `find` understands."""
         if self.listed_by == "name":
             return "".join(f"{item.name}\n" for item in items)
-        rows = ([path for path in (item.image, item.label) if path is not None] for item in items)
+        rows = (filter(None, (item.image, item.label)) for item in items)
         return "".join("\t".join(path.relative_to(root).as_posix() for path in row) + "\n" for row in rows)
 
     def scene_truth(self, root: Path) -> dict[str, Path]:
@@ -134,17 +135,14 @@ class HRCWHU(Reader):
             return Found([item._replace(name=name[1]) if name else item for item, name in named], found.faults)
         images: dict[str, list[Path]] = {}
         masks: dict[str, list[Path]] = {}
-        for path in (path for paths in by_name(root).values() for path in paths):
+        for path in chain.from_iterable(by_name(root).values()):
             if matched := self.name.match(path.stem):
                 is_mask = matched[2] or self.masks.search(path.relative_to(root).parent.as_posix())
                 (masks if is_mask else images).setdefault(matched[1], []).append(path)
-        items, faults = [], []
+        folders = "a folder called labels, masks, gt, reference or ann_dir"
+        faults = [f"{fault} or, if one is a mask, put it into {folders}" for fault in duplicates(images)]
+        items = []
         for name, paths in sorted(images.items()):
-            if len(paths) > 1:
-                faults.append(
-                    f"{', '.join(map(str, paths))}: share one name; keep one of them or, if one is a mask, put it into "
-                    "a folder called labels, masks, gt, reference or ann_dir"
-                )
             mask = masks.get(name, []) if labels else []
             if labels and not mask and not partial:
                 faults.append(f"{paths[0]}: has no mask below {root}")
@@ -152,20 +150,17 @@ class HRCWHU(Reader):
                 faults.append(f"{', '.join(map(str, mask))}: are several masks of {paths[0].name}; keep one of them")
             else:
                 items.append(Item(name, (paths[0],), mask[0] if mask else None))
-        held_back = self._fifth(items)
+        covers: dict[str, set[str]] = {}
+        for item in items:
+            covers.setdefault(item.name.split("_")[0], set()).add(_picture(item))
+        # Every fifth image of each cover; tiles of one image stay together.
+        held_back = {name for names in covers.values() for name in sorted(names, key=_natural)[4::5]}
 
         def part(item: Item) -> str:
             given = [part for part in self.parts if part in item.image.relative_to(root).parts]
             return given[0] if given else self.parts[_picture(item) in held_back]
 
         return Found([item for item in items if rows in (None, part(item))], faults)
-
-    def _fifth(self, items: Sequence[Item]) -> set[str]:
-        """Every fifth image of each cover; tiles of one image stay together."""
-        covers: dict[str, set[str]] = {}
-        for item in items:
-            covers.setdefault(item.name.split("_")[0], set()).add(_picture(item))
-        return {name for names in covers.values() for name in sorted(names, key=_natural)[4::5]}
 
 
 class Cloud38(Reader):
@@ -190,29 +185,26 @@ class Cloud38(Reader):
     scene = r"(LC08_\w+)$"
     parts: tuple[str, ...] = ("train", "all", "test")
     published = Published({"all": 8400, "train": 8400, "train, nonempty": 5155, "test": 9201}, note="official README")
-    folders: Mapping[str, tuple[str, str, str]] = {  # part -> folder, start and end of the bands' folders
-        "38": ("38-Cloud_training", "train_", ""),
-        "test": ("38-Cloud_test", "test_", ""),
-    }
+    folders: Mapping[str, str] = {"38": "38-Cloud_training/train_{}", "test": "38-Cloud_test/test_{}"}  # of a band
     halves: Mapping[str, tuple[str, ...]] = {"train": ("38",), "all": ("38",), "test": ("test",)}
     nonempty = "training_patches_38-cloud_nonempty.csv"
 
     def find(self, root: Path, rows: str | None, *, labels: bool, partial: bool = False) -> Found:
         listed = rows if rows not in self.parts else None
         part = "all" if listed is not None else rows or "train"
-        there = [half for half in self.halves[part] if part == "test" or (root / self.folders[half][0]).is_dir()]
+        halves = {half: root / Path(self.folders[half]).parent for half in self.halves[part]}
+        there = [half for half, folder in halves.items() if part == "test" or folder.is_dir()]
         if not there:
-            expected = " or ".join(self.folders[half][0] for half in self.halves[part])
+            expected = " or ".join(folder.name for folder in halves.values())
             raise DataError(f"{root}: has no folder {expected}; set the domain's root to the folder that holds it")
-        patches = [patch for half in there for patch in self._patches(root, half)]
+        patches = [patch for half in there for patch in self._patches(root / self.folders[half])]
         if listed is not None:
             return _found(patches, labels, partial, set(self._listed(Path(listed), root)), listed)
         chosen = self._nonempty(root) if part not in ("all", "test") else None
         return _found(patches, labels and part != "test", partial, chosen)
 
-    def _patches(self, root: Path, half: str) -> Iterator[tuple[Item, str]]:
-        folder, start, end = self.folders[half]
-        places = {band: root / folder / f"{start}{band}{end}" for band in (*self.bands, "gt")}
+    def _patches(self, folders: Path) -> Iterator[tuple[Item, str]]:
+        places = {band: folders.with_name(folders.name.format(band)) for band in (*self.bands, "gt")}
         # Paired by name: the order of a folder is nobody's promise.
         patches = {
             path.stem.removeprefix(f"{band}_"): path.suffix
@@ -222,9 +214,8 @@ class Cloud38(Reader):
             if path.suffix.lower() in (".tif", ".tiff") and path.stem.startswith(f"{band}_")
         }
         if not patches:
-            raise DataError(
-                f"{root / folder}: holds no patches; expected {places['red'].name}/red_patch_*.TIF and other bands"
-            )
+            expected = f"{places['red'].name}/red_patch_*.TIF and other bands"
+            raise DataError(f"{folders.parent}: holds no patches; expected {expected}")
         for name, suffix in sorted(patches.items()):
             label = places["gt"] / f"gt_{name}{suffix}"
             files = tuple(places[band] / f"{band}_{name}{suffix}" for band in self.bands)
@@ -235,10 +226,8 @@ class Cloud38(Reader):
         return f"{part}, nonempty" if part in ("train", "additional") and self._nonempty(root) is not None else part
 
     def _nonempty(self, root: Path) -> set[str] | None:
-        for path in sorted(root.rglob("*.csv")):
-            if path.name.lower() == self.nonempty.lower():
-                return set(self._listed(path))
-        return None
+        lists = [path for path in sorted(root.rglob("*.csv")) if path.name.lower() == self.nonempty]
+        return set(self._listed(lists[0])) if lists else None
 
     def _listed(self, rows: Path, root: Path = Path()) -> list[str]:
         """The names in a list: a column `name` as in the official files, or a name a line."""
@@ -248,8 +237,7 @@ class Cloud38(Reader):
         return lines
 
     def scene_truth(self, root: Path) -> dict[str, Path]:
-        start = "edited_corrected_gts_"
-        folder = root / self.folders["test"][0] / "Entire_scene_gts"
+        start, folder = "edited_corrected_gts_", (root / self.folders["test"]).with_name("Entire_scene_gts")
         return {path.stem.removeprefix(start): path for path in sorted(folder.glob(f"{start}*")) if path.is_file()}
 
 
@@ -273,9 +261,9 @@ class Cloud95(Cloud38):
         cloud=27.90,
         note="official README; cloud: the held-back patches of the ASDA authors",
     )
-    folders: Mapping[str, tuple[str, str, str]] = {
+    folders: Mapping[str, str] = {
         **Cloud38.folders,
-        "95": ("95-cloud_training_only_additional_to38-cloud", "train_", "_additional_to38cloud"),
+        "95": "95-cloud_training_only_additional_to38-cloud/train_{}_additional_to38cloud",
     }
     halves: Mapping[str, tuple[str, ...]] = {
         **Cloud38.halves,
@@ -436,9 +424,7 @@ def find_images(
 
 def _scene(pattern: str, name: str) -> str | None:
     found = re.search(pattern, name)
-    if found is None:
-        return None
-    return next((group for group in found.groups() if group is not None), found.group(0))
+    return found and next((group for group in found.groups() if group is not None), found[0])
 
 
 def _found(
