@@ -60,8 +60,8 @@ def tone_change(image: np.ndarray, amounts: Amounts, rng: np.random.Generator) -
     """
     if not amounts.gamma:
         return image
-    exponent, draw = np.exp(rng.uniform(-amounts.gamma, amounts.gamma)), rng.random()
-    if draw >= amounts.jitter:
+    exponent = np.exp(rng.uniform(-amounts.gamma, amounts.gamma))
+    if rng.random() >= amounts.jitter:
         return image
     return np.round(255 * (np.arange(256) / 255) ** exponent).astype(np.uint8)[image]
 
@@ -98,6 +98,5 @@ def _saturated(factor: float) -> np.ndarray:
 
 def _turned(turns: float) -> np.ndarray:
     """Rotation of the two chromas by a share of the circle; the luma of a pixel stays."""
-    angle = 2 * np.pi * turns
-    cosine, sine = np.cos(angle), np.sin(angle)
+    cosine, sine = np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns)
     return FROM_YIQ @ np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]]) @ TO_YIQ

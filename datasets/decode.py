@@ -81,10 +81,8 @@ def _known_names(path: Path, given: Sequence[str] | None, own: tuple[str, ...], 
 def band_order(path: Path, names: Sequence[str], wanted: Sequence[str]) -> list[int]:
     """The places of the wanted bands among those that an image has; raises DataError if it lacks one."""
     if missing := [band for band in wanted if band not in names]:
-        raise DataError(
-            f"{path}: has no band {', '.join(missing)}, found {', '.join(names)}; set data.bands to bands that both "
-            "domains have, or mend the domain's bands"
-        )
+        fix = "set data.bands to bands that both domains have, or mend the domain's bands"
+        raise DataError(f"{path}: has no band {', '.join(missing)}, found {', '.join(names)}; {fix}")
     return [list(names).index(band) for band in wanted]
 
 
@@ -109,10 +107,8 @@ def read_label(path: Path, label_map: Mapping[int, int], window: Window | None =
     if pixels.ndim == 3 and (pixels.shape[2] == 1 or (pixels[..., :1] == pixels[..., :3]).all()):
         pixels = pixels[..., 0]
     if pixels.ndim != 2 or not np.issubdtype(pixels.dtype, np.integer):
-        raise DataError(
-            f"{path}: found shape {pixels.shape} of {pixels.dtype}, expected one band of whole numbers, "
-            "a value for each class"
-        )
+        found = f"shape {pixels.shape} of {pixels.dtype}"
+        raise DataError(f"{path}: found {found}, expected one band of whole numbers, a value for each class")
     if pixels.dtype != np.uint8 and pixels.size and (pixels.min() < 0 or pixels.max() > 255):
         raise DataError(f"{path}: found label values {pixels.min()} to {pixels.max()}, expected values from 0 to 255")
     pixels = np.ascontiguousarray(pixels, np.uint8)
@@ -122,11 +118,9 @@ def read_label(path: Path, label_map: Mapping[int, int], window: Window | None =
         known |= here
         classes |= here.view(np.uint8) * np.uint8(cls)
     if not known.all():
-        unknown = sorted(set(np.unique(pixels).tolist()) - set(label_map))
-        raise DataError(
-            f"{path}: found label value(s) {', '.join(map(str, unknown[:8]))}, expected {sorted(label_map)}; "
-            "set the domain's label_map"
-        )
+        unknown = ", ".join(map(str, sorted(set(np.unique(pixels).tolist()) - set(label_map))[:8]))
+        expected = f"{sorted(label_map)}; set the domain's label_map"
+        raise DataError(f"{path}: found label value(s) {unknown}, expected {expected}")
     return classes
 
 
@@ -209,10 +203,8 @@ def _jpeg_mode(path: Path, header: ImageFile) -> str:
     if header.mode == "CMYK":
         raise DataError(f"{path}: found CMYK, inks instead of light, expected RGB or grey; save it again as RGB")
     if orientation != UPRIGHT:
-        raise DataError(
-            f"{path}: found EXIF orientation {orientation}, so viewers turn it and its label may not fit; "
-            "expected upright pixels; turn the file itself and remove the tag"
-        )
+        found = f"EXIF orientation {orientation}, so viewers turn it and its label may not fit"
+        raise DataError(f"{path}: found {found}; expected upright pixels; turn the file itself and remove the tag")
     return header.mode
 
 
@@ -294,10 +286,8 @@ def _require_mask(path: Path, dataset: Any) -> None:
                 raise ValueError(f"it has {mask.width}x{mask.height} pixels")
             _require_room_in(path, mask, mask.count, Window(0, 0, 1, 1))
     except (rasterio.errors.RasterioError, OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: cannot be the mask of {dataset.name} ({_reason(error)}), expected a TIFF of "
-            f"{dataset.width}x{dataset.height} pixels; remove it"
-        ) from None
+        what, expected = f"the mask of {dataset.name}", f"a TIFF of {dataset.width}x{dataset.height} pixels"
+        raise DataError(f"{path}: cannot be {what} ({_reason(error)}), expected {expected}; remove it") from None
 
 
 def _require_room_in(path: Path, dataset: Any, bands: int, window: Window | None) -> None:

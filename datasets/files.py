@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,9 +102,7 @@ def _row(line: str, root: Path, labels: bool, partial: bool) -> Item | str:
 def from_folders(root: Path, labels: bool, partial: bool) -> Found:
     """The images in `images/` and its sub-folders, each with the label of the same path and stem in `labels/`.
 
-    Args:
-        labels: whether labels are wanted; with False they are not even looked for.
-        partial: an image may lack its label, and the folder of labels may be missing.
+    The arguments are those of `from_list`; with `partial` the folder of labels may be missing.
 
     Raises:
         DataError: a folder is missing.
@@ -154,23 +153,19 @@ def fenced(root: Path, items: Iterable[Item]) -> Found:
     reader would wait.
     """
     home, start = os.path.realpath(root), len(str(root))
-    strange: dict[str, set[str] | None] = {}  # folder -> names in it that are not to be read; None for all
+    strange = cache(lambda folder: _strange(folder, home))
     kept, faults = [], []
     for item in items:
         for path in map(str, filter(None, (*item.files, item.label))):
             folder, name = os.path.split(path)
-            if folder not in strange:
-                strange[folder] = _strange(folder, home)
             if CONTROL.search(path, start):
                 faults.append(f"{path!r}: has a control character in its name; rename it")
                 break
-            bad, stem = strange[folder], os.path.splitext(name)[0]
+            bad, stem = strange(folder), os.path.splitext(name)[0]
             read_with_it = f"{name}.msk", f"{name}.MSK", f"{name}.aux.xml", f"{stem}.hdr"  # by GDAL
             if bad is None or (bad and bad & {name, *read_with_it}):
-                faults.append(
-                    f"{path}: leads out of {root} by a symbolic link, or is no file; copy it there, or give a root "
-                    "that holds what the link leads to"
-                )
+                fix = "copy it there, or give a root that holds what the link leads to"
+                faults.append(f"{path}: leads out of {root} by a symbolic link, or is no file; {fix}")
                 break
         else:
             kept.append(item)
@@ -178,6 +173,7 @@ def fenced(root: Path, items: Iterable[Item]) -> Found:
 
 
 def _strange(folder: str, home: str) -> set[str] | None:
+    """The names in a folder that are not to be read; None for all."""
     if not _inside(folder, home):
         return None
     try:
@@ -203,11 +199,7 @@ def raise_all(faults: Sequence[str], what: str) -> None:
 
 
 def read_names(rows: Path, root: Path = Path()) -> list[str]:
-    """The lines of a text file of names, looked up below `root` first, exactly, without blank ones.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """The lines of a text file of names, looked up below `root` first, exactly, without blank ones."""
     return [line for line in _read_lines(rows, root)[1] if line.strip()]
 
 
@@ -216,9 +208,8 @@ def _read_lines(rows: Path, root: Path) -> tuple[Path, list[str]]:
     try:
         return path, path.read_text("utf-8-sig").splitlines()
     except OSError as error:
-        raise DataError(
-            f"{root / rows}: cannot read the list ({error.strerror}); expected rows 'image [label]'"
-        ) from None
+        reason = f"cannot read the list ({error.strerror})"
+        raise DataError(f"{root / rows}: {reason}; expected rows 'image [label]'") from None
     except UnicodeDecodeError:
         raise DataError(f"{path}: is not a text file; expected rows 'image [label]' in UTF-8") from None
 

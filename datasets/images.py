@@ -21,6 +21,7 @@ from utils.errors import DataError
 
 PARALLEL = 64  # items that are read ahead
 R = TypeVar("R")
+Keys = tuple[str, str | None]  # of an image and its label in the cache
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class ImageSet(Sequence[Item]):
     items: tuple[Item, ...]
     decoder: Decoder
     cache: Cache | None = None
-    keys: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
+    keys: Mapping[str, Keys] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -66,26 +67,21 @@ class ImageSet(Sequence[Item]):
     def only(self, names: Iterable[str], listed_in: Path) -> ImageSet:
         """The images of these names, in their order here.
 
-        Args:
-            listed_in: the file that names them, for an error.
-
         Raises:
-            DataError: there is none of some name, or there are no names.
+            DataError: there is none of some name, or there are no names, in the file that they are `listed_in`.
         """
         wanted = set(names)
         if not wanted:
             raise DataError(f"{listed_in}: names no image; make it again with the stage that wrote it")
         if missing := sorted(wanted - {item.name for item in self.items}):
-            raise DataError(
-                f"{listed_in}: names {len(missing)} image(s) that are no longer there, such as {missing[0]!r}; "
-                "restore them"
-            )
+            gone = f"{len(missing)} image(s) that are no longer there, such as {missing[0]!r}"
+            raise DataError(f"{listed_in}: names {gone}; restore them")
         return replace(self, items=tuple(item for item in self.items if item.name in wanted))
 
     def with_labels(self, folder: Path, label_map: Mapping[int, int]) -> ImageSet:
         """The same images, each with the label FOLDER/NAME.png."""
         items = tuple(item._replace(label=folder / f"{item.name}.png", label_window=None) for item in self.items)
-        keys: dict[str, tuple[str, str | None]] = {name: (image, None) for name, (image, _) in self.keys.items()}
+        keys = {name: (image, None) for name, (image, _) in self.keys.items()}
         return replace(self, items=items, decoder=replace(self.decoder, label_map=dict(label_map)), keys=keys)
 
 
@@ -101,10 +97,10 @@ def checked(
         DataError: lists all files that cannot be used.
     """
     kept: list[Item] = []
-    keys: dict[str, tuple[str, str | None]] = {}
+    keys: dict[str, Keys] = {}
     faults: list[str] = []
 
-    def inspect_item(item: Item) -> tuple[list[Item], tuple[str, str | None] | None]:
+    def inspect_item(item: Item) -> tuple[list[Item], Keys | None]:
         key = None if cache is None else cache.key(item, decoder)
         decoded = ImageSet((item,), decoder, cache, {item.name: key} if key else {}).read(item)
         return (tiles(item, decoded, tile) if decoded.valid.any() else []), key

@@ -28,11 +28,7 @@ def has_8_bits(items: Sequence[Item], decoder: Decoder) -> bool:
 
 
 def measured_stretch(items: Sequence[Item], decoder: Decoder) -> Stretch:
-    """The stretch of a domain: percentiles of its valid training pixels, band by band.
-
-    Raises:
-        DataError: no pixel is valid.
-    """
+    """The stretch of a domain: percentiles of its valid training pixels, band by band."""
     values, dtype = drawn_values(items, decoder)
     low, high = np.percentile(values, PERCENTILES, axis=0)
     high = np.where(high > low, high, low + 1)  # a band of one value
@@ -49,9 +45,6 @@ def matched_stretch(
 
     Source: the colour transfer of Reinhard et al. (CG&A 2001), between domains in place of images and in their own
     bands: a single image may be all cloud or all clear, and would lose what tells one from the other.
-
-    Raises:
-        DataError: no pixel of one of them is valid.
     """
     values, dtype = drawn_values(items, decoder)
     wanted = 255 * (drawn_values(other_items, other_decoder, scaled=True)[0] / 255) ** gamma

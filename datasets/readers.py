@@ -55,16 +55,7 @@ class Reader:
     published: Published | None = None
 
     def find(self, root: Path, rows: str | None, *, labels: bool, partial: bool = False) -> Found:
-        """The images of a part, or of a list, or all of them.
-
-        Args:
-            rows: one of `parts`, a list file, or None.
-            labels: whether labels are wanted; with False they are not even looked for.
-            partial: an image may lack its label.
-
-        Raises:
-            DataError: a folder or list is missing.
-        """
+        """The images of one of the `parts`, or of a list, or with None all of them; see `files.from_list`."""
         if rows is None:
             return from_folders(root, labels, partial)
         return from_list(root, Path(rows), labels, partial)
@@ -285,8 +276,7 @@ class ScenesByPattern(Reader):
         raise NotImplementedError
 
     def find(self, root: Path, rows: str | None, *, labels: bool, partial: bool = False) -> Found:
-        images = sorted(root.rglob(self.pattern))
-        if not images:
+        if not (images := sorted(root.rglob(self.pattern))):
             raise DataError(f"{root}: holds no {self.expected}")
         if rows in self.parts:
             images = [image for image in images if rows in image.relative_to(root).parts]
@@ -312,7 +302,6 @@ class L8Biome(ScenesByPattern):
     label_map: Mapping[int, int] = {0: 255, 64: 0, 128: 0, 192: 1, 255: 1}
     scene = r"(LC8\w+)$"
     published = Published({"all": 96}, note="USGS")
-
     pattern, expected = "*_B4.TIF", "<scene>/<scene>_B4.TIF and its other bands"
 
     def described(self, image: Path, root: Path) -> tuple[Item, str]:
@@ -338,7 +327,6 @@ class SPARCS(ScenesByPattern):
     label_map: Mapping[int, int] = {0: 0, 1: 0, 2: 0, 3: 0, 4: 0, 5: 1, 6: 0}
     scene = r"(LC8\w+?)_\d+$"
     published = Published({"all": 80}, note="USGS")
-
     pattern, expected = "*_data.tif", "<scene>_<n>_data.tif"
 
     def described(self, image: Path, root: Path) -> tuple[Item, str]:
@@ -366,7 +354,6 @@ class CloudSEN12(ScenesByPattern):
     scene = r"(ROI_\d+)"
     parts = ("high", "scribble", "no-label")
     published = Published({"high": 10000, "scribble": 10000, "no-label": 29400}, note="five patches of each region")
-
     pattern, expected = "S2L1C.tif", "high/ROI_<n>/<image>/S2L1C.tif"
 
     def described(self, image: Path, root: Path) -> tuple[Item, str]:
@@ -411,14 +398,12 @@ def find_images(
     found = known.find(root, rows, labels=labels, partial=partial)
     inside = fenced(root, found.items)
     items, twice = unique(inside.items)
-    pattern = scene or known.scene
-    if pattern is not None:
+    if (pattern := scene or known.scene) is not None:
         items = [item._replace(scene=_scene(pattern, item.name)) for item in items]
         if scene is not None and (missing := [item.name for item in items if item.scene is None]):
-            twice.append(
-                f"the scene pattern {scene!r} finds nothing in {len(missing)} image name(s), such as {missing[0]!r}; "
-                "mend the domain's scene, or set it to null"
-            )
+            lacking = f"{len(missing)} image name(s), such as {missing[0]!r}"
+            fix = "mend the domain's scene, or set it to null"
+            twice.append(f"the scene pattern {scene!r} finds nothing in {lacking}; {fix}")
     return Found(items, [*found.faults, *inside.faults, *twice])
 
 
@@ -439,13 +424,12 @@ def _found(
     items, faults, known = [], [], set()
     for item, fault in images:
         known.add(item.name)
-        if names is not None and item.name not in names:
-            continue
-        there = labels and item.label is not None and item.label.is_file()
-        if labels and not there and not partial:
-            faults.append(fault)
-        else:
-            items.append(item if there else item._replace(label=None))
+        if names is None or item.name in names:
+            there = labels and item.label is not None and item.label.is_file()
+            if labels and not there and not partial:
+                faults.append(fault)
+            else:
+                items.append(item if there else item._replace(label=None))
     missing = sorted(names - known) if names is not None and listed is not None else []
     return Found(items, [*faults, *(f"{listed}: names {name}, which is not there" for name in missing)])
 
