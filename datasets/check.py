@@ -149,19 +149,17 @@ def warnings_of(parts: Mapping[str, PartSummary]) -> list[str]:
     return found
 
 
-def against_published(
-    parts: Mapping[str, PartSummary], keys: Mapping[str, str], published: Published | None
-) -> list[str]:
+def against_published(parts: Mapping[str, PartSummary], keys: Mapping[str, str], facts: Published | None) -> list[str]:
     """How the counts, each part's or both together with that of its key, and the share of cloud compare with what is
     published."""
-    if published is None:
+    if facts is None:
         return []
     lines = []
     for name, key in keys.items():
-        if (expected := published.images.get(key)) is not None:
+        if (expected := facts.images.get(key)) is not None:
             count = sum(part.images for part in parts.values()) if name == "both" else parts[name].images
             lines.append(f"{key}: {count} images, {'as published' if count == expected else f'published: {expected}'}")
     last = parts.get("eval", parts["train"])
-    if published.cloud is not None and last.cloud_share is not None:
-        lines.append(f"cloud share {100 * last.cloud_share:.2f} %, published: {published.cloud:.2f} %")
-    return [f"{line} ({published.note})" if published.note and "published:" in line else line for line in lines]
+    if facts.cloud is not None and last.cloud_share is not None:
+        lines.append(f"cloud share {100 * last.cloud_share:.2f} %, published: {facts.cloud:.2f} %")
+    return [f"{line} ({facts.note})" if facts.note and "published:" in line else line for line in lines]

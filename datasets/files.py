@@ -222,8 +222,8 @@ def _columns(line: str, root: Path, labels: bool) -> list[str]:
     if len(words) > 1 and _is_file(root / line):
         return [line]
     if len(words) > 2:
-        places = [place for place, sign in enumerate(line) if sign == " "]
-        for image, label in ((line[:place].strip(), line[place:].strip()) for place in reversed(places)):
+        for space in reversed([place for place, sign in enumerate(line) if sign == " "]):
+            image, label = line[:space].strip(), line[space:].strip()
             if _is_file(root / image) and (not labels or _is_file(root / label)):
                 return [image, label]
     return words

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar, overload
 
@@ -96,27 +96,19 @@ def checked(
     Raises:
         DataError: lists all files that cannot be used.
     """
-    kept: list[Item] = []
-    keys: dict[str, Keys] = {}
-    faults: list[str] = []
 
     def inspect_item(item: Item) -> tuple[list[Item], Keys | None]:
         key = None if cache is None else cache.key(item, decoder)
         decoded = ImageSet((item,), decoder, cache, {item.name: key} if key else {}).read(item)
         return (tiles(item, decoded, tile) if decoded.valid.any() else []), key
 
-    empty = 0
-    for result in in_parallel(inspect_item, items, f"checking {what}"):
-        if isinstance(result, DataError):
-            faults.append(str(result))
-            continue
-        parts, key = result
-        empty += not parts
-        kept += parts
-        if key is not None:
-            keys |= {part.name: key for part in parts}
-    kept, twice = unique(kept)
+    results = list(in_parallel(inspect_item, items, f"checking {what}"))
+    faults = [str(result) for result in results if isinstance(result, DataError)]
+    found = [result for result in results if not isinstance(result, DataError)]
+    kept, twice = unique(part for parts, _ in found for part in parts)
     raise_all([*faults, *twice], what)
+    keys = {part.name: key for parts, key in found if key is not None for part in parts}
+    empty = sum(not parts for parts, _ in found)
     if not kept:
         raise DataError(f"{what}: none of its {len(items)} image(s) holds a pixel of data; see the domain's nodata")
     if empty:
@@ -152,15 +144,10 @@ def in_parallel(inspect: Callable[[Item], R], items: Sequence[Item], what: str) 
         except DataError as error:
             return error
 
-    remaining = iter(items)
-    with (
-        ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool,
-        tqdm(total=len(items), desc=what, unit="image", leave=False, dynamic_ncols=True) as bar,
-    ):
-        while part := list(islice(remaining, PARALLEL)):
-            for result in pool.map(attempt, part):
-                bar.update()
-                yield result
+    parts = (items[begin : begin + PARALLEL] for begin in range(0, len(items), PARALLEL))
+    with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
+        results = chain.from_iterable(pool.map(attempt, part) for part in parts)
+        yield from tqdm(results, what, len(items), unit="image", leave=False, dynamic_ncols=True)
 
 
 def corners(length: int, side: int) -> list[int]:

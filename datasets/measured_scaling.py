@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 from tqdm import tqdm
@@ -20,10 +21,8 @@ STRETCH_IMAGES, STRETCH_PIXELS = 200, 10_000  # what scalings are measured on: i
 def has_8_bits(items: Sequence[Item], decoder: Decoder) -> bool:
     """Whether the first image that can be read has 8 bits; all images of a domain must be alike."""
     for item in items:
-        try:
+        with suppress(DataError):
             return decoder.native(item)[0].dtype == np.uint8
-        except DataError:
-            continue
     return True
 
 

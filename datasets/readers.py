@@ -18,10 +18,8 @@ from datasets.files import Found, Item, by_name, duplicates, fenced, from_folder
 from utils.errors import DataError
 
 LANDSAT_8 = ("coastal", "blue", "green", "red", "nir", "swir1", "swir2")
-SENTINEL_2 = (
-    *("coastal", "blue", "green", "red", "rededge1", "rededge2", "rededge3"),
-    *("nir", "nir08", "water_vapour", "cirrus", "swir1", "swir2"),
-)
+RED_EDGE = ("rededge1", "rededge2", "rededge3")
+SENTINEL_2 = (*LANDSAT_8[:4], *RED_EDGE, "nir", "nir08", "water_vapour", "cirrus", "swir1", "swir2")
 
 
 @dataclass(frozen=True)
