@@ -87,13 +87,11 @@ def colour_change(raster: Raster, amounts: Amounts, rng: np.random.Generator) ->
     grey = luma @ [cv2.mean(plane, mask=mask)[0] for plane in planes] / 255
     linear = brightness * contrast * np.eye(bands)
     if bands == 3:
-        linear = _turned(amounts.hue * draws[3]) @ _saturated(1 + amounts.saturation * draws[2]) @ linear
+        saturation = 1 + amounts.saturation * draws[2]
+        saturated = saturation * np.eye(3) + (1 - saturation) * np.outer(np.ones(3), LUMA)
+        linear = _turned(amounts.hue * draws[3]) @ saturated @ linear
     offset = np.full((bands, 1), (1 - contrast) * brightness * grey)  # grey stays grey under saturation and hue
     return np.hstack([linear, offset]).astype(np.float32)
-
-
-def _saturated(factor: float) -> np.ndarray:
-    return factor * np.eye(3) + (1 - factor) * np.outer(np.ones(3), LUMA)
 
 
 def _turned(turns: float) -> np.ndarray:

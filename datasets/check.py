@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,15 +18,14 @@ from utils.labels import IGNORE
 
 
 class ImageFacts(NamedTuple):
-    """One image: its size (H, W), type, lowest and highest value of each band with data, and pixels by kind."""
+    """One image: its size (H, W), type, lowest and highest value of each band with data, number of pixels of each kind
+    ("all", "valid", "clear", "cloud"), and a hash of its content."""
 
     size: tuple[int, int]
     dtype: str
     low: tuple[float, ...]
     high: tuple[float, ...]
-    valid: int
-    clear: int
-    cloud: int
+    pixels: Counter[str]
     content: str
 
 
@@ -38,7 +36,7 @@ class PartSummary:
     images: int = 0
     labelled: int = 0
     empty: int = 0
-    pixels: Counter[str] = field(default_factory=Counter)  # "all", "valid", "clear", "cloud"
+    pixels: Counter[str] = field(default_factory=Counter)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     dtypes: dict[str, list[Item]] = field(default_factory=dict)
     low: tuple[float, ...] = ()
@@ -50,11 +48,11 @@ class PartSummary:
     def add(self, item: Item, image: ImageFacts) -> None:
         self.images += 1
         self.labelled += item.label is not None
-        self.empty += not image.valid
-        self.pixels.update(all=math.prod(image.size), valid=image.valid, clear=image.clear, cloud=image.cloud)
+        self.empty += not image.pixels["valid"]
+        self.pixels += image.pixels
         self.sizes[image.size] += 1
         self.dtypes.setdefault(image.dtype, []).append(item)
-        if image.valid:
+        if image.low:
             self.low = tuple(map(min, self.low or image.low, image.low))
             self.high = tuple(map(max, self.high or image.high, image.high))
         if item.scene is not None:
@@ -94,18 +92,17 @@ def inspect_image(item: Item, decoder: Decoder) -> ImageFacts:
     pixels, valid = decoder.native(item)
     if decoder.scaling is not None:
         decoder.require_type(pixels.dtype, item)
-    clear = cloud = 0
+    counts = Counter(all=valid.size, valid=int(valid.sum()))
     if item.label is not None:
         label = decoder.label(item)
         require_size(label, item, *valid.shape)
         known = valid & (label != IGNORE)
-        clear, cloud = int((label[known] == 0).sum()), int((label[known] == 1).sum())
+        counts.update(clear=int((label[known] == 0).sum()), cloud=int((label[known] == 1).sum()))
     inside = pixels[valid]
     low, high = (inside.min(0), inside.max(0)) if len(inside) else ((), ())
     hashes = [content_hash(path) for path in item.files if path.is_file()]
     content = hashlib.blake2b("".join(hashes).encode(), digest_size=16).hexdigest()
-    values = (tuple(map(float, low)), tuple(map(float, high)))
-    return ImageFacts(valid.shape, str(pixels.dtype), *values, int(valid.sum()), clear, cloud, content)
+    return ImageFacts(valid.shape, str(pixels.dtype), tuple(map(float, low)), tuple(map(float, high)), counts, content)
 
 
 def inspect_part(items: Sequence[Item], decoder: Decoder, what: str, faults: Iterable[str] = ()) -> PartSummary:

@@ -1,7 +1,6 @@
 """From files to arrays: PNG, JPEG and BMP by OpenCV, labels by Pillow, every kind of TIFF and ENVI by GDAL (rasterio).
 
-The kind is told from the first bytes, not from the name: a JPEG that is called .tif is read as a JPEG. How large an
-image becomes is told from its header, before any memory is taken for it.
+The first bytes tell the kind, not the name, and the header how large an image becomes, before any memory is taken.
 """
 
 from __future__ import annotations
@@ -52,10 +51,9 @@ def read_bands(
     """Decode an image file.
 
     Args:
-        wanted: the names of the bands to give, in that order; None for all. The others say nothing about where there
-            is data.
         names: of its bands, in the file's order; None takes those that the file gives, or gray, or red, green, blue. An
             alpha band has no name unless as many names are given as there are bands.
+        wanted: the bands to give, in that order; None for all. The others do not decide where there is data.
 
     Raises:
         DataError: it is missing, damaged, of a kind that would be misread, or has another number of bands.

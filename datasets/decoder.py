@@ -78,11 +78,7 @@ class Decoder:
         return decoded._replace(label=np.where(decoded.valid, part, np.uint8(IGNORE)) if masked else part)
 
     def sources(self, item: Item) -> tuple[Path, ...]:
-        """The files that are read for an image: its one file, or those of the bands that are wanted.
-
-        Raises:
-            DataError: a band is unknown or its file is missing.
-        """
+        """The files that are read for an image: its one file, or those of the bands that are wanted."""
         if len(item.files) == 1:
             return item.files
         names = self.file_bands or ()

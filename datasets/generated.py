@@ -1,11 +1,9 @@
 """The generated pair: two sensors look at different cloudy scenes, with exact labels and nothing to download.
 
-    make_pair(Path("data/generated"), seed=0, train=200, evaluation=60)
-
-writes `source` (sensor_a: sharp, bright, fine pixels, mostly fields and towns) and `target` (sensor_b: coarse, dark,
-hazy, with a colour cast, more water, desert and mountains). A scene is painted ground (`landcover.py`), clouds of known
-opacity over it with their shadows, and then the sensor: haze, blur, colour response, exposure, tone curve and noise.
-The label is exact: cloud where the optical opacity is at least `CLOUD_OPACITY`, before the sensor blurs anything.
+`make_pair` writes `source` (sensor_a: sharp, bright, fine pixels, mostly fields and towns) and `target` (sensor_b:
+coarse, dark, hazy, with a colour cast, more water, desert and mountains). A scene is painted ground (`landcover.py`),
+clouds of known opacity over it with their shadows, and then the sensor: haze, blur, colour response, exposure, tone
+curve and noise. The label is exact: cloud where the optical opacity is at least `CLOUD_OPACITY`, before any blur.
 """
 
 from __future__ import annotations
@@ -96,11 +94,7 @@ SENSORS: dict[str, Sensor] = {
 
 
 def sensor_at_strength(strength: float) -> Sensor:
-    """Sensor between sensor_a (`strength` 0) and sensor_b (1); above 1 it goes on, clipped to the legal ranges.
-
-    Raises:
-        ValueError: `strength` is negative or not finite.
-    """
+    """Sensor between sensor_a (`strength` 0) and sensor_b (1); above 1 it goes on, clipped to the legal ranges."""
     if not 0 <= strength < float("inf"):
         raise ValueError(f"strength is {strength}; expected a finite number from 0 (sensor_a) upwards, 1 is sensor_b")
     first, second = SENSORS["sensor_a"], SENSORS["sensor_b"]
@@ -197,10 +191,8 @@ def _expose(sensor: Sensor, scene: Array, rng: np.random.Generator) -> NDArray[n
 
 
 def render_scene(sensor: Sensor, seed: int, size: int = 256) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """One scene as `sensor` sees it: image (H, W, 3) uint8 RGB and label (H, W) uint8, 255 = cloud, 0 = clear.
-
-    The result depends on the arguments only. `size` is H = W in pixels, at least 16.
-    """
+    """One scene as `sensor` sees it, `size` pixels (at least 16) high and wide: image (H, W, 3) uint8 RGB and label
+    (H, W) uint8, 255 = cloud, 0 = clear."""
     return _render(sensor, seed, size)[:2]
 
 

@@ -43,7 +43,7 @@ def fractal_noise(
 
 def smoothstep(low: float, high: float, x: Array) -> Array:
     """0 below `low`, 1 above `high`, cubic in between."""
-    t: Array = np.clip((x - np.float32(low)) / np.float32(high - low), 0, 1)
+    t = np.clip((x - np.float32(low)) / np.float32(high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
 
@@ -96,10 +96,6 @@ class Ground:
             u, v = u + warp * self.noise(400, 2.2), v + warp * self.noise(400, 2.2)
         return u.astype(np.float32), v.astype(np.float32)
 
-    def visible(self, period: float) -> float:
-        """Contrast left of a pattern of `period` metres: 1 when well sampled, 0 when finer than two pixels."""
-        return float(np.clip(period / self.pixel / 1.5 - 1.0, 0, 1))
-
 
 def _line(distance: Array, half_width: float, pixel: float) -> Array:
     """Antialiased coverage (H, W) of a line, from the distance to its centre, in metres."""
@@ -140,7 +136,8 @@ def fields(ground: Ground) -> Array:
     colour = _table(rng, palette, list(season), 0.09)[plot]
     period = rng.uniform(5, 11, 2048).astype(np.float32)[plot]
     rows = np.sin(2 * np.pi * np.where(plot % 2 == 0, u, v) / period)
-    contrast = rng.uniform(0.01, 0.08, 2048).astype(np.float32)[plot] * ground.visible(8)
+    visible = float(np.clip(8 / ground.pixel / 1.5 - 1.0, 0, 1))  # 1 for well sampled rows, 0 for too fine ones
+    contrast = rng.uniform(0.01, 0.08, 2048).astype(np.float32)[plot] * visible
     texture = 1 + contrast * rows + 0.05 * ground.noise(120, 1.4) + 0.03 * ground.noise(6, 1.0)
     colour = colour * texture[..., None]
     # Distance to the border of the plot, metres.
