@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -411,7 +411,7 @@ def _scene(pattern: str, name: str) -> str | None:
 
 
 def _found(
-    images: Iterable[tuple[Item, str]], labels: bool, partial: bool, names: set[str] | None, listed: str | None = None
+    images: Sequence[tuple[Item, str]], labels: bool, partial: bool, names: set[str] | None, listed: str | None = None
 ) -> Found:
     """The images of these names, or all, each with its label if that is wanted and there.
 
@@ -419,16 +419,14 @@ def _found(
         images: each with the label that it should have, and what to say where that is missing.
         listed: the list that the names come from, if an image of each must be there.
     """
-    items, faults, known = [], [], set()
-    for item, fault in images:
-        known.add(item.name)
-        if names is None or item.name in names:
-            there = labels and item.label is not None and item.label.is_file()
-            if labels and not there and not partial:
-                faults.append(fault)
-            else:
-                items.append(item if there else item._replace(label=None))
-    missing = sorted(names - known) if names is not None and listed is not None else []
+    items, faults = [], []
+    for item, fault in (image for image in images if names is None or image[0].name in names):
+        there = labels and item.label is not None and item.label.is_file()
+        if labels and not there and not partial:
+            faults.append(fault)
+        else:
+            items.append(item if there else item._replace(label=None))
+    missing = sorted(names - {item.name for item, _ in images}) if names is not None and listed is not None else []
     return Found(items, [*faults, *(f"{listed}: names {name}, which is not there" for name in missing)])
 
 
