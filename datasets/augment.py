@@ -60,8 +60,8 @@ def tone_change(image: np.ndarray, amounts: Amounts, rng: np.random.Generator) -
     """
     if not amounts.gamma:
         return image
-    exponent, draw = np.exp(rng.uniform(-amounts.gamma, amounts.gamma)), rng.random()
-    if draw >= amounts.jitter:
+    exponent = np.exp(rng.uniform(-amounts.gamma, amounts.gamma))
+    if rng.random() >= amounts.jitter:
         return image
     return np.round(255 * (np.arange(256) / 255) ** exponent).astype(np.uint8)[image]
 
@@ -87,17 +87,14 @@ def colour_change(raster: Raster, amounts: Amounts, rng: np.random.Generator) ->
     grey = luma @ [cv2.mean(plane, mask=mask)[0] for plane in planes] / 255
     linear = brightness * contrast * np.eye(bands)
     if bands == 3:
-        linear = _turned(amounts.hue * draws[3]) @ _saturated(1 + amounts.saturation * draws[2]) @ linear
+        saturation = 1 + amounts.saturation * draws[2]
+        saturated = saturation * np.eye(3) + (1 - saturation) * np.outer(np.ones(3), LUMA)
+        linear = _turned(amounts.hue * draws[3]) @ saturated @ linear
     offset = np.full((bands, 1), (1 - contrast) * brightness * grey)  # grey stays grey under saturation and hue
     return np.hstack([linear, offset]).astype(np.float32)
 
 
-def _saturated(factor: float) -> np.ndarray:
-    return factor * np.eye(3) + (1 - factor) * np.outer(np.ones(3), LUMA)
-
-
 def _turned(turns: float) -> np.ndarray:
     """Rotation of the two chromas by a share of the circle; the luma of a pixel stays."""
-    angle = 2 * np.pi * turns
-    cosine, sine = np.cos(angle), np.sin(angle)
+    cosine, sine = np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns)
     return FROM_YIQ @ np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]]) @ TO_YIQ

@@ -1,9 +1,8 @@
 """Decoded images on disk, so that decoding is paid once.
 
-An entry is named by a hash of the content of its files and of every setting that decides how they are decoded, so it
-can be shared by any number of runs and never goes out of date. It is written under another name first, so that two runs
-may make it at once. The files are mapped into memory and not read: a crop costs its own pixels, and what fits into
-memory stays there between epochs. Entries that are no longer wanted may be deleted at any time.
+An entry is named by a hash of its files' content and of every setting that decides how they are decoded, so it never
+goes out of date, any number of runs can share and make it at once, and it may be deleted at any time. It is mapped into
+memory and not read: a crop costs its own pixels, and what fits into memory stays there between epochs.
 """
 
 from __future__ import annotations
@@ -38,11 +37,7 @@ class Cache:
         self.folder = Path(folder)
 
     def key(self, item: Item, decoder: Decoder) -> tuple[str, str | None]:
-        """The names of the entries of an image and of its label, whole: tiles of an image share them.
-
-        Raises:
-            DataError: a file is missing or cannot be read.
-        """
+        """The names of the entries of an image and of its label, whole: tiles of an image share them."""
         how = [decoder.bands, decoder.file_bands, decoder.scaling, decoder.nodata]
         image = _name(["image", *how], decoder.sources(item))
         if item.label is None:
@@ -60,10 +55,9 @@ class Cache:
             self._write(key, planes, (decoded.top, decoded.left, decoded.height, decoded.width))
             return decoded
         planes, place = entry
-        if len(planes) == bands:  # every pixel has data
-            valid = np.broadcast_to(np.True_, planes.shape[1:])
-            return Decoded(planes.transpose(1, 2, 0), None, valid, *place)
-        return Decoded(planes[:-1].transpose(1, 2, 0), None, planes[-1].view(bool), *place)
+        everywhere = len(planes) == bands
+        valid = np.broadcast_to(np.True_, planes.shape[1:]) if everywhere else planes[bands].view(bool)
+        return Decoded(planes[:bands].transpose(1, 2, 0), None, valid, *place)
 
     def label(self, key: str, decode: Callable[[], np.ndarray]) -> np.ndarray:
         """The decoded label of a key, made if it is not there."""
@@ -92,9 +86,8 @@ class Cache:
         top, left, full_height, full_width = place
         inside = 0 <= top <= full_height - height and 0 <= left <= full_width - width
         fits = min(count, height, width) >= 1 and len(content) == size + count * height * width
-        if magic != MAGIC or not inside or not fits:
-            return None
-        return content[size:].reshape(count, height, width), tuple(place)
+        sound = magic == MAGIC and inside and fits
+        return (content[size:].reshape(count, height, width), tuple(place)) if sound else None
 
     def _write(self, key: str, planes: np.ndarray, place: tuple[int, ...]) -> None:
         path = self._path(key)
@@ -118,17 +111,12 @@ def _name(settings: list[object], files: tuple[Path, ...]) -> str:
     beside = (Path(f"{path}{end}") for path in files for end in (".msk", ".aux.xml"))  # what GDAL reads with a file
     headers = (path.with_suffix(".hdr") for path in files if path.suffix == ".img")
     files = (*files, *(path for path in (*beside, *headers) if path.is_file()))
-    return hashlib.blake2b(
-        "\n".join([how, *(content_hash(path) for path in files)]).encode(), digest_size=16
-    ).hexdigest()
+    named = "\n".join([how, *map(content_hash, files)])
+    return hashlib.blake2b(named.encode(), digest_size=16).hexdigest()
 
 
 def content_hash(path: Path) -> str:
-    """A hash of the content of a file.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """A hash of the content of a file; raises DataError if it cannot be read."""
     try:
         stat = path.stat()
         return _hash(path, stat.st_size, stat.st_mtime_ns)

@@ -18,15 +18,14 @@ from utils.labels import IGNORE
 
 
 class ImageFacts(NamedTuple):
-    """One image: its size (H, W), type, lowest and highest value of each band with data, and pixels by kind."""
+    """One image: its size (H, W), type, lowest and highest value of each band with data, number of pixels of each kind
+    ("all", "valid", "clear", "cloud"), and a hash of its content."""
 
     size: tuple[int, int]
     dtype: str
     low: tuple[float, ...]
     high: tuple[float, ...]
-    valid: int
-    clear: int
-    cloud: int
+    pixels: Counter[str]
     content: str
 
 
@@ -37,10 +36,7 @@ class PartSummary:
     images: int = 0
     labelled: int = 0
     empty: int = 0
-    pixels: int = 0
-    valid: int = 0
-    clear: int = 0
-    cloud: int = 0
+    pixels: Counter[str] = field(default_factory=Counter)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     dtypes: dict[str, list[Item]] = field(default_factory=dict)
     low: tuple[float, ...] = ()
@@ -52,14 +48,11 @@ class PartSummary:
     def add(self, item: Item, image: ImageFacts) -> None:
         self.images += 1
         self.labelled += item.label is not None
-        self.empty += not image.valid
-        self.pixels += image.size[0] * image.size[1]
-        self.valid += image.valid
-        self.clear += image.clear
-        self.cloud += image.cloud
+        self.empty += not image.pixels["valid"]
+        self.pixels += image.pixels
         self.sizes[image.size] += 1
         self.dtypes.setdefault(image.dtype, []).append(item)
-        if image.valid:
+        if image.low:
             self.low = tuple(map(min, self.low or image.low, image.low))
             self.high = tuple(map(max, self.high or image.high, image.high))
         if item.scene is not None:
@@ -74,46 +67,42 @@ class PartSummary:
     @property
     def cloud_share(self) -> float | None:
         """Share of the labelled pixels that is cloud, in [0, 1]."""
-        return self.cloud / (self.cloud + self.clear) if self.cloud + self.clear else None
+        labelled = self.pixels["cloud"] + self.pixels["clear"]
+        return self.pixels["cloud"] / labelled if labelled else None
 
     def facts(self, bands: Sequence[str]) -> dict[str, object]:
         """All of it as plain values, for a table and for JSON."""
-        sizes = [f"{width}x{height} ({count})" for (height, width), count in self.sizes.most_common(4)]
-        more = len(self.sizes) - len(sizes)
+        sizes = ", ".join(f"{width}x{height} ({count})" for (height, width), count in self.sizes.most_common(4))
+        more = f" and {len(self.sizes) - 4} more" if len(self.sizes) > 4 else ""
         return {
             "images": self.images,
             "labelled": self.labelled,
             "scenes": len(self.scenes) or None,
-            "sizes": ", ".join(sizes) + (f" and {more} more" if more > 0 else ""),
+            "sizes": sizes + more,
             "type": ", ".join(sorted(self.dtypes)),
             "values": {band: [low, high] for band, low, high in zip(bands, self.low, self.high, strict=False)},
             "cloud_share": self.cloud_share,
-            "no_data_share": 1 - self.valid / self.pixels if self.pixels else None,
+            "no_data_share": 1 - self.pixels["valid"] / self.pixels["all"] if self.images else None,
             "images_without_data": self.empty,
         }
 
 
 def inspect_image(item: Item, decoder: Decoder) -> ImageFacts:
-    """Decode one image and its label.
-
-    Raises:
-        DataError: one of them cannot be used.
-    """
+    """Decode one image and its label; raises DataError if one of them cannot be used."""
     pixels, valid = decoder.native(item)
     if decoder.scaling is not None:
         decoder.require_type(pixels.dtype, item)
-    clear = cloud = 0
+    counts = Counter(all=valid.size, valid=int(valid.sum()))
     if item.label is not None:
         label = decoder.label(item)
         require_size(label, item, *valid.shape)
         known = valid & (label != IGNORE)
-        clear, cloud = int((label[known] == 0).sum()), int((label[known] == 1).sum())
+        counts.update(clear=int((label[known] == 0).sum()), cloud=int((label[known] == 1).sum()))
     inside = pixels[valid]
     low, high = (inside.min(0), inside.max(0)) if len(inside) else ((), ())
     hashes = [content_hash(path) for path in item.files if path.is_file()]
     content = hashlib.blake2b("".join(hashes).encode(), digest_size=16).hexdigest()
-    values = (tuple(map(float, low)), tuple(map(float, high)))
-    return ImageFacts(valid.shape, str(pixels.dtype), *values, int(valid.sum()), clear, cloud, content)
+    return ImageFacts(valid.shape, str(pixels.dtype), tuple(map(float, low)), tuple(map(float, high)), counts, content)
 
 
 def inspect_part(items: Sequence[Item], decoder: Decoder, what: str, faults: Iterable[str] = ()) -> PartSummary:
@@ -137,47 +126,37 @@ def warnings_of(parts: Mapping[str, PartSummary]) -> list[str]:
     """What would make scores too good or training odd: one content twice, scenes on both sides, one class alone."""
     found = []
     for name, part in parts.items():
-        twice = [names for names in part.contents.values() if len(names) > 1]
-        if twice:
-            found.append(
-                f"{name}: {len(twice)} image(s) are there more than once, such as {' and '.join(twice[0][:2])}"
-            )
+        if twice := [names for names in part.contents.values() if len(names) > 1]:
+            example = " and ".join(twice[0][:2])
+            found.append(f"{name}: {len(twice)} image(s) are there more than once, such as {example}")
         if part.empty:
             found.append(f"{name}: {part.empty} image(s) hold no data; training and scores leave them out")
         if part.labelled and part.cloud_share in (0.0, 1.0):
-            found.append(
-                f"{name}: all labelled pixels are {'cloud' if part.cloud_share else 'clear'}; is label_map right?"
-            )
+            kind = "cloud" if part.cloud_share else "clear"
+            found.append(f"{name}: all labelled pixels are {kind}; is label_map right?")
     if {"train", "eval"} <= set(parts):
         train, held_back = parts["train"], parts["eval"]
+        both = "are in train and eval, such as"
         if same := sorted(train.contents.keys() & held_back.contents.keys()):
             names = f"{train.contents[same[0]][0]} (train) and {held_back.contents[same[0]][0]} (eval)"
-            found.append(f"{len(same)} image(s) are in train and eval, such as {names}: scores will be too good")
+            found.append(f"{len(same)} image(s) {both} {names}: scores will be too good")
         if shared := sorted(train.scenes & held_back.scenes):
-            found.append(
-                f"{len(shared)} scene(s) are in train and eval, such as {shared[0]}: scores will be too good; "
-                "hold back whole scenes, for instance by eval_share"
-            )
+            advice = "scores will be too good; hold back whole scenes, for instance by eval_share"
+            found.append(f"{len(shared)} scene(s) {both} {shared[0]}: {advice}")
     return found
 
 
-def against_published(
-    parts: Mapping[str, PartSummary], rows: Mapping[str, str], published: Published | None
-) -> list[str]:
-    """How the counts and the share of cloud compare with what is published.
-
-    Args:
-        rows: part -> which published count it should have.
-    """
-    if published is None:
+def against_published(parts: Mapping[str, PartSummary], keys: Mapping[str, str], facts: Published | None) -> list[str]:
+    """How the counts, each part's or both together with that of its key, and the share of cloud compare with what is
+    published."""
+    if facts is None:
         return []
     lines = []
-    for name, key in rows.items():
-        if (expected := published.images.get(key)) is not None:
+    for name, key in keys.items():
+        if (expected := facts.images.get(key)) is not None:
             count = sum(part.images for part in parts.values()) if name == "both" else parts[name].images
-            verdict = "as published" if count == expected else f"published: {expected}"
-            lines.append(f"{key}: {count} images, {verdict}")
+            lines.append(f"{key}: {count} images, {'as published' if count == expected else f'published: {expected}'}")
     last = parts.get("eval", parts["train"])
-    if published.cloud is not None and last.cloud_share is not None:
-        lines.append(f"cloud share {100 * last.cloud_share:.2f} %, published: {published.cloud:.2f} %")
-    return [f"{line} ({published.note})" if published.note and "published:" in line else line for line in lines]
+    if facts.cloud is not None and last.cloud_share is not None:
+        lines.append(f"cloud share {100 * last.cloud_share:.2f} %, published: {facts.cloud:.2f} %")
+    return [f"{line} ({facts.note})" if facts.note and "published:" in line else line for line in lines]

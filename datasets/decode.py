@@ -1,7 +1,6 @@
 """From files to arrays: PNG, JPEG and BMP by OpenCV, labels by Pillow, every kind of TIFF and ENVI by GDAL (rasterio).
 
-The kind is told from the first bytes, not from the name: a JPEG that is called .tif is read as a JPEG. How large an
-image becomes is told from its header, before any memory is taken for it.
+The first bytes tell the kind, not the name, and the header how large an image becomes, before any memory is taken.
 """
 
 from __future__ import annotations
@@ -52,52 +51,41 @@ def read_bands(
     """Decode an image file.
 
     Args:
-        wanted: the names of the bands to give, in that order; None for all. The others say nothing about where there
-            is data.
         names: of its bands, in the file's order; None takes those that the file gives, or gray, or red, green, blue. An
             alpha band has no name unless as many names are given as there are bands.
+        wanted: the bands to give, in that order; None for all. The others do not decide where there is data.
 
     Raises:
         DataError: it is missing, damaged, of a kind that would be misread, or has another number of bands.
     """
-    kind = picture_kind(path)
-    if kind is None:
+    if (kind := picture_kind(path)) is None:
         return _read_gdal(path, names, window, wanted)
-    bands = _read_picture(path, kind, names)
-    _require_count(path, len(bands.names), names, bands.pixels.shape[2])
-    chosen = bands.pixels
-    if wanted is not None and (order := band_order(path, bands.names, wanted)) != list(range(chosen.shape[2])):
-        chosen = chosen[..., order]
-    return Bands(_cut_array(chosen, window), tuple(wanted or bands.names), _cut_array(bands.mask, window))
+    pixels, own, mask = _read_picture(path, kind, names)
+    known = _known_names(path, names, own, pixels.shape[2])
+    if wanted is not None and (order := band_order(path, known, wanted)) != list(range(len(known))):
+        pixels = pixels[..., order]
+    return Bands(_cut_array(pixels, window), tuple(wanted or known), _cut_array(mask, window))
 
 
-def _require_count(path: Path, known: int, names: Sequence[str] | None, count: int) -> None:
-    if names is not None and len(names) != count:
-        raise DataError(f"{path}: found {count} band(s), expected {len(names)}: {', '.join(names)}")
-    if not known:
+def _known_names(path: Path, given: Sequence[str] | None, own: tuple[str, ...], count: int) -> tuple[str, ...]:
+    """The names of so many bands: those that are given, or else the file's own."""
+    if given is not None and len(given) != count:
+        raise DataError(f"{path}: found {count} band(s), expected {len(given)}: {', '.join(given)}")
+    if not given and not own:
         raise DataError(f"{path}: found {count} bands without names; give the domain's bands, in the order of the file")
+    return tuple(given or own)
 
 
 def band_order(path: Path, names: Sequence[str], wanted: Sequence[str]) -> list[int]:
-    """The places of the wanted bands among those that an image has.
-
-    Raises:
-        DataError: it lacks one.
-    """
+    """The places of the wanted bands among those that an image has; raises DataError if it lacks one."""
     if missing := [band for band in wanted if band not in names]:
-        raise DataError(
-            f"{path}: has no band {', '.join(missing)}, found {', '.join(names)}; set data.bands to bands that both "
-            "domains have, or mend the domain's bands"
-        )
+        fix = "set data.bands to bands that both domains have, or mend the domain's bands"
+        raise DataError(f"{path}: has no band {', '.join(missing)}, found {', '.join(names)}; {fix}")
     return [list(names).index(band) for band in wanted]
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """Height and width of an image file, from its header.
-
-    Raises:
-        DataError: it has none that can be read.
-    """
+    """Height and width of an image file, from its header; raises DataError if it has none that can be read."""
     if (kind := picture_kind(path)) is None:
         with open_raster(path) as dataset:
             return dataset.height, dataset.width
@@ -117,10 +105,8 @@ def read_label(path: Path, label_map: Mapping[int, int], window: Window | None =
     if pixels.ndim == 3 and (pixels.shape[2] == 1 or (pixels[..., :1] == pixels[..., :3]).all()):
         pixels = pixels[..., 0]
     if pixels.ndim != 2 or not np.issubdtype(pixels.dtype, np.integer):
-        raise DataError(
-            f"{path}: found shape {pixels.shape} of {pixels.dtype}, expected one band of whole numbers, "
-            "a value for each class"
-        )
+        found = f"shape {pixels.shape} of {pixels.dtype}"
+        raise DataError(f"{path}: found {found}, expected one band of whole numbers, a value for each class")
     if pixels.dtype != np.uint8 and pixels.size and (pixels.min() < 0 or pixels.max() > 255):
         raise DataError(f"{path}: found label values {pixels.min()} to {pixels.max()}, expected values from 0 to 255")
     pixels = np.ascontiguousarray(pixels, np.uint8)
@@ -130,11 +116,9 @@ def read_label(path: Path, label_map: Mapping[int, int], window: Window | None =
         known |= here
         classes |= here.view(np.uint8) * np.uint8(cls)
     if not known.all():
-        unknown = sorted(set(np.unique(pixels).tolist()) - set(label_map))
-        raise DataError(
-            f"{path}: found label value(s) {', '.join(map(str, unknown[:8]))}, expected {sorted(label_map)}; "
-            "set the domain's label_map"
-        )
+        unknown = ", ".join(map(str, sorted(set(np.unique(pixels).tolist()) - set(label_map))[:8]))
+        expected = f"{sorted(label_map)}; set the domain's label_map"
+        raise DataError(f"{path}: found label value(s) {unknown}, expected {expected}")
     return classes
 
 
@@ -157,10 +141,7 @@ def picture_kind(path: Path) -> str | None:
 
 
 def require_room(path: Path, height: int, width: int, pixel_bytes: int, what: str = "the image") -> None:
-    """
-    Raises:
-        DataError: what a header announces would take more memory than the limit.
-    """
+    """Raises DataError if what a header announces would take more memory than the limit."""
     given = os.environ.get(LIMIT_VARIABLE, str(LIMIT))
     if not given.isdecimal():
         raise DataError(f"{LIMIT_VARIABLE}: found {given!r} in the environment, expected a whole number of MiB")
@@ -197,6 +178,7 @@ def _require_room_for(path: Path, header: ImageFile) -> None:
 
 
 def _read_picture(path: Path, kind: str, names: Sequence[str] | None) -> Bands:
+    """All of it, under its own names; alpha is a band only where four names are given."""
     content = path.read_bytes()
     header = _header(path, kind, io.BytesIO(content))
     _require_room_for(path, header)
@@ -205,15 +187,15 @@ def _read_picture(path: Path, kind: str, names: Sequence[str] | None) -> Bands:
     way = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION if colour_jpeg else cv2.IMREAD_UNCHANGED
     with _decoding(path):
         pixels = _by_opencv(np.frombuffer(content, np.uint8), way)
+    everywhere = np.ones(pixels.shape[:2], bool)
     if pixels.ndim == 2:
-        return Bands(pixels[..., None], tuple(names or ("gray",)), np.ones(pixels.shape, bool))
+        return Bands(pixels[..., None], ("gray",), everywhere)
     if pixels.shape[2] == 3:
-        rgb = pixels if colour_jpeg else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-        return Bands(rgb, tuple(names or RGB), np.ones(rgb.shape[:2], bool))
+        return Bands(pixels if colour_jpeg else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), RGB, everywhere)
     rgba = cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA)
     if names is not None and len(names) == 4:
-        return Bands(rgba, tuple(names), np.ones(rgba.shape[:2], bool))
-    return Bands(rgba[..., :3], tuple(names or RGB), rgba[..., 3] > 0)
+        return Bands(rgba, tuple(names), everywhere)
+    return Bands(rgba[..., :3], RGB, rgba[..., 3] > 0)
 
 
 def _jpeg_mode(path: Path, header: ImageFile) -> str:
@@ -223,36 +205,31 @@ def _jpeg_mode(path: Path, header: ImageFile) -> str:
     if header.mode == "CMYK":
         raise DataError(f"{path}: found CMYK, inks instead of light, expected RGB or grey; save it again as RGB")
     if orientation != UPRIGHT:
-        raise DataError(
-            f"{path}: found EXIF orientation {orientation}, so viewers turn it and its label may not fit; "
-            "expected upright pixels; turn the file itself and remove the tag"
-        )
+        found = f"EXIF orientation {orientation}, so viewers turn it and its label may not fit"
+        raise DataError(f"{path}: found {found}; expected upright pixels; turn the file itself and remove the tag")
     return header.mode
 
 
 def _read_gdal(path: Path, names: Sequence[str] | None, window: Window | None, wanted: Sequence[str] | None) -> Bands:
-    from rasterio.enums import ColorInterp
-
     with open_raster(path) as dataset:
-        kinds = dataset.colorinterp
-        if any(kind in (ColorInterp.cyan, ColorInterp.palette) for kind in kinds):
-            raise DataError(f"{path}: found {kinds[0].name} colours, expected bands of light; save it as RGB or grey")
+        kinds = [kind.name for kind in dataset.colorinterp]
+        if "cyan" in kinds or "palette" in kinds:
+            raise DataError(f"{path}: found {kinds[0]} colours, expected bands of light; save it as RGB or grey")
         described = [(name or "").strip().lower() for name in dataset.descriptions]
         # GDAL takes the fourth of four 8-bit bands for alpha; a band that somebody has named otherwise holds data.
         everything = len(names or ()) == dataset.count or (all(described) and "alpha" not in described)
-        data = [i + 1 for i, kind in enumerate(kinds) if everything or kind != ColorInterp.alpha]
+        data = [i + 1 for i, kind in enumerate(kinds) if everything or kind != "alpha"]
         own = tuple(described[i - 1] for i in data)
         if not all(own):
             own = {1: ("gray",), 3: RGB}.get(len(data), ())
-        known = tuple(names or own)
-        _require_count(path, len(known), names, len(data))
+        known = _known_names(path, names, own, len(data))
         chosen = data if wanted is None else [data[place] for place in band_order(path, known, wanted)]
         _require_room_in(path, dataset, len(chosen), window)
-        pixels = dataset.read(chosen, window=_raster_window(window))
+        pixels = dataset.read(chosen, window=window and window.slices)
         mask = np.ones(pixels.shape[1:], bool)
         # An alpha band that has a name is a band like the others, and no mask.
-        if not everything or ColorInterp.alpha not in kinds or dataset.nodata is not None:
-            mask = dataset.read_masks(chosen, window=_raster_window(window)).all(0)
+        if not everything or "alpha" not in kinds or dataset.nodata is not None:
+            mask = dataset.read_masks(chosen, window=window and window.slices).all(0)
     if pixels.dtype == np.float64:
         pixels = pixels.astype(np.float32)
     if pixels.dtype not in DTYPES:
@@ -260,16 +237,9 @@ def _read_gdal(path: Path, names: Sequence[str] | None, window: Window | None, w
     return Bands(pixels.transpose(1, 2, 0), tuple(wanted or known), mask)
 
 
-def _raster_window(window: Window | None) -> Any:
-    from rasterio.windows import Window as RasterWindow
-
-    return None if window is None else RasterWindow(window.left, window.top, window.width, window.height)
-
-
 @lru_cache(maxsize=1)
 def _without_warnings() -> None:
-    """Images without coordinates are usual here, and a no-data tag beside an alpha band; rasterio would say so for
-    each."""
+    """Images without coordinates are usual here, and a no-data tag beside alpha; rasterio would say so for each."""
     from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning
 
     warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
@@ -318,21 +288,17 @@ def _require_mask(path: Path, dataset: Any) -> None:
                 raise ValueError(f"it has {mask.width}x{mask.height} pixels")
             _require_room_in(path, mask, mask.count, Window(0, 0, 1, 1))
     except (rasterio.errors.RasterioError, OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: cannot be the mask of {dataset.name} ({_reason(error)}), expected a TIFF of "
-            f"{dataset.width}x{dataset.height} pixels; remove it"
-        ) from None
+        what, expected = f"the mask of {dataset.name}", f"a TIFF of {dataset.width}x{dataset.height} pixels"
+        raise DataError(f"{path}: cannot be {what} ({_reason(error)}), expected {expected}; remove it") from None
 
 
 def _require_room_in(path: Path, dataset: Any, bands: int, window: Window | None) -> None:
     """As `require_room`, for so many bands of a window and for a block of the file, which GDAL decodes as a whole."""
-    from rasterio.enums import Interleaving
-
     value = max(16 if "complex" in kind else np.dtype(kind).itemsize for kind in dataset.dtypes)
     height, width = dataset.shape if window is None else (window.height, window.width)
     require_room(path, height, width, bands * value, "the image" if window is None else "a window of the image")
     block_height, block_width = dataset.block_shapes[0]
-    together = dataset.count if dataset.interleaving == Interleaving.pixel else 1
+    together = dataset.count if dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL" else 1
     require_room(path, block_height, block_width, together * value, "a block of the image")
 
 
@@ -346,8 +312,7 @@ def _label_pixels(path: Path, window: Window | None) -> np.ndarray:
             if dataset.count > 4:  # grey saved as colour, at most
                 raise DataError(f"{path}: found {dataset.count} bands, expected one of whole numbers")
             _require_room_in(path, dataset, dataset.count, window)
-            pixels: np.ndarray = dataset.read(window=_raster_window(window)).transpose(1, 2, 0)
-        return pixels
+            return dataset.read(window=window and window.slices).transpose(1, 2, 0)
     with _decoding(path), _header(path, kind, path) as image:
         _require_room_for(path, image)
         if image.mode == "L" and kind == "png":

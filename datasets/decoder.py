@@ -50,11 +50,7 @@ class Decoder:
         return (*self.bands, rule.removeprefix(MASK_BAND)) if rule.startswith(MASK_BAND) else self.bands
 
     def read(self, item: Item, *, masked: bool = True) -> Decoded:
-        """Decode one image and, where it has one, its label; see `labelled`.
-
-        Raises:
-            DataError: a file cannot be used; names it.
-        """
+        """Decode one image and, where it has one, its label; raises DataError if a file cannot be used."""
         decoded = self.image(item)
         return decoded if item.label is None else self.labelled(decoded, self.label(item), item, masked=masked)
 
@@ -76,21 +72,13 @@ class Decoder:
         return read_label(item.label, self.label_map, item.label_window)
 
     def labelled(self, decoded: Decoded, label: np.ndarray, item: Item, *, masked: bool = True) -> Decoded:
-        """An image with the part of its file's label that belongs to it, 255 where not valid if `masked`.
-
-        Raises:
-            DataError: label and image are not of one size.
-        """
+        """An image with the part of its file's label that belongs to it, 255 where not valid if `masked`."""
         require_size(label, item, decoded.height, decoded.width)
         part = decoded.taken(label)
         return decoded._replace(label=np.where(decoded.valid, part, np.uint8(IGNORE)) if masked else part)
 
     def sources(self, item: Item) -> tuple[Path, ...]:
-        """The files that are read for an image: its one file, or those of the bands that are wanted.
-
-        Raises:
-            DataError: a band is unknown or its file is missing.
-        """
+        """The files that are read for an image: its one file, or those of the bands that are wanted."""
         if len(item.files) == 1:
             return item.files
         names = self.file_bands or ()
@@ -130,38 +118,27 @@ class Decoder:
         return np.dstack([layer.pixels for layer in layers]), np.logical_and.reduce([layer.mask for layer in layers])
 
     def scaled(self, pixels: np.ndarray, item: Item) -> np.ndarray:
-        """Stored values (H, W, C) in 8 bits.
-
-        Raises:
-            DataError: their type does not fit the scaling.
-        """
+        """Stored values (H, W, C), of a type that fits the scaling, in 8 bits."""
         self.require_type(pixels.dtype, item)
         if self.scaling is None:
             return pixels if pixels.flags.writeable else pixels.copy()
         return (pixels >> 8).astype(np.uint8) if isinstance(self.scaling, str) else self.scaling.applied(pixels)
 
     def require_type(self, dtype: np.dtype, item: Item) -> None:
-        """The type of stored values fits the scaling.
-
-        Raises:
-            DataError: it does not.
-        """
-        if self.scaling is None and dtype != np.uint8:
-            raise DataError(f"{item.image}: found {dtype} pixels, expected 8 bits, or give the domain's scaling")
-        if isinstance(self.scaling, str) and dtype != np.uint16:
-            raise DataError(f"{item.image}: found {dtype} pixels, expected 16 bits for scaling shift8")
-        if isinstance(self.scaling, Stretch) and self.scaling.dtype not in (None, str(dtype)):
-            raise DataError(
-                f"{item.image}: found {dtype} pixels, expected {self.scaling.dtype}, on which the scaling was measured"
-            )
+        """Raise a DataError unless the type of stored values fits the scaling."""
+        if self.scaling is None:
+            fits, expected = dtype == np.uint8, "8 bits, or give the domain's scaling"
+        elif isinstance(self.scaling, str):
+            fits, expected = dtype == np.uint16, "16 bits for scaling shift8"
+        else:
+            fits = self.scaling.dtype in (None, str(dtype))
+            expected = f"{self.scaling.dtype}, on which the scaling was measured"
+        if not fits:
+            raise DataError(f"{item.image}: found {dtype} pixels, expected {expected}")
 
 
 def require_size(label: np.ndarray, item: Item, height: int, width: int) -> None:
-    """A label has the size of its image.
-
-    Raises:
-        DataError: it does not.
-    """
+    """Raise a DataError unless a label has the size of its image."""
     if label.shape != (height, width):
         rows, columns = label.shape
         raise DataError(f"{item.label}: found {columns}x{rows} pixels, expected {width}x{height} as in {item.image}")

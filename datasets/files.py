@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,56 +74,46 @@ def from_list(root: Path, rows: Path, labels: bool, partial: bool) -> Found:
         DataError: the list cannot be read.
     """
     path, lines = _read_lines(rows, root)
-    items, faults = [], []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        place, columns = f"{path}, line {number}", _columns(line, root, labels)
-        if len(columns) > 2:
-            faults.append(
-                f"{place}: found {len(columns)} columns, expected 'image' or 'image label'; separate names that hold "
-                "spaces by a tab"
-            )
-            continue
-        # A name that leads out of root would lead out of the run as well, where masks are written by name.
-        if outside := [c for c in columns if Path(c).is_absolute() or ".." in Path(c).parts]:
-            faults.append(f"{place}: found {outside[0]}, expected a path below and relative to {root}")
-            continue
-        image = root / columns[0]
-        label = root / columns[1] if labels and len(columns) == 2 else None
-        if not _is_file(image):
-            faults.append(f"{place}: the image {image} does not exist")
-            continue
-        if label is not None and not _is_file(label):
-            if not partial:
-                faults.append(f"{place}: the label {label} does not exist")
-                continue
-            label = None
-        elif labels and label is None and not partial:
-            faults.append(f"{place}: has no label column, expected 'image label'")
-            continue
-        name = Path(columns[0]).with_suffix("").as_posix().removeprefix("./").removeprefix("images/")
-        items.append(Item(name, (image,), label))
-    return Found(items, faults)
+    read = [(n, _row(line, root, labels, partial)) for n, line in enumerate(lines, start=1) if line.strip()]
+    faults = [f"{path}, line {number}: {found}" for number, found in read if isinstance(found, str)]
+    return Found([found for _, found in read if isinstance(found, Item)], faults)
+
+
+def _row(line: str, root: Path, labels: bool, partial: bool) -> Item | str:
+    """The image of a row, or what is wrong with it."""
+    columns = _columns(line, root, labels)
+    if len(columns) > 2:
+        expected = "'image' or 'image label'; separate names that hold spaces by a tab"
+        return f"found {len(columns)} columns, expected {expected}"
+    # A name that leads out of root would lead out of the run as well, where masks are written by name.
+    if outside := [c for c in columns if Path(c).is_absolute() or ".." in Path(c).parts]:
+        return f"found {outside[0]}, expected a path below and relative to {root}"
+    image = root / columns[0]
+    if not _is_file(image):
+        return f"the image {image} does not exist"
+    label = root / columns[1] if labels and len(columns) == 2 else None
+    there = label is not None and _is_file(label)
+    if labels and not there and not partial:
+        return f"the label {label} does not exist" if label else "has no label column, expected 'image label'"
+    name = Path(columns[0]).with_suffix("").as_posix().removeprefix("./").removeprefix("images/")
+    return Item(name, (image,), label if there else None)
 
 
 def from_folders(root: Path, labels: bool, partial: bool) -> Found:
     """The images in `images/` and its sub-folders, each with the label of the same path and stem in `labels/`.
 
-    Args:
-        labels: whether labels are wanted; with False they are not even looked for.
-        partial: an image may lack its label, and the folder of labels may be missing.
+    The arguments are those of `from_list`; with `partial` the folder of labels may be missing.
 
     Raises:
         DataError: a folder is missing.
     """
     image_folder, label_folder = root / "images", root / "labels"
     found = by_name(image_folder)
-    faults = _duplicates(found)
+    faults = duplicates(found)
     masks: dict[str, list[Path]] = {}
     if labels and (label_folder.is_dir() or not partial):
         masks = by_name(label_folder)
-        faults += _duplicates(masks)
+        faults += duplicates(masks)
         missing = [] if partial else sorted(found.keys() - masks.keys())
         faults += [f"{found[name][0]}: has no label in {label_folder}" for name in missing]
         extra = sorted(masks.keys() - found.keys())
@@ -133,11 +124,7 @@ def from_folders(root: Path, labels: bool, partial: bool) -> Found:
 
 
 def by_name(folder: Path) -> dict[str, list[Path]]:
-    """The image files below a folder by their path in it without suffix.
-
-    Raises:
-        DataError: no such folder.
-    """
+    """The image files below a folder by their path in it without suffix; raises DataError if there is no folder."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected the files of the domain, or give a list file")
     found: dict[str, list[Path]] = {}
@@ -153,11 +140,8 @@ def unique(items: Iterable[Item]) -> Found:
     known: dict[str, Item] = {}
     faults = []
     for item in items:
-        if item.name in known:
-            before = known[item.name].image
-            faults.append(f"{item.image}: has the name {item.name!r} of {before}; names must be unique")
-        else:
-            known[item.name] = item
+        if (first := known.setdefault(item.name, item)) is not item:
+            faults.append(f"{item.image}: has the name {item.name!r} of {first.image}; names must be unique")
     return Found([known[name] for name in sorted(known)], faults)
 
 
@@ -169,23 +153,19 @@ def fenced(root: Path, items: Iterable[Item]) -> Found:
     reader would wait.
     """
     home, start = os.path.realpath(root), len(str(root))
-    strange: dict[str, set[str] | None] = {}  # folder -> names in it that are not to be read; None for all
+    strange = cache(lambda folder: _strange(folder, home))
     kept, faults = [], []
     for item in items:
-        for path in map(str, (*item.files, *((item.label,) if item.label is not None else ()))):
+        for path in map(str, filter(None, (*item.files, item.label))):
             folder, name = os.path.split(path)
-            if folder not in strange:
-                strange[folder] = _strange(folder, home)
             if CONTROL.search(path, start):
                 faults.append(f"{path!r}: has a control character in its name; rename it")
                 break
-            bad, stem = strange[folder], os.path.splitext(name)[0]
+            bad, stem = strange(folder), os.path.splitext(name)[0]
             read_with_it = f"{name}.msk", f"{name}.MSK", f"{name}.aux.xml", f"{stem}.hdr"  # by GDAL
             if bad is None or (bad and bad & {name, *read_with_it}):
-                faults.append(
-                    f"{path}: leads out of {root} by a symbolic link, or is no file; copy it there, or give a root "
-                    "that holds what the link leads to"
-                )
+                fix = "copy it there, or give a root that holds what the link leads to"
+                faults.append(f"{path}: leads out of {root} by a symbolic link, or is no file; {fix}")
                 break
         else:
             kept.append(item)
@@ -193,6 +173,7 @@ def fenced(root: Path, items: Iterable[Item]) -> Found:
 
 
 def _strange(folder: str, home: str) -> set[str] | None:
+    """The names in a folder that are not to be read; None for all."""
     if not _inside(folder, home):
         return None
     try:
@@ -211,22 +192,14 @@ def _inside(path: str, home: str) -> bool:
 
 
 def raise_all(faults: Sequence[str], what: str) -> None:
-    """One error for all faults.
-
-    Raises:
-        DataError: there is one.
-    """
+    """Raise one DataError for all faults, if there are any."""
     if faults:
         listed = "\n  ".join(sorted(faults))
         raise DataError(f"{what} has {len(faults)} fault(s); mend or remove these files:\n  {listed}")
 
 
 def read_names(rows: Path, root: Path = Path()) -> list[str]:
-    """The lines of a text file of names, looked up below `root` first, exactly, without blank ones.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """The lines of a text file of names, looked up below `root` first, exactly, without blank ones."""
     return [line for line in _read_lines(rows, root)[1] if line.strip()]
 
 
@@ -235,9 +208,8 @@ def _read_lines(rows: Path, root: Path) -> tuple[Path, list[str]]:
     try:
         return path, path.read_text("utf-8-sig").splitlines()
     except OSError as error:
-        raise DataError(
-            f"{root / rows}: cannot read the list ({error.strerror}); expected rows 'image [label]'"
-        ) from None
+        reason = f"cannot read the list ({error.strerror})"
+        raise DataError(f"{root / rows}: {reason}; expected rows 'image [label]'") from None
     except UnicodeDecodeError:
         raise DataError(f"{path}: is not a text file; expected rows 'image [label]' in UTF-8") from None
 
@@ -250,8 +222,8 @@ def _columns(line: str, root: Path, labels: bool) -> list[str]:
     if len(words) > 1 and _is_file(root / line):
         return [line]
     if len(words) > 2:
-        places = [place for place, sign in enumerate(line) if sign == " "]
-        for image, label in ((line[:place].strip(), line[place:].strip()) for place in reversed(places)):
+        for space in reversed([place for place, sign in enumerate(line) if sign == " "]):
+            image, label = line[:space].strip(), line[space:].strip()
             if _is_file(root / image) and (not labels or _is_file(root / label)):
                 return [image, label]
     return words
@@ -264,7 +236,7 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _duplicates(files: Mapping[str, list[Path]]) -> list[str]:
-    return [
-        f"{', '.join(map(str, paths))}: share one name; keep one of them" for paths in files.values() if len(paths) > 1
-    ]
+def duplicates(files: Mapping[str, list[Path]]) -> list[str]:
+    """A fault for each name that several files share."""
+    twice = (", ".join(map(str, paths)) for paths in files.values() if len(paths) > 1)
+    return [f"{paths}: share one name; keep one of them" for paths in twice]

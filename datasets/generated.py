@@ -1,18 +1,16 @@
 """The generated pair: two sensors look at different cloudy scenes, with exact labels and nothing to download.
 
-    make_pair(Path("data/generated"), seed=0, train=200, evaluation=60)
-
-writes `source` (sensor_a: sharp, bright, fine pixels, mostly fields and towns) and `target` (sensor_b: coarse, dark,
-hazy, with a colour cast, more water, desert and mountains). A scene is painted ground (`landcover.py`), clouds of known
-opacity over it with their shadows, and then the sensor: haze, blur, colour response, exposure, tone curve and noise.
-The label is exact: cloud where the optical opacity is at least `CLOUD_OPACITY`, before the sensor blurs anything.
+`make_pair` writes `source` (sensor_a: sharp, bright, fine pixels, mostly fields and towns) and `target` (sensor_b:
+coarse, dark, hazy, with a colour cast, more water, desert and mountains). A scene is painted ground (`landcover.py`),
+clouds of known opacity over it with their shadows, and then the sensor: haze, blur, colour response, exposure, tone
+curve and noise. The label is exact: cloud where the optical opacity is at least `CLOUD_OPACITY`, before any blur.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -96,22 +94,15 @@ SENSORS: dict[str, Sensor] = {
 
 
 def sensor_at_strength(strength: float) -> Sensor:
-    """Sensor between sensor_a (`strength` 0) and sensor_b (1); above 1 it goes on, clipped to the legal ranges.
-
-    Raises:
-        ValueError: `strength` is negative or not finite.
-    """
+    """Sensor between sensor_a (`strength` 0) and sensor_b (1); above 1 it goes on, clipped to the legal ranges."""
     if not 0 <= strength < float("inf"):
         raise ValueError(f"strength is {strength}; expected a finite number from 0 (sensor_a) upwards, 1 is sensor_b")
     first, second = SENSORS["sensor_a"], SENSORS["sensor_b"]
     values: dict[str, Any] = {}
-    for item in fields(Sensor):
-        if "range" not in item.metadata:
-            continue
+    for item in (item for item in fields(Sensor) if "range" in item.metadata):
         a, b = np.asarray(getattr(first, item.name)), np.asarray(getattr(second, item.name))
-        values[item.name] = np.clip((1 - strength) * a + strength * b, *item.metadata["range"]).tolist()
-        if a.ndim:
-            values[item.name] = tuple(values[item.name])
+        value = np.clip((1 - strength) * a + strength * b, *item.metadata["range"]).tolist()
+        values[item.name] = tuple(value) if a.ndim else value
     a_cover, b_cover = dict(first.land_cover), dict(second.land_cover)
     weights = {n: max(0.0, (1 - strength) * a_cover.get(n, 0) + strength * b_cover.get(n, 0)) for n in PAINTERS}
     total = sum(weights.values())
@@ -150,9 +141,8 @@ def _clouds(
     rng: np.random.Generator, sensor: Sensor, size: int, sun: tuple[float, float]
 ) -> tuple[Array, Array, Array]:
     """Clouds of one scene: opacity (H, W), colour (H, W, 3) and the light that reaches the ground (H, W)."""
-    names = list(CLOUD_KINDS)
-    weights = np.array([CLOUD_KINDS[n] * (sensor.veil if n in ("veil", "mixed") else 1.0) for n in names])
-    kind = names[rng.choice(len(names), p=weights / weights.sum())]
+    weights = np.array([w * (sensor.veil if n in ("veil", "mixed") else 1.0) for n, w in CLOUD_KINDS.items()])
+    kind = list(CLOUD_KINDS)[rng.choice(len(weights), p=weights / weights.sum())]
     canvas = cv2.getOptimalDFTSize(size + 2 * MARGIN)
     inside = slice(MARGIN, MARGIN + size)
     layers = {"none": [], "mixed": ["cumulus", "veil"]}.get(kind, [kind])
@@ -160,8 +150,7 @@ def _clouds(
     light, height = clear.copy(), np.zeros_like(clear)
     for layer in layers:
         opacity, top = _layer(rng, canvas, layer, sensor.pixel)
-        reach = float(rng.uniform(30, 95) if layer != "veil" else rng.uniform(90, 130)) / sensor.pixel**0.5
-        reach = min(reach, MARGIN - 2)
+        reach = min(rng.uniform(*(90, 130) if layer == "veil" else (30, 95)) / sensor.pixel**0.5, MARGIN - 2)
         move = (round(-sun[1] * reach), round(-sun[0] * reach))
         soft = cv2.GaussianBlur(np.roll(opacity, move, (0, 1)), (0, 0), 2.0 + 0.04 * reach)
         clear, light, height = clear * (1 - opacity), light * (1 - 0.62 * soft), height + top * (layer != "veil")
@@ -201,23 +190,16 @@ def _expose(sensor: Sensor, scene: Array, rng: np.random.Generator) -> NDArray[n
     return np.clip((scene + sensor.noise * grain) * 255 + 0.5, 0, 255).astype(np.uint8)
 
 
-def _label(alpha: Array) -> NDArray[np.uint8]:
-    """Label (H, W), 255 = cloud and 0 = clear, from the opacity (H, W)."""
-    return np.where(alpha >= CLOUD_OPACITY, 255, 0).astype(np.uint8)
-
-
 def render_scene(sensor: Sensor, seed: int, size: int = 256) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """One scene as `sensor` sees it: image (H, W, 3) uint8 RGB and label (H, W) uint8, 255 = cloud, 0 = clear.
-
-    The result depends on the arguments only. `size` is H = W in pixels, at least 16.
-    """
-    image, label, _ = _render(sensor, seed, size)
-    return image, label
+    """One scene as `sensor` sees it, `size` pixels (at least 16) high and wide: image (H, W, 3) uint8 RGB and label
+    (H, W) uint8, 255 = cloud, 0 = clear."""
+    return _render(sensor, seed, size)[:2]
 
 
 def _render(sensor: Sensor, seed: int, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], str]:
     scene, alpha, cover = _compose(sensor, seed, size)
-    return _expose(sensor, scene, np.random.default_rng([seed, 2])), _label(alpha), cover
+    label = np.where(alpha >= CLOUD_OPACITY, 255, 0).astype(np.uint8)
+    return _expose(sensor, scene, np.random.default_rng([seed, 2])), label, cover
 
 
 def _derive(*keys: int) -> int:
@@ -229,71 +211,35 @@ def _fill_domain(root: Path, sensor: Sensor, seed: int, counts: Mapping[str, int
     """Write images, labels and lists of one domain. Scene i of a split depends on (seed, split, i) alone."""
     for folder in ("images", "labels"):
         (root / folder).mkdir(parents=True)
-    total = sum(counts.values())
-    with tqdm(total=total, desc=f"{root.name} ({sensor.name})", unit="scene", disable=not progress) as bar:
-        number = 0
-        for split, (name, count) in enumerate(counts.items()):
-            rows = []
-            for i in range(count):
-                image, label, cover = _render(sensor, _derive(seed, split, i), size)
-                row = tuple(f"{folder}/{cover}_{number:04d}.png" for folder in ("images", "labels"))
-                for path, pixels in zip(row, (cv2.cvtColor(image, cv2.COLOR_RGB2BGR), label), strict=True):
-                    write_bytes(root / path, cv2.imencode(".png", pixels)[1].tobytes())
-                rows.append(" ".join(row) + "\n")
-                number += 1
-                bar.update()
-            write_text(root / f"{name}.txt", "".join(rows))
+    scenes = [(split, i) for split, count in enumerate(counts.values()) for i in range(count)]
+    rows: list[list[str]] = [[] for _ in counts]
+    bar = tqdm(scenes, desc=f"{root.name} ({sensor.name})", unit="scene", disable=not progress)
+    for number, (split, i) in enumerate(bar):
+        image, label, cover = _render(sensor, _derive(seed, split, i), size)
+        row = [f"{folder}/{cover}_{number:04d}.png" for folder in ("images", "labels")]
+        for path, pixels in zip(row, (cv2.cvtColor(image, cv2.COLOR_RGB2BGR), label), strict=True):
+            write_bytes(root / path, cv2.imencode(".png", pixels)[1].tobytes())
+        rows[split].append(" ".join(row) + "\n")
+    for name, lines in zip(counts, rows, strict=True):
+        write_text(root / f"{name}.txt", "".join(lines))
 
 
-def _write_once(root: Path, parameters: dict[str, Any], fill: Callable[[Path], None]) -> None:
-    """Fill `root` through a temporary sibling, or leave it when it already holds these `parameters`."""
-    root = Path(root)
-    wanted = json.loads(json.dumps(parameters))
-    if root.exists():
-        record = root / "generated.json"
-        try:
-            found = json.loads(record.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            found = None
-        if found == wanted:
-            return
-        if not isinstance(found, dict):
-            raise DataError(f"{root} exists without a readable generated.json; choose another folder or remove it")
-        differ = ", ".join(
-            key if isinstance(wanted.get(key), dict) else f"{key} {found.get(key)!r} instead of {wanted.get(key)!r}"
-            for key in sorted(wanted.keys() | found.keys())
-            if wanted.get(key) != found.get(key)
-        )
-        raise DataError(f"{record}: made with other parameters ({differ}); choose another folder or remove this one")
-    part = root.with_name(f".{root.name}.{uuid4().hex[:8]}.part")
-    part.mkdir(parents=True)
+def _require_same(root: Path, wanted: dict[str, Any]) -> None:
+    """Refuse a folder that was made with other parameters than these, or holds something else."""
+    record = root / "generated.json"
     try:
-        fill(part)
-        write_text(part / "generated.json", json.dumps(parameters, indent=2) + "\n")
-        try:
-            part.rename(root)
-        except OSError:
-            if not root.exists():
-                raise
-            _write_once(root, parameters, fill)  # another process was faster: accept its data if it is the same
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def make_domain(
-    root: Path, sensor: Sensor, *, seed: int, train: int, evaluation: int, size: int = 256, progress: bool = True
-) -> None:
-    """Write one domain: `images/`, `labels/`, `train.txt`, `eval.txt` and `generated.json`.
-
-    Rows of the lists read `images/fields_0007.png labels/fields_0007.png`, relative to `root`. Nothing happens when
-    `root` already holds the same parameters.
-
-    Raises:
-        DataError: `root` exists with other parameters or without `generated.json`.
-    """
-    counts = {"train": train, "eval": evaluation}
-    parameters = {"version": VERSION, "seed": seed, **counts, "size": size, "sensor": asdict(sensor)}
-    _write_once(root, parameters, lambda part: _fill_domain(part, sensor, seed, counts, size, progress))
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise DataError(f"{root} exists without a readable generated.json; choose another folder or remove it")
+    differ = ", ".join(
+        key if isinstance(wanted.get(key), dict) else f"{key} {found.get(key)!r} instead of {wanted.get(key)!r}"
+        for key in sorted(wanted.keys() | found.keys())
+        if wanted.get(key) != found.get(key)
+    )
+    if differ:
+        raise DataError(f"{record}: made with other parameters ({differ}); choose another folder or remove this one")
 
 
 def make_pair(
@@ -308,15 +254,30 @@ def make_pair(
 ) -> None:
     """Write `root/source` (sensor_a) and `root/target` (`sensor_at_strength(strength)`), scenes unpaired.
 
-    Layout, idempotence and errors as in `make_domain`; `generated.json` stands in `root`.
+    Each holds `images/`, `labels/`, `train.txt` and `eval.txt`, whose rows read `images/fields_0007.png
+    labels/fields_0007.png`. Nothing happens when `root` already holds the same parameters.
+
+    Raises:
+        DataError: `root` exists with other parameters or without `generated.json`.
     """
     domains = {"source": SENSORS["sensor_a"], "target": sensor_at_strength(strength)}
     counts = {"train": train, "eval": evaluation}
     sensors = {role: asdict(sensor) for role, sensor in domains.items()}
     parameters = {"version": VERSION, "seed": seed, **counts, "size": size, "strength": strength, "sensors": sensors}
-
-    def fill(part: Path) -> None:
+    record = json.dumps(parameters, indent=2) + "\n"
+    if root.exists():
+        return _require_same(root, json.loads(record))
+    part = root.with_name(f".{root.name}.{uuid4().hex[:8]}.part")
+    part.mkdir(parents=True)
+    try:
         for index, (role, sensor) in enumerate(domains.items()):
             _fill_domain(part / role, sensor, _derive(seed, index), counts, size, progress)
-
-    _write_once(root, parameters, fill)
+        write_text(part / "generated.json", record)
+        try:
+            part.rename(root)
+        except OSError:
+            if not root.exists():
+                raise
+            _require_same(root, json.loads(record))  # another process was faster
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

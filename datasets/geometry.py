@@ -39,15 +39,14 @@ def fitted_size(height: int, width: int, size: int) -> tuple[int, int]:
 def letterbox(raster: Raster, size: int, rng: np.random.Generator) -> Raster:
     """Scale the longer side to `size` and pad to a square; with equal chance centred or at the bottom right."""
     height, width = fitted_size(raster.valid.shape[0], raster.valid.shape[1], size)
-    image = scale_to(raster.image, height, width)
-    label, valid = (
-        None if layer is None else _nearest(layer, height, width)
-        for layer in (raster.label, raster.valid.astype(np.uint8))
-    )
+
+    def nearest(layer: np.ndarray) -> np.ndarray:
+        return cv2.resize(layer, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+
+    label, valid = raster.label, nearest(raster.valid.astype(np.uint8)).astype(bool)
+    scaled = Raster(scale_to(raster.image, height, width), None if label is None else nearest(label), valid)
     rows, columns = size - height, size - width
-    top, left = (rows // 2, columns // 2) if rng.random() < 0.5 else (rows, columns)
-    assert valid is not None
-    return _pad(Raster(image, label, valid.astype(bool)), top, left, size)
+    return _pad(scaled, *((rows // 2, columns // 2) if rng.random() < 0.5 else (rows, columns)), size)
 
 
 def crop(raster: Raster, size: int, rng: np.random.Generator) -> Raster:
@@ -57,10 +56,6 @@ def crop(raster: Raster, size: int, rng: np.random.Generator) -> Raster:
     window = slice(top, top + size), slice(left, left + size)
     cut = Raster(raster.image[window], None if raster.label is None else raster.label[window], raster.valid[window])
     return _pad(cut, 0, 0, size)
-
-
-def _nearest(layer: np.ndarray, height: int, width: int) -> np.ndarray:
-    return cv2.resize(layer, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 def _pad(raster: Raster, top: int, left: int, size: int) -> Raster:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar, overload
 
@@ -21,6 +21,7 @@ from utils.errors import DataError
 
 PARALLEL = 64  # items that are read ahead
 R = TypeVar("R")
+Keys = tuple[str, str | None]  # of an image and its label in the cache
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class ImageSet(Sequence[Item]):
     items: tuple[Item, ...]
     decoder: Decoder
     cache: Cache | None = None
-    keys: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
+    keys: Mapping[str, Keys] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -66,26 +67,21 @@ class ImageSet(Sequence[Item]):
     def only(self, names: Iterable[str], listed_in: Path) -> ImageSet:
         """The images of these names, in their order here.
 
-        Args:
-            listed_in: the file that names them, for an error.
-
         Raises:
-            DataError: there is none of some name, or there are no names.
+            DataError: there is none of some name, or there are no names, in the file that they are `listed_in`.
         """
         wanted = set(names)
         if not wanted:
             raise DataError(f"{listed_in}: names no image; make it again with the stage that wrote it")
         if missing := sorted(wanted - {item.name for item in self.items}):
-            raise DataError(
-                f"{listed_in}: names {len(missing)} image(s) that are no longer there, such as {missing[0]!r}; "
-                "restore them"
-            )
+            gone = f"{len(missing)} image(s) that are no longer there, such as {missing[0]!r}"
+            raise DataError(f"{listed_in}: names {gone}; restore them")
         return replace(self, items=tuple(item for item in self.items if item.name in wanted))
 
     def with_labels(self, folder: Path, label_map: Mapping[int, int]) -> ImageSet:
         """The same images, each with the label FOLDER/NAME.png."""
         items = tuple(item._replace(label=folder / f"{item.name}.png", label_window=None) for item in self.items)
-        keys: dict[str, tuple[str, str | None]] = {name: (image, None) for name, (image, _) in self.keys.items()}
+        keys = {name: (image, None) for name, (image, _) in self.keys.items()}
         return replace(self, items=items, decoder=replace(self.decoder, label_map=dict(label_map)), keys=keys)
 
 
@@ -100,27 +96,19 @@ def checked(
     Raises:
         DataError: lists all files that cannot be used.
     """
-    kept: list[Item] = []
-    keys: dict[str, tuple[str, str | None]] = {}
-    faults: list[str] = []
 
-    def inspect_item(item: Item) -> tuple[list[Item], tuple[str, str | None] | None]:
+    def inspect_item(item: Item) -> tuple[list[Item], Keys | None]:
         key = None if cache is None else cache.key(item, decoder)
         decoded = ImageSet((item,), decoder, cache, {item.name: key} if key else {}).read(item)
         return (tiles(item, decoded, tile) if decoded.valid.any() else []), key
 
-    empty = 0
-    for result in in_parallel(inspect_item, items, f"checking {what}"):
-        if isinstance(result, DataError):
-            faults.append(str(result))
-            continue
-        parts, key = result
-        empty += not parts
-        kept += parts
-        if key is not None:
-            keys |= {part.name: key for part in parts}
-    kept, twice = unique(kept)
+    results = list(in_parallel(inspect_item, items, f"checking {what}"))
+    faults = [str(result) for result in results if isinstance(result, DataError)]
+    found = [result for result in results if not isinstance(result, DataError)]
+    kept, twice = unique(part for parts, _ in found for part in parts)
     raise_all([*faults, *twice], what)
+    keys = {part.name: key for parts, key in found if key is not None for part in parts}
+    empty = sum(not parts for parts, _ in found)
     if not kept:
         raise DataError(f"{what}: none of its {len(items)} image(s) holds a pixel of data; see the domain's nodata")
     if empty:
@@ -156,15 +144,10 @@ def in_parallel(inspect: Callable[[Item], R], items: Sequence[Item], what: str) 
         except DataError as error:
             return error
 
-    remaining = iter(items)
-    with (
-        ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool,
-        tqdm(total=len(items), desc=what, unit="image", leave=False, dynamic_ncols=True) as bar,
-    ):
-        while part := list(islice(remaining, PARALLEL)):
-            for result in pool.map(attempt, part):
-                bar.update()
-                yield result
+    parts = (items[begin : begin + PARALLEL] for begin in range(0, len(items), PARALLEL))
+    with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
+        results = chain.from_iterable(pool.map(attempt, part) for part in parts)
+        yield from tqdm(results, what, len(items), unit="image", leave=False, dynamic_ncols=True)
 
 
 def corners(length: int, side: int) -> list[int]:

@@ -37,21 +37,19 @@ def fractal_noise(
     white = rng.random((*power.shape, 2), dtype=np.float32) - np.float32(0.5)  # the sum over frequencies is Gaussian
     spectrum = white.view(np.complex64)[..., 0] * np.exp(np.float32(-slope / 2) * np.log(power))
     spectrum[0, 0] = 0
-    field: Array = np.fft.irfft2(spectrum, s=(size, size)).astype(np.float32)
-    field /= field.std() + np.float32(1e-6)
-    return field
+    field = np.fft.irfft2(spectrum, s=(size, size)).astype(np.float32)
+    return field / (field.std() + np.float32(1e-6))
 
 
 def smoothstep(low: float, high: float, x: Array) -> Array:
     """0 below `low`, 1 above `high`, cubic in between."""
-    t: Array = np.clip((x - np.float32(low)) / np.float32(high - low), 0, 1)
+    t = np.clip((x - np.float32(low)) / np.float32(high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def mix(below: Array, above: Array | Colour, weight: Array) -> Array:
     """Blend (H, W, 3) `below` into `above` by (H, W) `weight` in [0, 1]."""
-    blend: Array = below + weight[..., None] * (np.asarray(above, np.float32) - below)
-    return blend
+    return below + weight[..., None] * (np.asarray(above, np.float32) - below)
 
 
 def ramp(t: Array, *colours: Colour) -> Array:
@@ -87,8 +85,7 @@ class Ground:
         canvas = cv2.getOptimalDFTSize(self.size + self.size // 4 + 8)
         field = fractal_noise(self.rng, canvas, wavelength / self.pixel, slope, stretch, angle)
         field = field[: self.size, : self.size]
-        standard: Array = (field - field.mean()) / (field.std() + np.float32(1e-6))
-        return standard
+        return (field - field.mean()) / (field.std() + np.float32(1e-6))
 
     def axes(self, angle: float, warp: float = 0.0) -> tuple[Array, Array]:
         """Ground coordinates (H, W) in metres along and across `angle`, from a random origin, bent by `warp` metres."""
@@ -99,15 +96,10 @@ class Ground:
             u, v = u + warp * self.noise(400, 2.2), v + warp * self.noise(400, 2.2)
         return u.astype(np.float32), v.astype(np.float32)
 
-    def visible(self, period: float) -> float:
-        """Contrast left of a pattern of `period` metres: 1 when well sampled, 0 when finer than two pixels."""
-        return float(np.clip(period / self.pixel / 1.5 - 1.0, 0, 1))
-
 
 def _line(distance: Array, half_width: float, pixel: float) -> Array:
     """Antialiased coverage (H, W) of a line, from the distance to its centre, in metres."""
-    cover: Array = np.clip((np.float32(half_width) - np.abs(distance)) / np.float32(pixel) + np.float32(0.5), 0, 1)
-    return cover
+    return np.clip((np.float32(half_width) - np.abs(distance)) / np.float32(pixel) + np.float32(0.5), 0, 1)
 
 
 def _table(rng: np.random.Generator, colours: list[Colour], weights: list[float], spread: float) -> Array:
@@ -123,8 +115,7 @@ def _canopy(ground: Ground) -> Array:
     shade = hillshade(crowns, ground.sun, 0.75, 0.78) * (1 + 0.10 * crowns)
     hue = np.float32(ground.rng.uniform(0.25, 0.75)) + 0.13 * ground.noise(250)
     leaves = ramp(hue, (0.14, 0.21, 0.14), (0.19, 0.26, 0.16), (0.27, 0.29, 0.18))
-    lit: Array = leaves * np.clip(shade, 0.35, 1.4)[..., None]
-    return lit
+    return leaves * np.clip(shade, 0.35, 1.4)[..., None]
 
 
 def fields(ground: Ground) -> Array:
@@ -145,12 +136,12 @@ def fields(ground: Ground) -> Array:
     colour = _table(rng, palette, list(season), 0.09)[plot]
     period = rng.uniform(5, 11, 2048).astype(np.float32)[plot]
     rows = np.sin(2 * np.pi * np.where(plot % 2 == 0, u, v) / period)
-    contrast = rng.uniform(0.01, 0.08, 2048).astype(np.float32)[plot] * ground.visible(8)
+    visible = float(np.clip(8 / ground.pixel / 1.5 - 1.0, 0, 1))  # 1 for well sampled rows, 0 for too fine ones
+    contrast = rng.uniform(0.01, 0.08, 2048).astype(np.float32)[plot] * visible
     texture = 1 + contrast * rows + 0.05 * ground.noise(120, 1.4) + 0.03 * ground.noise(6, 1.0)
     colour = colour * texture[..., None]
-    edge = np.minimum(
-        np.minimum(across, depth - across), np.minimum(along, width[index] - along)
-    )  # distance to the border of the plot, metres
+    # Distance to the border of the plot, metres.
+    edge = np.minimum(np.minimum(across, depth - across), np.minimum(along, width[index] - along))
     growth = ground.noise(60, 1.2)
     colour = mix(colour, (0.15, 0.21, 0.12), _line(edge, 3.0, ground.pixel) * smoothstep(-0.1, 0.6, growth) * 0.9)
     colour = mix(colour, (0.56, 0.51, 0.42), _line(edge, 2.0, ground.pixel) * smoothstep(0.3, 0.9, -growth) * 0.7)

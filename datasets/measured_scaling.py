@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 from tqdm import tqdm
@@ -20,19 +21,13 @@ STRETCH_IMAGES, STRETCH_PIXELS = 200, 10_000  # what scalings are measured on: i
 def has_8_bits(items: Sequence[Item], decoder: Decoder) -> bool:
     """Whether the first image that can be read has 8 bits; all images of a domain must be alike."""
     for item in items:
-        try:
+        with suppress(DataError):
             return decoder.native(item)[0].dtype == np.uint8
-        except DataError:
-            continue
     return True
 
 
 def measured_stretch(items: Sequence[Item], decoder: Decoder) -> Stretch:
-    """The stretch of a domain: percentiles of its valid training pixels, band by band.
-
-    Raises:
-        DataError: no pixel is valid.
-    """
+    """The stretch of a domain: percentiles of its valid training pixels, band by band."""
     values, dtype = drawn_values(items, decoder)
     low, high = np.percentile(values, PERCENTILES, axis=0)
     high = np.where(high > low, high, low + 1)  # a band of one value
@@ -40,11 +35,7 @@ def measured_stretch(items: Sequence[Item], decoder: Decoder) -> Stretch:
 
 
 def matched_stretch(
-    items: Sequence[Item],
-    decoder: Decoder,
-    other_items: Sequence[Item],
-    other_decoder: Decoder,
-    gamma: float = 1.0,
+    items: Sequence[Item], decoder: Decoder, other_items: Sequence[Item], other_decoder: Decoder, gamma: float = 1.0
 ) -> Stretch:
     """The stretch that gives a domain the colours of another, which has a scaling: band by band the mean and deviation.
 
@@ -53,9 +44,6 @@ def matched_stretch(
 
     Source: the colour transfer of Reinhard et al. (CG&A 2001), between domains in place of images and in their own
     bands: a single image may be all cloud or all clear, and would lose what tells one from the other.
-
-    Raises:
-        DataError: no pixel of one of them is valid.
     """
     values, dtype = drawn_values(items, decoder)
     wanted = 255 * (drawn_values(other_items, other_decoder, scaled=True)[0] / 255) ** gamma

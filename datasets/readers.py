@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
-from datasets.files import Found, Item, by_name, fenced, from_folders, from_list, read_names, unique
+from datasets.files import Found, Item, by_name, duplicates, fenced, from_folders, from_list, read_names, unique
 from utils.errors import DataError
 
 LANDSAT_8 = ("coastal", "blue", "green", "red", "nir", "swir1", "swir2")
-SENTINEL_2 = (
-    *("coastal", "blue", "green", "red", "rededge1", "rededge2", "rededge3"),
-    *("nir", "nir08", "water_vapour", "cirrus", "swir1", "swir2"),
-)
+RED_EDGE = ("rededge1", "rededge2", "rededge3")
+SENTINEL_2 = (*LANDSAT_8[:4], *RED_EDGE, "nir", "nir08", "water_vapour", "cirrus", "swir1", "swir2")
 
 
 @dataclass(frozen=True)
@@ -54,16 +53,7 @@ class Reader:
     published: Published | None = None
 
     def find(self, root: Path, rows: str | None, *, labels: bool, partial: bool = False) -> Found:
-        """The images of a part, or of a list, or all of them.
-
-        Args:
-            rows: one of `parts`, a list file, or None.
-            labels: whether labels are wanted; with False they are not even looked for.
-            partial: an image may lack its label.
-
-        Raises:
-            DataError: a folder or list is missing.
-        """
+        """The images of one of the `parts`, or of a list, or with None all of them; see `files.from_list`."""
         if rows is None:
             return from_folders(root, labels, partial)
         return from_list(root, Path(rows), labels, partial)
@@ -76,7 +66,7 @@ class Reader:
         """A list file of these images that `find` understands."""
         if self.listed_by == "name":
             return "".join(f"{item.name}\n" for item in items)
-        rows = ([path for path in (item.image, item.label) if path is not None] for item in items)
+        rows = (filter(None, (item.image, item.label)) for item in items)
         return "".join("\t".join(path.relative_to(root).as_posix() for path in row) + "\n" for row in rows)
 
     def scene_truth(self, root: Path) -> dict[str, Path]:
@@ -134,17 +124,14 @@ class HRCWHU(Reader):
             return Found([item._replace(name=name[1]) if name else item for item, name in named], found.faults)
         images: dict[str, list[Path]] = {}
         masks: dict[str, list[Path]] = {}
-        for path in (path for paths in by_name(root).values() for path in paths):
+        for path in chain.from_iterable(by_name(root).values()):
             if matched := self.name.match(path.stem):
                 is_mask = matched[2] or self.masks.search(path.relative_to(root).parent.as_posix())
                 (masks if is_mask else images).setdefault(matched[1], []).append(path)
-        items, faults = [], []
+        folders = "a folder called labels, masks, gt, reference or ann_dir"
+        faults = [f"{fault} or, if one is a mask, put it into {folders}" for fault in duplicates(images)]
+        items = []
         for name, paths in sorted(images.items()):
-            if len(paths) > 1:
-                faults.append(
-                    f"{', '.join(map(str, paths))}: share one name; keep one of them or, if one is a mask, put it into "
-                    "a folder called labels, masks, gt, reference or ann_dir"
-                )
             mask = masks.get(name, []) if labels else []
             if labels and not mask and not partial:
                 faults.append(f"{paths[0]}: has no mask below {root}")
@@ -152,20 +139,17 @@ class HRCWHU(Reader):
                 faults.append(f"{', '.join(map(str, mask))}: are several masks of {paths[0].name}; keep one of them")
             else:
                 items.append(Item(name, (paths[0],), mask[0] if mask else None))
-        held_back = self._fifth(items)
+        covers: dict[str, set[str]] = {}
+        for item in items:
+            covers.setdefault(item.name.split("_")[0], set()).add(_picture(item))
+        # Every fifth image of each cover; tiles of one image stay together.
+        held_back = {name for names in covers.values() for name in sorted(names, key=_natural)[4::5]}
 
         def part(item: Item) -> str:
             given = [part for part in self.parts if part in item.image.relative_to(root).parts]
             return given[0] if given else self.parts[_picture(item) in held_back]
 
         return Found([item for item in items if rows in (None, part(item))], faults)
-
-    def _fifth(self, items: Sequence[Item]) -> set[str]:
-        """Every fifth image of each cover; tiles of one image stay together."""
-        covers: dict[str, set[str]] = {}
-        for item in items:
-            covers.setdefault(item.name.split("_")[0], set()).add(_picture(item))
-        return {name for names in covers.values() for name in sorted(names, key=_natural)[4::5]}
 
 
 class Cloud38(Reader):
@@ -190,29 +174,26 @@ class Cloud38(Reader):
     scene = r"(LC08_\w+)$"
     parts: tuple[str, ...] = ("train", "all", "test")
     published = Published({"all": 8400, "train": 8400, "train, nonempty": 5155, "test": 9201}, note="official README")
-    folders: Mapping[str, tuple[str, str, str]] = {  # part -> folder, start and end of the bands' folders
-        "38": ("38-Cloud_training", "train_", ""),
-        "test": ("38-Cloud_test", "test_", ""),
-    }
+    folders: Mapping[str, str] = {"38": "38-Cloud_training/train_{}", "test": "38-Cloud_test/test_{}"}  # of a band
     halves: Mapping[str, tuple[str, ...]] = {"train": ("38",), "all": ("38",), "test": ("test",)}
     nonempty = "training_patches_38-cloud_nonempty.csv"
 
     def find(self, root: Path, rows: str | None, *, labels: bool, partial: bool = False) -> Found:
         listed = rows if rows not in self.parts else None
         part = "all" if listed is not None else rows or "train"
-        there = [half for half in self.halves[part] if part == "test" or (root / self.folders[half][0]).is_dir()]
+        halves = {half: root / Path(self.folders[half]).parent for half in self.halves[part]}
+        there = [half for half, folder in halves.items() if part == "test" or folder.is_dir()]
         if not there:
-            expected = " or ".join(self.folders[half][0] for half in self.halves[part])
+            expected = " or ".join(folder.name for folder in halves.values())
             raise DataError(f"{root}: has no folder {expected}; set the domain's root to the folder that holds it")
-        patches = [patch for half in there for patch in self._patches(root, half)]
+        patches = [patch for half in there for patch in self._patches(root / self.folders[half])]
         if listed is not None:
             return _found(patches, labels, partial, set(self._listed(Path(listed), root)), listed)
         chosen = self._nonempty(root) if part not in ("all", "test") else None
         return _found(patches, labels and part != "test", partial, chosen)
 
-    def _patches(self, root: Path, half: str) -> Iterator[tuple[Item, str]]:
-        folder, start, end = self.folders[half]
-        places = {band: root / folder / f"{start}{band}{end}" for band in (*self.bands, "gt")}
+    def _patches(self, folders: Path) -> Iterator[tuple[Item, str]]:
+        places = {band: folders.with_name(folders.name.format(band)) for band in (*self.bands, "gt")}
         # Paired by name: the order of a folder is nobody's promise.
         patches = {
             path.stem.removeprefix(f"{band}_"): path.suffix
@@ -222,9 +203,8 @@ class Cloud38(Reader):
             if path.suffix.lower() in (".tif", ".tiff") and path.stem.startswith(f"{band}_")
         }
         if not patches:
-            raise DataError(
-                f"{root / folder}: holds no patches; expected {places['red'].name}/red_patch_*.TIF and other bands"
-            )
+            expected = f"{places['red'].name}/red_patch_*.TIF and other bands"
+            raise DataError(f"{folders.parent}: holds no patches; expected {expected}")
         for name, suffix in sorted(patches.items()):
             label = places["gt"] / f"gt_{name}{suffix}"
             files = tuple(places[band] / f"{band}_{name}{suffix}" for band in self.bands)
@@ -235,10 +215,8 @@ class Cloud38(Reader):
         return f"{part}, nonempty" if part in ("train", "additional") and self._nonempty(root) is not None else part
 
     def _nonempty(self, root: Path) -> set[str] | None:
-        for path in sorted(root.rglob("*.csv")):
-            if path.name.lower() == self.nonempty.lower():
-                return set(self._listed(path))
-        return None
+        lists = [path for path in sorted(root.rglob("*.csv")) if path.name.lower() == self.nonempty]
+        return set(self._listed(lists[0])) if lists else None
 
     def _listed(self, rows: Path, root: Path = Path()) -> list[str]:
         """The names in a list: a column `name` as in the official files, or a name a line."""
@@ -248,8 +226,7 @@ class Cloud38(Reader):
         return lines
 
     def scene_truth(self, root: Path) -> dict[str, Path]:
-        start = "edited_corrected_gts_"
-        folder = root / self.folders["test"][0] / "Entire_scene_gts"
+        start, folder = "edited_corrected_gts_", (root / self.folders["test"]).with_name("Entire_scene_gts")
         return {path.stem.removeprefix(start): path for path in sorted(folder.glob(f"{start}*")) if path.is_file()}
 
 
@@ -273,9 +250,9 @@ class Cloud95(Cloud38):
         cloud=27.90,
         note="official README; cloud: the held-back patches of the ASDA authors",
     )
-    folders: Mapping[str, tuple[str, str, str]] = {
+    folders: Mapping[str, str] = {
         **Cloud38.folders,
-        "95": ("95-cloud_training_only_additional_to38-cloud", "train_", "_additional_to38cloud"),
+        "95": "95-cloud_training_only_additional_to38-cloud/train_{}_additional_to38cloud",
     }
     halves: Mapping[str, tuple[str, ...]] = {
         **Cloud38.halves,
@@ -297,8 +274,7 @@ class ScenesByPattern(Reader):
         raise NotImplementedError
 
     def find(self, root: Path, rows: str | None, *, labels: bool, partial: bool = False) -> Found:
-        images = sorted(root.rglob(self.pattern))
-        if not images:
+        if not (images := sorted(root.rglob(self.pattern))):
             raise DataError(f"{root}: holds no {self.expected}")
         if rows in self.parts:
             images = [image for image in images if rows in image.relative_to(root).parts]
@@ -324,7 +300,6 @@ class L8Biome(ScenesByPattern):
     label_map: Mapping[int, int] = {0: 255, 64: 0, 128: 0, 192: 1, 255: 1}
     scene = r"(LC8\w+)$"
     published = Published({"all": 96}, note="USGS")
-
     pattern, expected = "*_B4.TIF", "<scene>/<scene>_B4.TIF and its other bands"
 
     def described(self, image: Path, root: Path) -> tuple[Item, str]:
@@ -350,7 +325,6 @@ class SPARCS(ScenesByPattern):
     label_map: Mapping[int, int] = {0: 0, 1: 0, 2: 0, 3: 0, 4: 0, 5: 1, 6: 0}
     scene = r"(LC8\w+?)_\d+$"
     published = Published({"all": 80}, note="USGS")
-
     pattern, expected = "*_data.tif", "<scene>_<n>_data.tif"
 
     def described(self, image: Path, root: Path) -> tuple[Item, str]:
@@ -378,7 +352,6 @@ class CloudSEN12(ScenesByPattern):
     scene = r"(ROI_\d+)"
     parts = ("high", "scribble", "no-label")
     published = Published({"high": 10000, "scribble": 10000, "no-label": 29400}, note="five patches of each region")
-
     pattern, expected = "S2L1C.tif", "high/ROI_<n>/<image>/S2L1C.tif"
 
     def described(self, image: Path, root: Path) -> tuple[Item, str]:
@@ -423,26 +396,22 @@ def find_images(
     found = known.find(root, rows, labels=labels, partial=partial)
     inside = fenced(root, found.items)
     items, twice = unique(inside.items)
-    pattern = scene or known.scene
-    if pattern is not None:
+    if (pattern := scene or known.scene) is not None:
         items = [item._replace(scene=_scene(pattern, item.name)) for item in items]
         if scene is not None and (missing := [item.name for item in items if item.scene is None]):
-            twice.append(
-                f"the scene pattern {scene!r} finds nothing in {len(missing)} image name(s), such as {missing[0]!r}; "
-                "mend the domain's scene, or set it to null"
-            )
+            lacking = f"{len(missing)} image name(s), such as {missing[0]!r}"
+            fix = "mend the domain's scene, or set it to null"
+            twice.append(f"the scene pattern {scene!r} finds nothing in {lacking}; {fix}")
     return Found(items, [*found.faults, *inside.faults, *twice])
 
 
 def _scene(pattern: str, name: str) -> str | None:
     found = re.search(pattern, name)
-    if found is None:
-        return None
-    return next((group for group in found.groups() if group is not None), found.group(0))
+    return found and next((group for group in found.groups() if group is not None), found[0])
 
 
 def _found(
-    images: Iterable[tuple[Item, str]], labels: bool, partial: bool, names: set[str] | None, listed: str | None = None
+    images: Sequence[tuple[Item, str]], labels: bool, partial: bool, names: set[str] | None, listed: str | None = None
 ) -> Found:
     """The images of these names, or all, each with its label if that is wanted and there.
 
@@ -450,17 +419,14 @@ def _found(
         images: each with the label that it should have, and what to say where that is missing.
         listed: the list that the names come from, if an image of each must be there.
     """
-    items, faults, known = [], [], set()
-    for item, fault in images:
-        known.add(item.name)
-        if names is not None and item.name not in names:
-            continue
+    items, faults = [], []
+    for item, fault in (image for image in images if names is None or image[0].name in names):
         there = labels and item.label is not None and item.label.is_file()
         if labels and not there and not partial:
             faults.append(fault)
         else:
             items.append(item if there else item._replace(label=None))
-    missing = sorted(names - known) if names is not None and listed is not None else []
+    missing = sorted(names - {item.name for item, _ in images}) if names is not None and listed is not None else []
     return Found(items, [*faults, *(f"{listed}: names {name}, which is not there" for name in missing)])
 
 

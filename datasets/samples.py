@@ -52,11 +52,8 @@ class EndlessSamples(Dataset[Sample]):
     different length do not pair the same images again and again.
 
     Attributes:
-        images: with labels where the stream is a labelled one.
         stream: which of `STREAMS` it is; streams of one seed are independent.
         size: side of the square sample in pixels.
-        geometry: see `datasets.geometry`.
-        amounts: random changes, see `datasets.augment`.
     """
 
     images: ImageSet
@@ -78,8 +75,7 @@ class EndlessSamples(Dataset[Sample]):
         return int(_permutation(*self.key, epoch, len(self.images))[place])
 
     def __getitem__(self, position: int) -> Sample:
-        worker = get_worker_info()
-        if worker is None:
+        if (worker := get_worker_info()) is None:
             return self.sample(position)
         self.places[worker.id] = torch.tensor([os.getpid(), position])
         sample = self.sample(position)
@@ -102,10 +98,7 @@ class EndlessSamples(Dataset[Sample]):
             "name": item.name,
         }
         if raster.label is not None:
-            label = np.array(raster.label)
-            if not valid.all():
-                label[~valid] = IGNORE
-            sample["label"] = torch.from_numpy(label)
+            sample["label"] = torch.from_numpy(np.where(valid, raster.label, np.uint8(IGNORE)))
         return sample
 
     def batches(
@@ -116,8 +109,7 @@ class EndlessSamples(Dataset[Sample]):
         Args:
             batch: samples of all processes together, a multiple of their number.
             timeout: seconds after which a loader process that gives nothing is taken for dead; 0: never.
-            rank, processes: of so many processes this one gets its share of a batch, the samples number `rank`,
-                `rank + processes` and so on.
+            rank, processes: this process gets the samples `rank`, `rank + processes` and so on of a batch.
         """
         self.places = torch.zeros(workers, 2, dtype=torch.int64).share_memory_()
         loader = DataLoader(
@@ -138,16 +130,14 @@ class EndlessSamples(Dataset[Sample]):
             raise RuntimeError(f"DataLoader worker (pid(s) {dead}) exited unexpectedly") from error
 
     def culprit(self, error: Exception) -> str | None:
-        """The image at which a loader process of this stream was, if `error` says that one died or hangs.
-
-        Of several that might be meant, all are named.
-        """
+        """The image at which a loader process of this stream was, or all it may have been, if `error` says that one
+        died or hangs."""
         died = DIED.search(str(error))
         pids = {int(pid) for pid in died[1].split(",")} if died else set[int]()
         mine = [position for pid, position in self.places.tolist() if pid and (pid in pids or HANGS in str(error))]
         if not mine:
             return None
-        files = [str(self.images[self.index(position)].image) for position in mine if position != IDLE]
+        files = (str(self.images[self.index(position)].image) for position in mine if position != IDLE)
         return " or ".join(files) or "no image"
 
 

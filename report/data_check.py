@@ -12,7 +12,6 @@ import numpy as np
 
 from config.schema import Config, DomainConfig
 from datasets.check import PartSummary, against_published, inspect_part, warnings_of
-from datasets.decoded import Decoded
 from datasets.images import ImageSet
 from datasets.measured_scaling import has_8_bits, measured_stretch
 from datasets.readers import READERS
@@ -28,11 +27,7 @@ SAMPLES = 8  # in the sheet of a domain
 
 
 def check(config: Config) -> None:
-    """Report on both domains, in OUT/check/.
-
-    Raises:
-        DataError: a file cannot be used; the report has been written.
-    """
+    """Report on both domains, in OUT/check/; raises DataError, with the report written, if a file cannot be used."""
     make_generated(config)
     folder = Path(config.out) / "check"
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,8 +53,7 @@ def check(config: Config) -> None:
     write_text(folder / "report.json", json.dumps(record, indent=2) + "\n")
     text = printable("\n".join(section(role, found) for role, found in record.items()))
     write_text(folder / "report.md", text)
-    print(text)
-    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    print(f"{text}\n{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     if problems := sum(len(found["problems"]) for found in record.values()):
         raise DataError(f"{problems} problem(s) in the data, listed above and in {folder / 'report.md'}")
 
@@ -100,12 +94,8 @@ def published_keys(domain: DomainConfig) -> dict[str, str]:
 def section(role: str, found: Mapping[str, Any]) -> str:
     """A domain's record, in Markdown."""
     facts = found["parts"]
-    rows = [
-        f"## {role}: {found['root']} ({found['reader']})",
-        "",
-        f"| | {' | '.join(facts)} |",
-        f"| --- |{' ---: |' * len(facts)}",
-    ]
+    rows = [f"## {role}: {found['root']} ({found['reader']})", ""]
+    rows += [f"| | {' | '.join(facts)} |", f"| --- |{' ---: |' * len(facts)}"]
     for key in next(iter(facts.values())):
         rows.append(f"| {key.replace('_', ' ')} | {' | '.join(shown(key, fact[key]) for fact in facts.values())} |")
     for title, lines in (("Notes", found["notes"]), ("Problems", found["problems"])):
@@ -131,10 +121,9 @@ def draw_samples(images: ImageSet, path: Path) -> None:
     if decoder.scaling is None and not has_8_bits(chosen, decoder):
         decoder = replace(decoder, scaling=measured_stretch(images.items, decoder))
     decoded = [decoder.read(item) for item in chosen]
-    columns = {"image": [d.placed(as_rgb(d.image), 0) for d in decoded], "label": [label_of(d) for d in decoded]}
+    labels = [np.full(d.valid.shape, IGNORE, np.uint8) if d.label is None else d.label for d in decoded]
+    columns = {
+        "image": [d.placed(as_rgb(d.image), 0) for d in decoded],
+        "label": [colour_mask(d.placed(label, IGNORE)) for d, label in zip(decoded, labels, strict=True)],
+    }
     picture_grid(path, [item.name for item in chosen], columns)
-
-
-def label_of(decoded: Decoded) -> np.ndarray:
-    unknown = np.full(decoded.valid.shape, IGNORE, np.uint8)
-    return colour_mask(decoded.placed(unknown if decoded.label is None else decoded.label, IGNORE))

@@ -19,7 +19,6 @@ from datasets.generated import (
     CLOUD_OPACITY,
     SENSORS,
     Sensor,
-    make_domain,
     make_pair,
     render_scene,
     sensor_at_strength,
@@ -164,11 +163,11 @@ def test_pair_layout(tmp_path: Path) -> None:
 
 
 def test_stored_image_is_rgb_and_unchanged(tmp_path: Path) -> None:
-    make_domain(tmp_path / "d", SENSORS["sensor_b"], seed=9, **SMALL)
-    row = (tmp_path / "d" / "train.txt").read_text().splitlines()[1].split()
-    image, label = render_scene(SENSORS["sensor_b"], generated._derive(9, 0, 1), 48)
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "d" / row[0])), image)
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "d" / row[1])), label)
+    make_pair(tmp_path / "pair", seed=9, **SMALL)
+    row = (tmp_path / "pair/source" / "train.txt").read_text().splitlines()[1].split()
+    image, label = render_scene(SENSORS["sensor_a"], generated._derive(generated._derive(9, 0), 0, 1), 48)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "pair/source" / row[0])), image)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "pair/source" / row[1])), label)
 
 
 def test_pair_is_reproducible_and_unpaired(tmp_path: Path) -> None:
@@ -251,7 +250,7 @@ def test_two_writers_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_record_that_is_too_deep_is_damaged(tmp_path: Path) -> None:
-    make_domain(tmp_path / "a", SENSORS["sensor_a"], seed=0, **SMALL)
+    make_pair(tmp_path / "a", **SMALL)
     (tmp_path / "a" / "generated.json").write_text("[" * 99_999)
     with pytest.raises(DataError, match=r"exists without a readable generated\.json"):
-        make_domain(tmp_path / "a", SENSORS["sensor_a"], seed=0, **SMALL)
+        make_pair(tmp_path / "a", **SMALL)
