@@ -50,12 +50,7 @@ LESS_MEMORY = (
 
 
 def score_image(
-    segmenter: Segmenter,
-    images: ImageSet,
-    item: Item,
-    config: Config,
-    folder: Path,
-    histogram: EntropyHistogram | None,
+    segmenter: Segmenter, images: ImageSet, item: Item, config: Config, folder: Path, histogram: EntropyHistogram | None
 ) -> RankedImage:
     """Predict one image, at all scales of the configuration, write its pseudo-label and return its score.
 

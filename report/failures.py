@@ -57,10 +57,7 @@ class FinishedRun(NamedTuple):
 
 
 def finished_run(folder: Path) -> FinishedRun:
-    """
-    Raises:
-        DataError: it has no network.
-    """
+    """Raises DataError where the folder holds no network."""
     model = best_model(folder)
     config = load_config(["--config", str(folder / model.stage / "config.yaml"), "--out", str(folder)])
     return FinishedRun(config, trained(config, model.name), evaluation_images(config, "target"))

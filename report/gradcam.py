@@ -19,12 +19,7 @@ from utils.errors import ConfigError
 
 
 def grad_cam(
-    segmenter: Segmenter,
-    image: Tensor,
-    target: int,
-    head: Head = "main",
-    layer: str = "",
-    valid: Tensor | None = None,
+    segmenter: Segmenter, image: Tensor, target: int, head: Head = "main", layer: str = "", valid: Tensor | None = None
 ) -> Tensor:
     """Where `layer` speaks for class `target`, (H, W) in [0, 1]; all 0 where nothing does.
 

@@ -34,8 +34,9 @@ def confusion_matrix(*, label: np.ndarray, prediction: np.ndarray, classes: int 
         raise ValueError(f"label has shape {label.shape}, prediction {prediction.shape}; expected equal shapes")
     if not 1 <= classes <= 15:
         raise ValueError(f"classes is {classes}, expected 1 to 15")
-    true, found = (_as_bytes(values, classes) for values in (label, prediction))
-    if true.size and (found.max() >= classes or not ((true < classes) | (true == IGNORE)).all()):
+    true, found = label.astype(np.uint8, copy=False), prediction.astype(np.uint8, copy=False)
+    wrapped = any(of.dtype != np.uint8 and (of != to).any() for of, to in ((label, true), (prediction, found)))
+    if wrapped or (true.size and (found.max() >= classes or not ((true < classes) | (true == IGNORE)).all())):
         raise ValueError(f"found classes outside 0..{classes - 1} that are not {IGNORE}")
     # In eight bits 255 * K wraps round to 256 - K: the ignored pixels take the last K codes, beyond all K * K pairs.
     code = true * np.uint8(classes) + found
@@ -43,15 +44,6 @@ def confusion_matrix(*, label: np.ndarray, prediction: np.ndarray, classes: int 
     for part in np.array_split(code.reshape(-1, 1), max(1, -(-code.size >> 24))):  # a histogram is exact up to 2**24
         counts += cv2.calcHist([part], [0], None, [256], [0, 256]).ravel().astype(np.int64) if part.size else 0
     return counts[: classes * classes].reshape(classes, classes)
-
-
-def _as_bytes(values: np.ndarray, classes: int) -> np.ndarray:
-    if values.dtype == np.uint8:
-        return values
-    if values.size and (values.min() < 0 or values.max() > IGNORE):
-        found = f"{values.min()} to {values.max()}"
-        raise ValueError(f"found classes from {found}, expected 0..{classes - 1} and, in a label, {IGNORE}")
-    return values.astype(np.uint8)
 
 
 def calibration_bins(
@@ -104,8 +96,7 @@ def bootstrap(groups: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarra
 
 def interval(values: np.ndarray, level: float = 0.95) -> list[float]:
     """The central interval that holds `level` of the values."""
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return [float(low), float(high)]
+    return np.quantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist()
 
 
 def brightness_counts(image: np.ndarray, label: np.ndarray) -> np.ndarray:
@@ -121,8 +112,7 @@ def best_threshold(counts: np.ndarray) -> tuple[int, np.ndarray]:
     """
     above = counts.sum(1, keepdims=True) - counts.cumsum(1)  # (2, 256), pixels brighter than each threshold
     matrices = np.stack([counts.cumsum(1), above], 2).transpose(1, 0, 2)  # (256, 2, 2)
-    found = [scores(matrix)["miou"] for matrix in matrices]
-    best = int(np.nanargmax(found))
+    best = int(np.nanargmax([scores(matrix)["miou"] for matrix in matrices]))
     return best, matrices[best]
 
 
@@ -138,12 +128,9 @@ def scores(matrix: np.ndarray) -> dict[str, Any]:
     counts = matrix.astype(np.float64)
     hit, true, found = np.diag(counts), counts.sum(1), counts.sum(0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        of_class = {
-            "iou": hit / (true + found - hit),
-            "precision": hit / found,
-            "recall": hit / true,
-            "f1": 2 * hit / (true + found),
-        }
+        of_class = dict(
+            iou=hit / (true + found - hit), precision=hit / found, recall=hit / true, f1=2 * hit / (true + found)
+        )
         accuracy = hit.sum() / counts.sum()
     return {
         **{name: dict(zip(CLASSES, values.tolist(), strict=True)) for name, values in of_class.items()},
@@ -164,8 +151,7 @@ def score_at(values: Any, path: tuple[str, ...]) -> Any:
 def trivial(matrix: np.ndarray) -> dict[str, np.ndarray]:
     """The confusion matrices of calling everything clear, or everything cloud, on the same labels."""
     true = matrix.sum(1)
-    nothing = np.zeros_like(true)
-    return {"all_clear": np.stack([true, nothing], 1), "all_cloud": np.stack([nothing, true], 1)}
+    return {"all_clear": np.stack([true, 0 * true], 1), "all_cloud": np.stack([0 * true, true], 1)}
 
 
 def _mean(values: np.ndarray) -> float:

@@ -47,14 +47,12 @@ def picture_grid(
         (figure.suptitle if key else figure.supxlabel)(caption, fontsize=7)  # a legend takes the place below
     if entropy_bar:
         colours = ListedColormap(colour_entropy(np.linspace(0, 1, 256)) / 255)
-        bar = figure.colorbar(
-            ScalarMappable(cmap=colours), ax=axes, fraction=0.05, shrink=min(1.0, 4 / len(names)), pad=0.02
-        )
+        shrink = min(1.0, 4 / len(names))
+        bar = figure.colorbar(ScalarMappable(cmap=colours), ax=axes, fraction=0.05, shrink=shrink, pad=0.02)
         bar.set_label("normalised entropy: 0 reliable, 1 unreliable", fontsize=7)
         bar.ax.tick_params(labelsize=6)
     if key:
-        named = ((text, "#{:02x}{:02x}{:02x}".format(*colour)) for text, colour in key)
-        patches = [Patch(facecolor=colour, edgecolor="0.6", label=text) for text, colour in named]
+        patches = [Patch(facecolor="#{:02x}{:02x}{:02x}".format(*of), edgecolor="0.6", label=text) for text, of in key]
         figure.legend(handles=patches, loc="outside lower center", ncols=len(key), fontsize=7, frameon=False)
     save_figure(figure, path)
 
@@ -71,11 +69,7 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def save_figure(figure: Any, path: Path, **options: Any) -> None:
-    """Write a matplotlib figure as PNG; the file is whole or not there.
-
-    Raises:
-        DataError: it cannot be written.
-    """
+    """Write a matplotlib figure as PNG; the file is whole or not there."""
     with whole(path) as temporary:
         figure.savefig(temporary, format="png", **options)
 
@@ -135,6 +129,9 @@ def embedding_panels(
     save_figure(figure, path)
 
 
+CURVES = {"raw/": "losses (unweighted)", "stats/": "shares", "lr": "learning rate"}  # by the start of a row's keys
+
+
 def training_curves(path: Path, stages: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
     """Losses, shares (entropies, accepted pseudo-labels) and learning rates by step, a row of panels per stage.
 
@@ -145,11 +142,8 @@ def training_curves(path: Path, stages: Mapping[str, Sequence[Mapping[str, float
     rows = figure.subplots(len(stages), 3, squeeze=False)
     for axes, (stage, log) in zip(rows, stages.items(), strict=True):
         steps = [row["step"] for row in log]
-        keys = list(log[0])
-        for axis, prefix, title in zip(
-            axes, ("raw/", "stats/", "lr"), ("losses (unweighted)", "shares", "learning rate"), strict=True
-        ):
-            for key in (key for key in keys if key.startswith(prefix) and "contrast_" not in key):
+        for axis, (prefix, title) in zip(axes, CURVES.items(), strict=True):
+            for key in (key for key in log[0] if key.startswith(prefix) and "contrast_" not in key):
                 axis.plot(steps, [row[key] for row in log], label=key.removeprefix(prefix) or key, linewidth=0.9)
             axis.set_title(f"{stage}: {title}", fontsize=7)
             axis.tick_params(labelsize=6)

@@ -28,11 +28,7 @@ class Picture(NamedTuple):
 
 
 def remember_pictures(folder: Path, part: str, pictures: Sequence[Picture]) -> None:
-    """Note a part's pictures in `folder`/pictures.json, in place of those it made before, and its command.
-
-    Raises:
-        DataError: what was noted before is damaged.
-    """
+    """Note a part's pictures in `folder`/pictures.json, in place of those it made before, and its command."""
     known = read_pictures(folder) | {part: [*pictures]}
     text = json.dumps({name: [picture._asdict() for picture in made] for name, made in known.items()}, indent=2)
     write_text(folder / "pictures.json", text + "\n")
@@ -86,11 +82,7 @@ def read_log(stage: Path) -> list[dict[str, float]]:
 
 
 def _read(path: Path, what: str, taken: Callable[[Any], T]) -> T | None:
-    """What is taken from a JSON file, None where there is none.
-
-    Raises:
-        DataError: it is damaged.
-    """
+    """What is taken from a JSON file, None where there is none."""
     if not path.exists():
         return None
     with reading(path, what, AGAIN):
@@ -98,11 +90,9 @@ def _read(path: Path, what: str, taken: Callable[[Any], T]) -> T | None:
 
 
 def _domain(entry: dict[str, Any]) -> dict[str, Any]:
+    facts = {"root": str, "protocol": str, "images": int, "labelled": int}
     found = {
-        "root": str(entry["root"]),
-        "protocol": str(entry["protocol"]),
-        "images": int(entry["images"]),
-        "labelled": int(entry["labelled"]),
+        **{key: kind(entry[key]) for key, kind in facts.items()},
         "models": {name: _model(values) for name, values in entry["models"].items()},
         "signs": {name: {sign: _number(share) for sign, share in of.items()} for name, of in entry["signs"].items()},
         "agreement": {names: float(share) for names, share in entry["agreement"].items()},

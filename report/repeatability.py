@@ -41,18 +41,14 @@ def repeatability(
     places = {name: place for place, name in enumerate(dict.fromkeys(scenes or map(str, range(len(cloud)))))}
     if len(places) < 2:
         return math.nan
-    parts = [places[name] % PARTS for name in scenes or places]
-    counts = np.zeros((2, 2), np.int64)
-    for part in set(parts):
-        known = [i for i, its in enumerate(parts) if its != part]
-        other = [i for i, its in enumerate(parts) if its == part]
-        taught = np.concatenate([cloud[i] for i in known])
-        classifier = fit(np.concatenate([features[i] for i in known]), taught)
-        seen = np.concatenate([features[i] for i in other])
-        predicted = np.full(len(seen), taught.mean() > 0.5) if classifier is None else classifier.predict(seen)
-        mask = np.concatenate([cloud[i] for i in other]) > 0.5
-        counts += confusion_matrix(label=mask.astype(int), prediction=predicted.astype(int))
-    return kappa(counts)
+    part_of = np.repeat([places[name] % PARTS for name in scenes or places], [len(one) for one in cloud])
+    seen, taught = np.concatenate(features), np.concatenate(cloud)
+    predicted = np.empty(len(taught), bool)
+    for part in np.unique(part_of):
+        here = part_of == part
+        classifier = fit(seen[~here], taught[~here])
+        predicted[here] = taught[~here].mean() > 0.5 if classifier is None else classifier.predict(seen[here])
+    return kappa(confusion_matrix(label=taught > 0.5, prediction=predicted))
 
 
 def kappa(counts: np.ndarray) -> float:

@@ -30,8 +30,7 @@ from report.tables import markdown_table, percent
 from utils.errors import DataError
 from utils.files import write_text
 
-OFFICIAL = "12/255"
-THRESHOLDS = {OFFICIAL: 12, "1/2": 127}  # in 255ths; a pixel above it is cloud
+THRESHOLDS = {"12/255": 12, "1/2": 127}  # in 255ths; a pixel above it is cloud
 SCORES = {  # name -> place in what `metrics.scores` gives
     "precision": ("precision", "cloud"),
     "recall": ("recall", "cloud"),
@@ -43,14 +42,10 @@ PLACE = re.compile(r"_(\d+)_by_(\d+)_LC")
 
 
 def place_of(name: str) -> tuple[int, int]:
-    """Row and column of a patch in its scene, from 0, by a name such as patch_192_10_by_12_LC08_....
-
-    Raises:
-        ValueError: the name has none.
-    """
+    """Row and column of a patch in its scene, from 0, by a name such as patch_192_10_by_12_LC08_...."""
     found = PLACE.search(name)
     if found is None:
-        raise ValueError(f"{name} has no place such as 10_by_12")
+        raise DataError(f"{name}: has no place in its scene, expected one such as 10_by_12; mend the name")
     return int(found[1]) - 1, int(found[2]) - 1
 
 
@@ -61,16 +56,6 @@ def stitched(patches: Sequence[tuple[tuple[int, int], np.ndarray]], rows: int, c
     for (row, column), patch in patches:
         whole[row * side : (row + 1) * side, column * side : (column + 1) * side] = patch
     return whole
-
-
-def scene_scores(truth: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
-    """Precision, recall, specificity, Jaccard index and accuracy of the cloud class in one scene, in [0, 1].
-
-    Args:
-        truth, prediction: (H, W) bool, True for cloud. A share of nothing is NaN.
-    """
-    found = scores(confusion_matrix(label=truth, prediction=prediction))
-    return {name: score_at(found, path) for name, path in SCORES.items()}
 
 
 def score_scenes(domain: Domain, models: Mapping[str, Segmenter], config: Config, folder: Path) -> None:
@@ -86,14 +71,12 @@ def score_scenes(domain: Domain, models: Mapping[str, Segmenter], config: Config
     if not patches:
         (folder / "scenes.json").unlink(missing_ok=True)  # one of an earlier evaluation must not stand for this one
         return
-    places: dict[str, list[tuple[int, int]]] = {}  # of all patches: those without data have none predicted, but a place
-    for item in listed(config, domain.role, "eval", labels=False):
-        if item.scene in patches:
-            places.setdefault(str(item.scene), []).append(place_of(item.name))
+    every = listed(config, domain.role, "eval", labels=False)  # a patch without data is not predicted, but has a place
     found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     bar = tqdm(total=sum(map(len, patches.values())) * len(models), desc="scenes", unit="patch", dynamic_ncols=True)
     for scene, items in sorted(patches.items()):
         truth = read_bands(truths[scene]).pixels[..., 0] > 0
+        rows, columns = np.max([place_of(item.name) for item in every if item.scene == scene], axis=0) + 1
         for name, model in models.items():
             tiles = []
             for item in items:
@@ -102,7 +85,6 @@ def score_scenes(domain: Domain, models: Mapping[str, Segmenter], config: Config
                 levels = (cloud * 255).round().byte().numpy()
                 tiles.append((place_of(item.name), decoded.placed(levels, 0)))
                 bar.update()
-            rows, columns = np.max(places[scene], axis=0) + 1
             whole, (height, width) = stitched(tiles, rows, columns), truth.shape
             if whole.shape[0] < height or whole.shape[1] < width:
                 raise DataError(
@@ -112,13 +94,15 @@ def score_scenes(domain: Domain, models: Mapping[str, Segmenter], config: Config
             top, left = (whole.shape[0] - height) // 2, (whole.shape[1] - width) // 2  # the margin is no part of it
             whole = whole[top : top + height, left : left + width]
             for title, threshold in THRESHOLDS.items():
-                found.setdefault(name, {}).setdefault(title, {})[scene] = scene_scores(truth, whole > threshold)
+                measured = scores(confusion_matrix(label=truth, prediction=whole > threshold))
+                shares = {of: score_at(measured, path) for of, path in SCORES.items()}
+                found.setdefault(name, {}).setdefault(title, {})[scene] = shares
     bar.close()
     write_text(folder / "scenes.json", json.dumps(found, indent=2) + "\n")
-    lines = scene_table(found)
-    table = markdown_table(lines, left=len(lines[0]))
-    write_text(folder / "scenes.md", f"38-Cloud, official: mean over {len(patches)} scenes, percent\n\n{table}\n")
-    print(f"\n{(folder / 'scenes.md').read_text('utf-8')}")
+    table = markdown_table(scene_table(found), left=2 + len(SCORES))
+    text = f"38-Cloud, official: mean over {len(patches)} scenes, percent\n\n{table}\n"
+    write_text(folder / "scenes.md", text)
+    print(f"\n{text}")
 
 
 def scene_table(found: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> list[list[str]]:

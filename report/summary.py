@@ -14,7 +14,7 @@ from pathlib import Path
 from engine.cli import run
 from report.metrics import score_at
 from report.records import read_metrics
-from report.tables import COLUMNS, markdown_table
+from report.tables import COLUMNS, markdown_table, number_text
 from utils.errors import DataError
 
 SHOWN = ("IoU clear", "IoU cloud", "precision cloud", "recall cloud", "pixel accuracy", "mIoU")
@@ -55,8 +55,7 @@ def _cell(values: list[float | None]) -> str:
     numbers = [100 * value for value in values if value is not None]
     if len(numbers) < len(values):
         return "-"
-    spread = f" ± {statistics.stdev(numbers):.1f}" if len(numbers) > 1 else ""
-    return f"{statistics.mean(numbers):.1f}{spread}"
+    return number_text(statistics.mean(numbers), sd=statistics.stdev(numbers) if len(numbers) > 1 else None)
 
 
 if __name__ == "__main__":

@@ -35,8 +35,7 @@ MEASURES = COLUMNS | {"ECE": ("ece",)}
 HEADER = ["model", *COLUMNS, "mIoU, 95 % interval", "ECE"]
 PAPER = {  # the columns of the published tables, by their true names
     **{name: COLUMNS[name] for name in ("IoU clear", "IoU cloud", "mIoU", "F1 clear", "F1 cloud")},
-    **{name: COLUMNS[name] for name in ("precision clear", "precision cloud")},  # published as Re
-    **{name: COLUMNS[name] for name in ("recall clear", "recall cloud")},  # CPA
+    **{f"{of} {name}": COLUMNS[f"{of} {name}"] for of in ("precision", "recall") for name in CLASSES},  # Re, CPA
     "PA": COLUMNS["pixel accuracy"],
     "BA": COLUMNS["balanced accuracy"],  # MCAP
 }
@@ -116,15 +115,12 @@ def _grouped(domain: Domain, model: ModelScores) -> np.ndarray:
 
 
 def write_tables(folder: Path, domains: Sequence[DomainScores], config: Config) -> None:
-    """Write metrics.json, .md, .csv, .tex and images_ROLE.csv into `folder`.
-
-    Raises:
-        DataError: a file cannot be written.
-    """
+    """Write metrics.json, .md, .csv, .tex and images_ROLE.csv into `folder`."""
     report = report_of(domains, config)
     models = [[role, *row(*of)] for role, entry in report["domains"].items() for of in entry["models"].items()]
+    with_null = json.loads(json.dumps(report), parse_constant=lambda nan: None)  # JSON has no NaN
     texts = {
-        "metrics.json": json.dumps(_nan_to_null(report), indent=2) + "\n",
+        "metrics.json": json.dumps(with_null, indent=2) + "\n",
         "metrics.md": markdown(report),
         "metrics.csv": csv_text([["domain", *HEADER], *models]),
         "metrics.tex": latex(report),
@@ -178,9 +174,7 @@ def percent(number: float | None) -> str:
 
 def number_text(value: float | None, form: str = ".1f", sd: float | None = None) -> str:
     """A number, with its standard deviation where there is one; a dash for None."""
-    if value is None:
-        return "-"
-    return f"{value:{form}}" + ("" if sd is None else f" ± {sd:.1f}")
+    return "-" if value is None else f"{value:{form}}" + ("" if sd is None else f" ± {sd:.1f}")
 
 
 def markdown_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -192,7 +186,7 @@ def markdown_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
 def latex_tabular(rows: Sequence[Sequence[str]], comment: str) -> str:
     """The same as a LaTeX tabular below a comment; the cells are LaTeX already."""
     body = " \\\\\n".join(" & ".join(line) for line in rows)
-    columns = f"l{'r' * (len(rows[0]) - 1)}"
+    columns = "l" + "r" * (len(rows[0]) - 1)
     return f"% {comment}\n\\begin{{tabular}}{{{columns}}}\n{body} \\\\\n\\end{{tabular}}\n"
 
 
@@ -241,11 +235,3 @@ def image_rows(result: DomainScores) -> list[Sequence[str]]:
         for _, image, scene, numbers in sorted(rows):
             table.append([name, image, scene, *("" if math.isnan(n) else f"{n:.6f}" for n in numbers)])
     return table
-
-
-def _nan_to_null(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _nan_to_null(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_nan_to_null(part) for part in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
