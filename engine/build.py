@@ -34,14 +34,11 @@ def device_of(config: Config) -> torch.device:
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(config.device)
-        torch.empty(0, device=device)
+        torch.empty(0, device=config.device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"device is {config.device!r}, which cannot be used here ({reason}); give auto or cpu"
-        ) from None
-    return device
+        why = str(error).splitlines()[0]
+        raise ConfigError(f"device is {config.device!r}, which cannot be used here ({why}); give auto or cpu") from None
+    return torch.device(config.device)
 
 
 def build_segmenter(config: Config) -> Segmenter:
@@ -96,11 +93,7 @@ def build_alignment(config: Config, settings: TeacherConfig | IntraConfig, class
 def build_choice(
     choices: Mapping[str, Callable[..., T]], name: str, options: Mapping[str, Mapping[str, float]], *given: Any
 ) -> T:
-    """Build what a config chose by name, with its entry of `options` as keyword arguments.
-
-    Raises:
-        ConfigError: an option that the choice does not have.
-    """
+    """Build what a config chose by name, with its entry of `options` as keyword arguments; see `options_of`."""
     return choices[name](*given, **options_of(choices, name, options))
 
 
@@ -112,11 +105,8 @@ def options_of(
     Raises:
         ConfigError: an option that the choice does not have.
     """
-    known = [
-        parameter.name
-        for parameter in inspect.signature(choices[name]).parameters.values()
-        if isinstance(parameter.default, (int, float))
-    ]
+    parameters = inspect.signature(choices[name]).parameters
+    known = [key for key, parameter in parameters.items() if isinstance(parameter.default, (int, float))]
     mine = options.get(name, {})
     if unknown := [key for key in mine if key not in known]:
         raise ConfigError(f"options.{name}.{unknown[0]}: unknown; {name} has {', '.join(known) or 'no options'}")
@@ -137,11 +127,5 @@ def trained(config: Config, name: str) -> Segmenter:
 
 def training_stream(config: Config, images: ImageSet, stream: str, augment: AugmentConfig) -> EndlessSamples:
     """The endless stream of a training stage over `images`."""
-    return EndlessSamples(
-        images,
-        stream,
-        seed=config.seed,
-        size=config.data.size,
-        geometry=config.data.geometry,
-        amounts=augment,
-    )
+    data = config.data
+    return EndlessSamples(images, stream, seed=config.seed, size=data.size, geometry=data.geometry, amounts=augment)

@@ -93,16 +93,27 @@ def resume(
     for path in found:
         try:
             state = _read(path)
+            break
         except WeightsError as error:
             if path == found[-1]:
                 raise
             os.replace(path, folder / DAMAGED)
             print(f"WARNING: {error}. It is kept as {DAMAGED}; going on from {PREVIOUS}", file=sys.stderr)
-            continue
-        with reading(path, KIND, REMEDY, WeightsError):
-            _fill(path, state, networks, optimizers, about)
-            return int(state["step"])
-    return 0
+    else:
+        return 0
+    with reading(path, KIND, REMEDY, WeightsError):
+        if changed := changes(_parsed(state["about"]), _parsed(about)):
+            raise WeightsError(f"{path}: belongs to another run: {'; '.join(changed)}; use another out")
+        for kind, ours in (("networks", networks), ("optimizers", optimizers)):
+            if state[kind].keys() != ours.keys():
+                names = f"found {kind} {sorted(state[kind])}, expected {sorted(ours)}"
+                raise WeightsError(f"{path}: {names}; use another out")
+            for name, part in ours.items():
+                try:
+                    part.load_state_dict(state[kind][name])
+                except (RuntimeError, ValueError, KeyError) as error:
+                    raise WeightsError(f"{path}: {kind[:-1]} {name!r} is of another architecture: {error}") from None
+        return int(state["step"])
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -119,25 +130,6 @@ def _read(path: Path) -> dict[str, Any]:
     if schema != SCHEMA:
         raise WeightsError(f"{path}: found checkpoint schema {schema!r}, expected {SCHEMA}; use another out")
     return state
-
-
-def _fill(
-    path: Path,
-    state: Mapping[str, Any],
-    networks: Mapping[str, nn.Module],
-    optimizers: Mapping[str, torch.optim.Optimizer],
-    about: Mapping[str, str],
-) -> None:
-    if changed := changes(_parsed(state["about"]), _parsed(about)):
-        raise WeightsError(f"{path}: belongs to another run: {'; '.join(changed)}; use another out")
-    for kind, ours in (("networks", networks), ("optimizers", optimizers)):
-        if state[kind].keys() != ours.keys():
-            raise WeightsError(f"{path}: found {kind} {sorted(state[kind])}, expected {sorted(ours)}; use another out")
-        for name, part in ours.items():
-            try:
-                part.load_state_dict(state[kind][name])
-            except (RuntimeError, ValueError, KeyError) as error:
-                raise WeightsError(f"{path}: {kind[:-1]} {name!r} is of another architecture: {error}") from None
 
 
 def _parsed(about: Mapping[str, str]) -> dict[str, Any]:

@@ -83,11 +83,7 @@ def bound_settings(config: Config, kind: Kind) -> dict[str, Any]:
 
 
 def differences(record: Path, settings: dict[str, Any]) -> list[str]:
-    """What differs between a config.yaml on disk and these settings, one sentence for each key.
-
-    Raises:
-        ConfigError: it is damaged.
-    """
+    """What differs between a config.yaml on disk and these settings, one sentence for each key."""
     with reading(record, "the config.yaml of a stage", "give another --out", ConfigError):
         values = recorded_config(record)
         now = {key: value for key, value in settings.items() if key != "generated"}  # null: the pair is there
