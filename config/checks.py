@@ -24,11 +24,9 @@ def _relations(config: Config) -> Iterator[tuple[str, object, str]]:
     yield from _relations_of_domain("target", config.target)
     yield "data.tile", data.tile is None or data.tile >= data.size, "data.size or more, or null"
     yield "net.mean", (net.mean is None) == (net.std is None), "both net.mean and net.std, or neither"
-    yield (
-        "net.aux_level",
-        "clan" not in (teacher.alignment, intra.alignment) or net.aux_level == "last",
-        "last, where alignment is clan: its two classifiers read the same features",
-    )
+    clan = "clan" in (teacher.alignment, intra.alignment)
+    expected = "last, where alignment is clan: its two classifiers read the same features"
+    yield "net.aux_level", not clan or net.aux_level == "last", expected
 
     oracle = teacher.supervise == "target"
     yield "teacher.alignment", not oracle or teacher.alignment == "none", "none for the oracle"
@@ -50,11 +48,8 @@ def _relations_of_domain(role: str, domain: DomainConfig) -> Iterator[tuple[str,
     yield f"{role}.eval_share", domain.eval is None or not domain.eval_share, f"0 where {role}.eval is given"
     yield f"{role}.gamma", domain.gamma == 1 or domain.scaling != SHIFT8, f"1 where scaling is {SHIFT8}"
     known = domain.reader in READERS and READERS[domain.reader].bands is not None
-    yield (
-        f"{role}.bands",
-        not (known and domain.bands),
-        "null: this reader knows them; choose among them by data.bands",
-    )
+    expected = "null: this reader knows them; choose among them by data.bands"
+    yield f"{role}.bands", not (known and domain.bands), expected
     if isinstance(scaling := domain.scaling, list):
         yield f"{role}.scaling", len(scaling) == 2 and scaling[0] < scaling[1], "[low, high] with low below high"
     else:

@@ -48,11 +48,7 @@ def load_config(arguments: Sequence[str] | None = None, description: str | None 
 
 
 def load_compare_config(arguments: Sequence[str] | None = None, description: str | None = None) -> CompareConfig:
-    """Read `--config FILE` (any number) and `--key value` into a checked comparison.
-
-    Raises:
-        ConfigError: as `load_config`.
-    """
+    """Read `--config FILE` (any number) and `--key value` into a checked comparison; errors as `load_config`."""
     config = _load(CompareConfig, *_taken(arguments, "--config"), description)
     return _sound(config, comparison_faults(config))
 
@@ -149,11 +145,7 @@ def read_mapping(path: Path, file: str, mapping: str) -> dict[str, Any]:
 
 
 def recorded_config(path: Path) -> dict[str, Any]:
-    """What the config.yaml of a stage holds.
-
-    Raises:
-        ConfigError: as `read_mapping`.
-    """
+    """What the config.yaml of a stage holds; errors as `read_mapping`."""
     return read_mapping(path, "the config.yaml of a stage", "a mapping of keys to values")
 
 

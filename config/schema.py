@@ -77,8 +77,7 @@ class DomainConfig:
         (lambda classes: classes and {*classes.values()} <= {0, 1, 255}, "classes 0 (clear), 1 (cloud), 255 (ignore)"),
         (lambda classes: all(0 <= value <= 255 for value in classes), "label values in 0..255"),
     )
-    """label value in the file -> class (0 clear, 1 cloud, 255 ignore); any other value is an error; null: the reader's,
-    usually {0: 0, 255: 1}"""
+    """label value in the file -> class (0 clear, 1 cloud, 255 ignore), no others; null: the reader's, {0: 0, 255: 1}"""
     scene: str | None = bounded(None, (re.compile, "a regular expression"))
     """regular expression that finds the scene in an image's name (its first group, or all of it), so that intervals are
     taken over scenes and held-back images are whole scenes; null: the reader's, or every image stands for itself"""
@@ -153,8 +152,7 @@ class NetConfig:
     discriminator_width: int = at_least(64, 1)
     """channels of the first of the discriminators' five layers"""
     checkpoint: str | None = None
-    """start the segmentation network from this file: weights of this project, or a DeepLab-v2 checkpoint of ADVENT or
-    ASDA (needs layout deeplab_v2)"""
+    """start from this file: weights of this project, or a checkpoint of ADVENT or ASDA (needs layout deeplab_v2)"""
 
 
 @dataclass(frozen=True)
@@ -180,8 +178,7 @@ class SpeedConfig:
     """How the machine is used. The result is the same up to rounding, but for what `pieces` says."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """numbers within the networks; losses, weights and optimisers are always float32. auto: bfloat16 on a GPU that has
-    it, else float32"""
+    """numbers within the networks (losses, weights, optimisers: float32); auto: bfloat16 on a GPU that has it"""
     pieces: int = at_least(1, 1)
     """a batch passes the networks in so many pieces (gradient accumulation): less memory, one more forward. Losses see
     the whole batch; only batch normalisation sees each piece alone"""
@@ -320,11 +317,9 @@ class ReleasedConfig:
     init: bool = False
     """the segmentation network starts from fan-in Kaiming weights, batch-norm scales from N(1, 0.02), biases 0"""
     schedule: bool = False
-    """a piecewise cosine per epoch, one rate for every segmenter group, discriminators constant; else every rate is
-    multiplied by (1 - step/steps)^0.9"""
+    """piecewise cosine per epoch, one rate for the whole segmenter, discriminators fixed; else (1 - step/steps)^0.9"""
     split: bool = False
-    """images are ranked by the sum of their pixels' entropies in place of the mean, and one more of them is easy, but
-    never all"""
+    """images are ranked by the sum of their pixels' entropies, not the mean, and one more is easy, but never all"""
 
 
 @dataclass(frozen=True)

@@ -35,14 +35,11 @@ def device_of(config: Config) -> torch.device:
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(config.device)
-        torch.empty(0, device=device)
+        torch.empty(0, device=config.device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"device is {config.device!r}, which cannot be used here ({reason}); give auto or cpu"
-        ) from None
-    return device
+        why = str(error).splitlines()[0]
+        raise ConfigError(f"device is {config.device!r}, which cannot be used here ({why}); give auto or cpu") from None
+    return torch.device(config.device)
 
 
 def build_segmenter(config: Config) -> Segmenter:
@@ -135,11 +132,5 @@ def trained(config: Config, name: str) -> Segmenter:
 
 def training_stream(config: Config, images: ImageSet, stream: str, augment: AugmentConfig) -> EndlessSamples:
     """The endless stream of a training stage over `images`."""
-    return EndlessSamples(
-        images,
-        stream,
-        seed=config.seed,
-        size=config.data.size,
-        geometry=config.data.geometry,
-        amounts=augment,
-    )
+    data = config.data
+    return EndlessSamples(images, stream, seed=config.seed, size=data.size, geometry=data.geometry, amounts=augment)

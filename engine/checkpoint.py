@@ -11,7 +11,8 @@ import io
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import TrainingError, WeightsError, unwritable
-from utils.records import reading
+from utils.records import changes, reading
 
 SCHEMA = 2
 NAME, PREVIOUS, DAMAGED = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.damaged.pt"
 MARK = b"\nsha256 "
 TRAILER = len(MARK) + 64 + 1  # the checksum in hexadecimal digits and a line feed
+KIND, REMEDY = "a checkpoint of this version", "remove it to start the stage anew"
 
 
 def save_checkpoint(
@@ -50,14 +52,18 @@ def save_checkpoint(
         "networks": {name: network.state_dict() for name, network in networks.items()},
         "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
     }
-    require_finite(state, step)
-    path = folder / NAME
-    temporary = path.with_name(NAME + ".tmp")
+    for name, tensor in _tensors(state):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise TrainingError(
+                f"after step {step}: {name} holds NaN or infinity, so no checkpoint is written and those before it are "
+                "kept. Lower optim.lr; the same command goes on from the last checkpoint"
+            )
+    path, temporary = folder / NAME, folder / f"{NAME}.tmp"
     try:
-        with open(temporary, "wb") as file:
-            hashed: Any = _Hashed(file)
-            torch.save(_plain({"schema": SCHEMA, "step": step, "about": dict(about), **state}), hashed)
-            file.write(MARK + hashed.digest.hexdigest().encode() + b"\n")
+        with open(temporary, "w+b") as file:
+            torch.save(_plain({"schema": SCHEMA, "step": step, "about": about, **state}), file)
+            file.seek(0)
+            file.write(_trailer(iter(partial(file.read, 2**20), b"")))
             file.flush()
             os.fsync(file.fileno())
         if path.exists():
@@ -87,88 +93,47 @@ def resume(
     for path in found:
         try:
             state = _read(path)
+            break
         except WeightsError as error:
             if path == found[-1]:
                 raise
             os.replace(path, folder / DAMAGED)
             print(f"WARNING: {error}. It is kept as {DAMAGED}; going on from {PREVIOUS}", file=sys.stderr)
-            continue
-        with reading(path, "a checkpoint of this version", "remove it to start the stage anew", WeightsError):
-            _fill(path, state, networks, optimizers, about)
-            return int(state["step"])
-    return 0
-
-
-def require_finite(state: Any, step: int) -> None:
-    """
-    Raises:
-        TrainingError: a floating-point tensor of a state holds NaN or infinity; names it.
-    """
-    for name, tensor in _tensors(state):
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise TrainingError(
-                f"after step {step}: {name} holds NaN or infinity, so no checkpoint is written and those before it are "
-                "kept. Lower optim.lr; the same command goes on from the last checkpoint"
-            )
+    else:
+        return 0
+    with reading(path, KIND, REMEDY, WeightsError):
+        if changed := changes(_parsed(state["about"]), _parsed(about)):
+            raise WeightsError(f"{path}: belongs to another run: {'; '.join(changed)}; use another out")
+        for kind, ours in (("networks", networks), ("optimizers", optimizers)):
+            if state[kind].keys() != ours.keys():
+                names = f"found {kind} {sorted(state[kind])}, expected {sorted(ours)}"
+                raise WeightsError(f"{path}: {names}; use another out")
+            for name, part in ours.items():
+                try:
+                    part.load_state_dict(state[kind][name])
+                except (RuntimeError, ValueError, KeyError) as error:
+                    raise WeightsError(f"{path}: {kind[:-1]} {name!r} is of another architecture: {error}") from None
+        return int(state["step"])
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
+    with reading(path, KIND, REMEDY, WeightsError):
         content = path.read_bytes()
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read ({error.strerror})") from None
-    remedy = "remove it to start the stage anew"
-    if content[-TRAILER:][: len(MARK)] != MARK:
-        raise WeightsError(
-            f"{path}: is no checkpoint of this version, or it was cut off: it does not end with its checksum; {remedy}"
-        )
-    payload = memoryview(content)[:-TRAILER]
-    if hashlib.sha256(payload).hexdigest().encode() != content[-65:-1]:
-        raise WeightsError(f"{path}: is damaged, its checksum differs; {remedy}")
+        payload = memoryview(content)[:-TRAILER]
+        if content[-TRAILER:] != _trailer([payload]):
+            raise ValueError("cut off or damaged: it does not end with the checksum of its content")
     try:
         state: Any = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except Exception as error:  # it raises whatever the unpickler meets
-        raise WeightsError(f"{path}: cannot be read as a checkpoint ({error}); {remedy}") from error
+        raise WeightsError(f"{path}: cannot be read as a checkpoint ({error}); {REMEDY}") from error
     schema = state.get("schema") if isinstance(state, dict) else None
     if schema != SCHEMA:
         raise WeightsError(f"{path}: found checkpoint schema {schema!r}, expected {SCHEMA}; use another out")
     return state
 
 
-def _fill(
-    path: Path,
-    state: Mapping[str, Any],
-    networks: Mapping[str, nn.Module],
-    optimizers: Mapping[str, torch.optim.Optimizer],
-    about: Mapping[str, str],
-) -> None:
-    if changed := list(_differences(_leaves(state["about"]), _leaves(about))):
-        raise WeightsError(f"{path}: belongs to another run: {'; '.join(changed)}; use another out")
-    for kind, ours in (("networks", networks), ("optimizers", optimizers)):
-        if state[kind].keys() != ours.keys():
-            raise WeightsError(f"{path}: found {kind} {sorted(state[kind])}, expected {sorted(ours)}; use another out")
-        for name, part in ours.items():
-            try:
-                part.load_state_dict(state[kind][name])
-            except (RuntimeError, ValueError, KeyError) as error:
-                raise WeightsError(f"{path}: {kind[:-1]} {name!r} is of another architecture: {error}") from None
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, str) and value.startswith("{"):
-            value = json.loads(value)
-        found |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
+def _parsed(about: Mapping[str, str]) -> dict[str, Any]:
+    return {key: json.loads(value) if value.startswith("{") else value for key, value in about.items()}
 
 
 def _tensors(state: Any, name: str = "") -> list[tuple[str, Tensor]]:
@@ -188,18 +153,11 @@ def _plain(value: Any) -> Any:
     return sys.intern(value) if isinstance(value, str) else value
 
 
-class _Hashed:
-    """A file that hashes what passes."""
-
-    def __init__(self, file: Any) -> None:
-        self.file, self.digest = file, hashlib.sha256()
-
-    def write(self, content: Any) -> int:
-        self.digest.update(content)
-        return int(self.file.write(content))
-
-    def flush(self) -> None:
-        self.file.flush()
+def _trailer(content: Iterable[bytes | memoryview]) -> bytes:
+    digest = hashlib.sha256()
+    for block in content:
+        digest.update(block)
+    return MARK + digest.hexdigest().encode() + b"\n"
 
 
 def _sync_folder(folder: Path) -> None:

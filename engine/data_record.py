@@ -58,12 +58,8 @@ def images_of(path: Path, metadata: Mapping[str, str]) -> Images:
     with reading(path, "a weights file with a sound record of its data", fix, WeightsError):
         record = json.loads(metadata["data"])
         target, bands = record["target"], _bands(record["bands"])
-        decoder = Decoder(
-            bands=bands,
-            file_bands=None if target["bands"] is None else _bands(target["bands"]),
-            scaling=recorded_scaling(target["scaling"], len(bands)),
-            nodata=target["nodata"],
-        )
+        file_bands = None if target["bands"] is None else _bands(target["bands"])
+        decoder = Decoder(bands, file_bands, recorded_scaling(target["scaling"], len(bands)), target["nodata"])
         return _checked(Images(decoder, record["size"], record["geometry"], record["tile"]))
 
 
@@ -86,22 +82,14 @@ def _bands(names: Any) -> tuple[str, ...]:
 
 
 def _checked(images: Images) -> Images:
-    """
-    Raises:
-        TypeError, ValueError: a value that means nothing.
-    """
+    """The same, or a ValueError or TypeError about a value that means nothing."""
     size, tile, rule = images.size, images.tile, images.decoder.nodata
-    for name, value, holds, expected in (
-        ("size", size, type(size) is int and SMALLEST <= size <= LARGEST, f"{SMALLEST} to {LARGEST} pixels"),
-        (
-            "tile",
-            tile,
-            tile is None or (type(tile) is int and tile >= size),
-            f"{size} pixels, the size, or more, or null",
-        ),
-        ("geometry", images.geometry, images.geometry in ("crop", "letterbox"), "crop or letterbox"),
-        ("nodata", rule, isinstance(rule, str | int | float) and not isinstance(rule, bool), "a rule or a number"),
-    ):
-        if not holds:
-            raise ValueError(f"found {name} {value!r}, expected {expected}")
+    if type(size) is not int or not SMALLEST <= size <= LARGEST:
+        raise ValueError(f"found size {size!r}, expected {SMALLEST} to {LARGEST} pixels")
+    if tile is not None and (type(tile) is not int or tile < size):
+        raise ValueError(f"found tile {tile!r}, expected {size} pixels, the size, or more, or null")
+    if images.geometry not in ("crop", "letterbox"):
+        raise ValueError(f"found geometry {images.geometry!r}, expected crop or letterbox")
+    if not isinstance(rule, str | int | float) or isinstance(rule, bool):
+        raise ValueError(f"found nodata {rule!r}, expected a rule or a number")
     return images

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,29 +31,23 @@ from utils.records import read_json, reading
 Role = Literal["source", "target"]
 SetName = Literal["train", "eval"]
 
-WHOSE = ("root", "bands", "like", "how")  # what a measured scaling is tied to
-
 
 def training_images(config: Config, role: Role, *, labels: bool) -> ImageSet:
-    """The checked training images of a domain, large ones cut into tiles; without `labels` none is even looked for.
-
-    Raises:
-        DataError: lists all files that cannot be used.
-    """
+    """The checked training images of a domain, large ones cut into tiles; without `labels` none is even looked for."""
     items = listed(config, role, "train", labels=labels)
-    what = f"{role} ({domain_of(config, role).root})"
-    return checked(items, decoder_of(config, role), what, cache_of(config), config.data.tile)
+    return _checked(config, role, role, items, config.data.tile)
 
 
 def evaluation_images(config: Config, role: Role) -> ImageSet:
-    """The checked images on which a domain is scored, whole; those of a target may lack labels.
-
-    Raises:
-        DataError: lists all files that cannot be used.
-    """
+    """The checked images on which a domain is scored, whole; those of a target may lack labels."""
     items = listed(config, role, "eval", labels=True, partial=role == "target")
-    what = f"{role} evaluation ({domain_of(config, role).root})"
-    return checked(items, decoder_of(config, role), what, cache_of(config))
+    return _checked(config, role, f"{role} evaluation", items)
+
+
+def _checked(config: Config, role: Role, what: str, items: list[Item], tile: int | None = None) -> ImageSet:
+    """The images, or a DataError that lists all files that cannot be used."""
+    cache = None if config.data.cache is None else Cache(config.data.cache)
+    return checked(items, decoder_of(config, role), f"{what} ({domain_of(config, role).root})", cache, tile)
 
 
 def domain_of(config: Config, role: Role) -> DomainConfig:
@@ -60,11 +55,7 @@ def domain_of(config: Config, role: Role) -> DomainConfig:
 
 
 def listed(config: Config, role: Role, part: SetName, *, labels: bool, partial: bool = False) -> list[Item]:
-    """The images of a domain that train or are scored, by its lists or by the share that is held back.
-
-    Raises:
-        DataError: everything that is wrong with the listing.
-    """
+    """The images of a domain that train or are scored, by its lists or the share held back; DataError on any fault."""
     domain = domain_of(config, role)
     found = search(domain, part, labels=labels, partial=partial)
     raise_all(found.faults, f"the domain {domain.root}")
@@ -84,11 +75,10 @@ def search(domain: DomainConfig, part: SetName, *, labels: bool, partial: bool =
 
 
 def drawn_scenes(items: Sequence[Item], domain: DomainConfig) -> set[str]:
-    """The scenes, or names of images without one, that are held back: the same for the same images; at least one, and
-    at least one is left.
+    """The scenes, or names of images without one, that are held back: the same for the same images.
 
     Raises:
-        DataError: there are fewer than two.
+        DataError: there are fewer than two, of which one is held back and one left.
     """
     scenes = sorted({item.scene or item.name for item in items})
     if len(scenes) < 2:
@@ -103,28 +93,24 @@ def drawn_scenes(items: Sequence[Item], domain: DomainConfig) -> set[str]:
 
 def expected_images(config: Config, role: Role) -> int:
     """About how many images train, tiles counted, by the files' headers alone."""
-    count, side = 0, config.data.tile
-    for item in listed(config, role, "train", labels=False):
-        try:
-            height, width = size_of(item.image) if side is not None else (1, 1)
-        except DataError:  # the check names it
-            continue
-        count += math.ceil(height / side) * math.ceil(width / side) if side is not None else 1
+    items, side, count = listed(config, role, "train", labels=False), config.data.tile, 0
+    if side is None:
+        return len(items)
+    for item in items:
+        with suppress(DataError):  # the check names it
+            count += math.prod(math.ceil(length / side) for length in size_of(item.image))
     return count
 
 
 def rules_of(config: Config, role: Role) -> Decoder:
-    """How a domain's files are understood, by the reader's own rules unless the config says otherwise; a scaling that
-    has to be measured is left out."""
+    """How a domain's files are understood, by the reader's rules or the config's; without a scaling to be measured."""
     domain = domain_of(config, role)
     reader = READERS[domain.reader]
     bands = tuple(band.lower() for band in config.data.bands)
-    scaling: Stretch | str | None = None
+    scaling: Stretch | str | None = SHIFT8 if domain.scaling == SHIFT8 else None
     if isinstance(domain.scaling, list):
         low, high = domain.scaling
         scaling = Stretch((low,) * len(bands), (high,) * len(bands), domain.gamma)
-    elif domain.scaling == SHIFT8:
-        scaling = SHIFT8
     return Decoder(
         bands=bands,
         file_bands=reader.bands if domain.bands is None else tuple(band.lower() for band in domain.bands),
@@ -174,16 +160,15 @@ def _stretch(config: Config, role: Role, decoder: Decoder) -> Stretch | None:
     """The measured stretch of a domain; None for files of 8 bits, unless its `scaling` asks for one."""
     domain = domain_of(config, role)
     rule, gamma = domain.scaling, domain.gamma
-    whose: dict[str, Any] = {"root": domain.root, "bands": list(decoder.bands)}
+    whose: dict[str, Any] = {"root": domain.root, "bands": list(decoder.bands)}  # what the record is tied to
     record = Path(config.out) / f"scaling_{role}.json"
     if rule == LIKE_SOURCE:
-        whose["like"] = config.source.root
-        whose["how"] = [gamma, config.source.scaling, config.source.gamma]
+        whose |= {"like": config.source.root, "how": [gamma, config.source.scaling, config.source.gamma]}
         record = record.with_stem(f"{record.stem}_like_source")  # the baseline of the same run may have another
     if record.exists():
         with reading(record, "a measured scaling", "restore it, or give another --out", ConfigError):
             known = read_json(record)
-            if {key: known.get(key) for key in WHOSE} != {key: whose.get(key) for key in WHOSE}:
+            if any(known.get(key) != whose.get(key) for key in ("root", "bands", "like", "how")):
                 like = f" like {known['like']}" if "like" in known else ""
                 raise ConfigError(
                     f"{record}: measured for {known['root']}{like}, {known['bands']}, with other settings or images "
@@ -206,10 +191,6 @@ def _stretch(config: Config, role: Role, decoder: Decoder) -> Stretch | None:
         record.parent.mkdir(parents=True, exist_ok=True)
         write_text(record, json.dumps({**whose, **stretch._asdict()}, indent=2) + "\n")
     return stretch
-
-
-def cache_of(config: Config) -> Cache | None:
-    return None if config.data.cache is None else Cache(config.data.cache)
 
 
 def data_record(config: Config) -> dict[str, str]:

@@ -7,10 +7,10 @@ gradient of its own share alone, and the gradients of the parameters have to be 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,7 @@ def forward_batch(network: nn.Module, batch: Tensor, without: str = "") -> Any:
         raise ValueError(f"{len(batch)} images cannot be divided among {count} processes and {mode.pieces} pieces")
     share = _Share.apply(batch) if count > 1 else batch
     done = [_piece(network, share[i :: mode.pieces], without, mode) for i in range(mode.pieces)]
-    return done[0] if mode == PLAIN and count == 1 else _each(_joined, done)
+    return done[0] if mode == PLAIN and count == 1 else _joined(done)
 
 
 class ForwardBatchDiscriminator(Discriminator):
@@ -72,13 +72,11 @@ class ForwardBatchDiscriminator(Discriminator):
 
     def forward(self, entropy_map: Tensor) -> Tensor:
         self.require_size(entropy_map)
-        result: Tensor = forward_batch(self.layers, entropy_map)
-        return result
+        return cast(Tensor, forward_batch(self.layers, entropy_map))
 
 
 def head_weights(segmenter: Segmenter) -> dict[str, list[Tensor]]:
-    """The parameters of each head for a loss that all processes compute alike, not by shares: their gradients are not
-    added up."""
+    """Each head's parameters for a loss that all processes compute alike, whose gradients are not added up."""
     once = _Once.apply if processes.size() > 1 else lambda parameter: parameter
     return {name: [once(parameter) for parameter in head.parameters()] for name, head in segmenter.heads.items()}
 
@@ -97,9 +95,11 @@ def _piece(network: nn.Module, images: Tensor, without: str, mode: ForwardMode) 
     )
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """The whole batch of the pieces of all shares: their members alternate."""
-    whole = torch.stack([part.float() for part in parts], 1).flatten(0, 1)
+def _joined(pieces: Sequence[Any]) -> Any:
+    """The whole batch of the pieces of all shares, whose members alternate; of named tuples, field by field."""
+    if not isinstance(pieces[0], Tensor):
+        return type(pieces[0])(*(None if of[0] is None else _joined(of) for of in zip(*pieces, strict=True)))
+    whole = torch.stack([piece.float() for piece in pieces], 1).flatten(0, 1)
     return _Whole.apply(whole) if processes.size() > 1 else whole
 
 
@@ -114,12 +114,6 @@ def _repeating(network: nn.Module) -> Iterator[None]:
     finally:  # PyTorch leaves it by an exception, as soon as it has all that it needs
         for counter, count in zip(counters, before, strict=True):
             counter.copy_(count)
-
-
-def _each(function: Callable[[Sequence[Tensor]], Tensor], outputs: list[Any]) -> Any:
-    if isinstance(outputs[0], Tensor):
-        return function(outputs)
-    return type(outputs[0])(*(None if parts[0] is None else function(parts) for parts in zip(*outputs, strict=True)))
 
 
 class _Share(torch.autograd.Function):
@@ -166,10 +160,8 @@ class _Sum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        processes.add_up([total])
-        return total
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return _Sum.apply(gradient)
 
 
 def _whole_statistics() -> AbstractContextManager[Any]:
@@ -178,8 +170,7 @@ def _whole_statistics() -> AbstractContextManager[Any]:
 
 
 class _WholeBatchNorm(TorchFunctionMode):
-    """Takes the place of `F.batch_norm`, by which every kind of batch normalisation computes; PyTorch's own
-    SyncBatchNorm does the same on GPUs alone."""
+    """Takes the place of `F.batch_norm`, by which batch normalisation computes; SyncBatchNorm is for GPUs alone."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return (_batch_norm if function is F.batch_norm else function)(*args, **(kwargs or {}))
@@ -198,10 +189,8 @@ def _batch_norm(
     """`torch.nn.functional.batch_norm` over the shares of all processes, which have equal shapes."""
     if not training:
         return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
-    axes = [0, *range(2, x.ndim)]
-    shape = [1, -1] + [1] * (x.ndim - 2)
-    count = x.numel() // x.shape[1] * processes.size()
-    values = x.float()
+    axes, shape = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
+    values, count = x.float(), x.numel() // x.shape[1] * processes.size()
     mean = _Sum.apply(values.sum(axes)) / count
     centred = values - mean.view(shape)
     variance = _Sum.apply(centred.square().sum(axes)) / count
@@ -210,8 +199,5 @@ def _batch_norm(
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             running_var.lerp_((variance * count / max(count - 1, 1)).to(running_var.dtype), momentum)
     scaled = centred * torch.rsqrt(variance + eps).view(shape)
-    if weight is not None:
-        scaled = scaled * weight.view(shape)
-    if bias is not None:
-        scaled = scaled + bias.view(shape)
-    return scaled.to(x.dtype)
+    scaled = scaled if weight is None else scaled * weight.view(shape)
+    return (scaled if bias is None else scaled + bias.view(shape)).to(x.dtype)

@@ -12,25 +12,19 @@ SNAPSHOTS = "snapshots"  # of a training stage, a folder
 
 
 class Model(NamedTuple):
-    """A network that a run may hold: its `name` in tables, the folder of its `stage`, the `stem` of its weights."""
+    """A network that a run may hold: its `name` in tables and of its weights, the folder of its `stage`."""
 
     name: str
     stage: str
-    stem: str
 
     def weights(self, run: str | Path) -> Path:
         """Its weights file below the directory of a run."""
-        return Path(run) / self.stage / f"{self.stem}.safetensors"
+        return Path(run) / self.stage / f"{self.name}.safetensors"
 
 
 MODELS = {  # in the order of their making
-    model.name: model
-    for model in (
-        Model("source_only", "source_only", "source_only"),
-        Model("teacher", "teacher", "teacher"),
-        Model("student", "intra", "student"),
-        Model("oracle", "oracle", "oracle"),
-    )
+    name: Model(name, "intra" if name == "student" else name)
+    for name in ("source_only", "teacher", "student", "oracle")
 }
 PREFERRED = ("student", "teacher", "oracle", "source_only")  # the best that a run holds comes first
 
@@ -49,7 +43,7 @@ def best_model(run: str | Path) -> Model:
     there = {model.name: model for model in models_in(run)}
     if found := [there[name] for name in PREFERRED if name in there]:
         return found[0]
-    expected = ", ".join(f"{MODELS[name].stage}/{MODELS[name].stem}.safetensors" for name in PREFERRED)
+    expected = ", ".join(f"{MODELS[name].stage}/{name}.safetensors" for name in PREFERRED)
     raise DataError(
         f"{run}: holds no weights, expected one of {expected}; give the folder of a trained run (an oracle's folds are "
         "fold*/), or a file as --weights"

@@ -7,12 +7,10 @@ bytes as an uninterrupted one; the machine's part (data time, images/s) goes to 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from engine.pictures import as_rgb, colour_entropy, colour_mask, grid
 from losses.entropy import normalised_entropy
 from nets.segmenter import Segmenter, evaluating, resize_logits
 from utils.errors import unwritable
+from utils.files import write_text
 from utils.records import reading
 
 LOGS = ("metrics", "timing")
@@ -30,10 +29,7 @@ LOGS = ("metrics", "timing")
 
 class Logger:
     """Appends rows of scalars to the files of `folder`; rows after `start` finished steps, left by a killed run, go.
-
-    Raises:
-        DataError: by every method, if a file cannot be written.
-    """
+    Each method raises a DataError where a file cannot be written."""
 
     def __init__(self, folder: Path, start: int) -> None:
         self._folder = folder
@@ -66,9 +62,7 @@ class Logger:
     def __enter__(self) -> Logger:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             for file in self._files.values():
                 file.close()
@@ -124,9 +118,7 @@ def _keep_until(path: Path, step: int) -> None:
             if done > step:
                 break
             kept.append(line + "\n")
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept), "utf-8")
-    os.replace(temporary, path)
+    write_text(path, "".join(kept))
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,8 +38,7 @@ EARLY = 50  # steps after which a term that was always 0 is reported for the fir
 
 
 class Ledger(nn.Module):
-    """Counts, for each term and each share of accepted pseudo-labels, the steps on which it was not exactly 0, and the
-    steps that were skipped.
+    """Counts the steps on which a term, or a share of accepted pseudo-labels, was not exactly 0, and the skipped steps.
 
     A term that is 0 on every step trains nothing, and nobody would notice. The counts are part of the checkpoint.
     """
@@ -55,8 +55,8 @@ class Ledger(nn.Module):
     @torch.no_grad()
     def count(self, losses: Losses) -> None:
         watched = {f"term {name}": value for name, (weight, value) in losses.terms.items() if weight}
-        accepted = {name: value for name, value in losses.stats.items() if name.startswith("accepted")}
-        watched |= {name: value for name, value in accepted.items() if isinstance(value, Tensor)}
+        tensors = {name: value for name, value in losses.stats.items() if isinstance(value, Tensor)}
+        watched |= {name: value for name, value in tensors.items() if name.startswith("accepted")}
         self.names = list(watched)
         self.active[: len(watched)] += torch.stack([value.detach() for value in watched.values()]) != 0
 
@@ -132,22 +132,23 @@ def fit(
     ):
         since, data_time, last_logged = time.perf_counter(), 0.0, start
         for step in range(start, steps):
-            progress = TrainingProgress(step, steps, epoch_steps, _step_seed(config.seed, step))
+            seed = int(np.random.SeedSequence([config.seed, step]).generate_state(1, np.uint32)[0])
+            progress = TrainingProgress(step, steps, epoch_steps, seed)
             asked = time.perf_counter()
             batches = {name: ready(next(source), device) for name, source in sources.items()}
             data_time += time.perf_counter() - asked
 
-            torch.manual_seed(progress.seed)
+            torch.manual_seed(seed)
             lr = set_rates(stage.optimizers, progress, config, stage.warmup_epochs)
             for optimizer in stage.optimizers.values():
                 optimizer.zero_grad(set_to_none=True)
-            before = [(buffer, buffer.clone()) for buffer in _buffers(stage)] if allowed else []
+            buffers = nn.ModuleDict(stage.networks).buffers() if allowed else ()
+            before = [(buffer, buffer.clone()) for buffer in buffers]
             losses = stage.step(batches, progress)
             torch.stack([weight * value for weight, value in losses.terms.values()]).sum().backward()
-            processes.add_up(parameter.grad for parameter in _trained(stage) if parameter.grad is not None)
+            processes.add_up(chain.from_iterable(map(_gradients, stage.optimizers.values())))
             norms = {name: gradient_norm(optimizer) for name, optimizer in stage.optimizers.items()}
-            fault = _not_finite(losses, norms, stage.optimizers, batches, step)
-            if fault:
+            if fault := _not_finite(losses, norms, stage, batches, step):
                 ledger.skipped += 1
                 if ledger.skipped > allowed:
                     raise TrainingError(f"{fault} Look at these files, or lower optim.lr; {CONTINUES}")
@@ -168,14 +169,9 @@ def fit(
             stop = [number for noted in processes.gathered_objects(signals[:1]) for number in noted]
             if log and not fault and (done % config.log.every == 0 or done == steps):
                 elapsed, count = time.perf_counter() - since, done - last_logged
-                metrics = _row(losses, norms, lr)
-                timing = {
-                    "data_time": data_time / count,
-                    "step_time": elapsed / count,
-                    "images_per_s": count * batch * len(streams) / elapsed,
-                    "peak_mib": peak_mib(device),
-                }
-                log.scalars(done, metrics, timing)
+                metrics, speed = _row(losses, norms, lr), count * batch * len(streams) / elapsed
+                timing = {"data_time": data_time / count, "step_time": elapsed / count, "images_per_s": speed}
+                log.scalars(done, metrics, {**timing, "peak_mib": peak_mib(device)})
                 bar.set_postfix(loss=f"{metrics['loss']:.3f}", lr=f"{lr:.1e}", data=f"{timing['data_time']:.2f}s")
                 since, data_time, last_logged = time.perf_counter(), 0.0, done
             if log and (done % config.log.pictures == 0 or done == steps):
@@ -216,20 +212,14 @@ def prepared(stage: TrainingStage, device: torch.device, config: Config, batch: 
         torch.use_deterministic_algorithms(True, warn_only=True)
     able = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     half = speed.precision == "bfloat16" or (speed.precision == "auto" and able)
-    networks = [part for part in vars(stage).values() if isinstance(part, nn.Module)]  # frozen ones too
-    for network in networks:
-        network.to(memory_format=torch.channels_last)  # convolutions are faster, on CPUs too
-    for module in {module for network in networks for module in network.modules()}:
+    networks = nn.ModuleList(part for part in vars(stage).values() if isinstance(part, nn.Module))  # frozen ones too
+    networks.to(memory_format=torch.channels_last)  # convolutions are faster, on CPUs too
+    for module in networks.modules():
         if speed.compile and isinstance(module, Segmenter):
             module.compile()
         if speed.compile and isinstance(module, Discriminator):
             module.layers.compile()
     return ForwardMode(torch.bfloat16 if half else None, speed.pieces)
-
-
-def _trained(stage: TrainingStage) -> Iterator[nn.Parameter]:
-    groups = [group for optimizer in stage.optimizers.values() for group in optimizer.param_groups]
-    return (parameter for group in groups for parameter in group["params"])
 
 
 def _section(folder: Path) -> str:
@@ -239,12 +229,7 @@ def _section(folder: Path) -> str:
 
 @contextmanager
 def _explained(
-    streams: Mapping[str, Stream],
-    folder: Path,
-    config: Config,
-    batch: int,
-    device: torch.device,
-    signals: Sequence[int],
+    streams: Mapping[str, Stream], folder: Path, config: Config, batch: int, device: torch.device, noted: Sequence[int]
 ) -> Iterator[None]:
     """Within it, PyTorch's errors of memory and of loader processes say which setting or file to look at."""
     try:
@@ -259,15 +244,15 @@ def _explained(
                 "net.output_stride; with another --out, since these decide the result"
             ) from error
         for name, stream in streams.items():
-            culprit = stream.culprit(error)
-            if culprit and signals:  # the loaders were asked to stop as well
-                raise Interrupted(f"{folder}: stopped within a step; {CONTINUES}", signals[0]) from None
-            if culprit:
-                raise TrainingError(
-                    f"{folder}: a loader process of the {name} images died or gave nothing for {config.data.timeout} s "
-                    f"({str(error).splitlines()[0]}). It was at {culprit}. Look at this file and at the memory that is "
-                    f"free, or set data.workers to 0; {CONTINUES}"
-                ) from error
+            if (culprit := stream.culprit(error)) is None:
+                continue
+            if noted:  # the loaders were asked to stop as well
+                raise Interrupted(f"{folder}: stopped within a step; {CONTINUES}", noted[0]) from None
+            raise TrainingError(
+                f"{folder}: a loader process of the {name} images died or gave nothing for {config.data.timeout} s "
+                f"({str(error).splitlines()[0]}). It was at {culprit}. Look at this file and at the memory that is "
+                f"free, or set data.workers to 0; {CONTINUES}"
+            ) from error
         raise
 
 
@@ -278,37 +263,29 @@ def _warn(bar: tqdm, warnings: Sequence[str]) -> None:
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
     """Euclidean norm of all gradients that an optimiser is about to apply."""
-    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
-    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return torch.nn.utils.get_total_norm(_gradients(optimizer))
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
 
 @torch.no_grad()
 def _row(losses: Losses, norms: Mapping[str, Tensor], lr: float) -> dict[str, float]:
     raw = {name: value.item() for name, (_, value) in losses.terms.items()}
     weighted = {name: weight * raw[name] for name, (weight, _) in losses.terms.items()}
-    groups = {
-        "raw": raw,
-        "weighted": weighted,
-        "stats": {
-            name: (value if isinstance(value, Tensor) else value()).item() for name, value in losses.stats.items()
-        },
-        "grad_norm": {name: norm.item() for name, norm in norms.items()},
-    }
+    stats = {name: (stat if isinstance(stat, Tensor) else stat()).item() for name, stat in losses.stats.items()}
+    norm = {name: norm.item() for name, norm in norms.items()}
+    groups = {"raw": raw, "weighted": weighted, "stats": stats, "grad_norm": norm}
     row = {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
     return {"lr": lr, "loss": sum(weighted.values()), **row}
 
 
-def _not_finite(
-    losses: Losses,
-    norms: Mapping[str, Tensor],
-    optimizers: Mapping[str, torch.optim.Optimizer],
-    batches: Batch,
-    step: int,
-) -> str:
+def _not_finite(losses: Losses, norms: Mapping[str, Tensor], stage: TrainingStage, batches: Batch, step: int) -> str:
     """A sentence that names step, terms and files if a loss, a gradient or an optimizer's state is not finite."""
     values = {name: value.detach() for name, (_, value) in losses.terms.items()}
     values |= {f"gradient norm of {name}": norm for name, norm in norms.items()}
-    for name, optimizer in optimizers.items():
+    for name, optimizer in stage.optimizers.items():
         if state := [part for slots in optimizer.state.values() for part in slots.values() if isinstance(part, Tensor)]:
             values[f"norm of the state of the optimizer of {name}"] = torch.nn.utils.get_total_norm(state)
     if bool(torch.isfinite(torch.stack([value.float() for value in values.values()])).all()):
@@ -316,11 +293,3 @@ def _not_finite(
     faults = ", ".join(f"{name} = {float(value)}" for name, value in values.items() if not torch.isfinite(value))
     files = "; ".join(f"{stream}: {', '.join(part['name'])}" for stream, part in batches.items())
     return f"step {step}: {faults}, expected finite numbers. Nothing was updated. The batch: {files}."
-
-
-def _buffers(stage: TrainingStage) -> Iterator[Tensor]:
-    return (buffer for network in stage.networks.values() for buffer in network.buffers())
-
-
-def _step_seed(seed: int, step: int) -> int:
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint32)[0])

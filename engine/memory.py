@@ -38,10 +38,8 @@ def process_peak_mib() -> float:
 
     Linux's own count of it begins anew with the program; getrusage(2) there begins with what the parent held.
     """
-    if STATUS.exists():
-        fields = dict(line.split(":", 1) for line in STATUS.read_text("utf-8").splitlines() if ":" in line)
-        if "VmHWM" in fields:
-            return int(fields["VmHWM"].split()[0]) / 1024
+    if STATUS.exists() and (found := re.search(r"^VmHWM:\s*(\d+) kB", STATUS.read_text("utf-8"), re.MULTILINE)):
+        return int(found[1]) / 1024
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
@@ -76,13 +74,10 @@ def ran_out(error: BaseException) -> bool:
 
 @contextmanager
 def memory_explained(place: object, doing: str, device: torch.device | None, advice: str) -> Iterator[None]:
-    """Within it, an error that memory ran out says where, for what, and what to do about it.
+    """Within it, an error that memory ran out becomes an EvaluationError: where, for what, and what to do about it.
 
     Args:
         device: that of the network; None where PyTorch is not in use.
-
-    Raises:
-        EvaluationError: in its place.
     """
     try:
         yield

@@ -22,18 +22,17 @@ def segmenter_optimizer(
     factor: float = 1.0,
     untaught: Iterable[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
-    """SGD or AdamW over the backbone at `optim.lr` and over heads and `extra` at `head_factor` times that.
+    """SGD or AdamW over the backbone at `factor * optim.lr` and over heads and `extra` at `head_factor` times that.
 
     Args:
-        extra: parameters beside the segmenter's own that learn at the heads' rate (the projection head).
-        factor: multiplies both rates.
+        extra: parameters beside the segmenter's own, such as the projection head.
         untaught: those of the segmenter that begin among taught ones; they learn at `UNTAUGHT` times `optim.lr`.
     """
-    late = list(untaught)
+    late, lr = list(untaught), optim.lr * factor
     heads = [parameter for parameter in segmenter.head_parameters() if all(parameter is not one for one in late)]
     groups = [
-        {"params": list(segmenter.backbone_parameters()), "lr": optim.lr * factor},
-        {"params": [*heads, *extra], "lr": optim.lr * factor * optim.head_factor},
+        {"params": list(segmenter.backbone_parameters()), "lr": lr},
+        {"params": [*heads, *extra], "lr": lr * optim.head_factor},
         *([{"params": late, "lr": optim.lr * UNTAUGHT}] if late else []),
     ]
     if optim.algorithm == "adamw":

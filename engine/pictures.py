@@ -29,8 +29,7 @@ SHOWN = 1024  # pixels of a side that are kept of a large image
 
 def colour_mask(mask: np.ndarray) -> np.ndarray:
     """A mask (H, W) of 0, 1, 255 as (H, W, 3) uint8: clear pale green, cloud white, unknown grey."""
-    colours = np.empty((*mask.shape, 3), np.uint8)
-    colours[:] = UNKNOWN
+    colours = np.full((*mask.shape, 3), UNKNOWN, np.uint8)
     colours[mask == 0], colours[mask == 1] = CLEAR, CLOUD
     return colours
 
@@ -96,11 +95,7 @@ def read_png(path: Path) -> np.ndarray:
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
-    """Write (H, W) or RGB (H, W, 3) uint8 pixels; the folder is made if need be, the file is whole or not there.
-
-    Raises:
-        DataError: it cannot be written.
-    """
+    """Write (H, W) or RGB (H, W, 3) pixels; the folder is made if need be, the file is whole or not there (`whole`)."""
     done, data = cv2.imencode(".png", pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
     assert done
     with whole(path, data.nbytes) as temporary:

@@ -26,19 +26,16 @@ def started_together() -> bool:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Within it, the processes of a torchrun know one another, each has its own GPU where there is one, and the first
-    alone prints."""
+    """Within it, a torchrun's processes know one another, have a GPU each where there are any, and the first prints."""
     if not started_together():
         yield
         return
     import torch
     from torch import distributed
 
-    if torch.cuda.is_available():
+    if cuda := torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        distributed.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE)
-    else:
-        distributed.init_process_group("gloo", timeout=PATIENCE)
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
     with open(os.devnull, "w", encoding="utf-8") as nowhere, nullcontext() if is_first() else redirect_stdout(nowhere):
         yield
     distributed.destroy_process_group()  # not after an error: others may still be at work
@@ -104,9 +101,8 @@ def divided(function: Callable[[T], R], things: Sequence[T], **bar: Any) -> list
             raise
         fault = error
     shares = gathered_objects((found, fault))
-    for _, raised in shares:
-        if raised is not None:
-            raise raised
+    if faults := [raised for _, raised in shares if raised is not None]:
+        raise faults[0]
     return [shares[i % size()][0][i // size()] for i in range(len(things))]
 
 

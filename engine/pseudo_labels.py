@@ -53,28 +53,19 @@ def write_ranking(split: Path, ranked: Sequence[RankedImage], easy: int) -> None
 
 
 def read_ranking(split: Path) -> dict[str, list[RankedImage]]:
-    """The "easy" and the "hard" images of a split, each ascending by score.
-
-    Raises:
-        DataError: entropy.csv is damaged.
-    """
+    """The "easy" and the "hard" images of a split, each ascending by score."""
     path = split / RANKING
     found: dict[str, list[RankedImage]] = {"easy": [], "hard": []}
     with reading(path, "the ranking of a split", "make the split again"):
         for row in csv.DictReader(io.StringIO(path.read_text("utf-8"))):
-            image = RankedImage(float(row["score"]), row["name"], float(row["cloud_fraction"]))
-            found[row["split"]].append(image)
+            found[row["split"]].append(RankedImage(float(row["score"]), row["name"], float(row["cloud_fraction"])))
         if not all(found.values()):
             raise ValueError("expected easy images and hard ones")
     return found
 
 
 def write_layer(split: Path, layer: Layer, name: str, pixels: np.ndarray) -> None:
-    """Write an image's layer, (H, W) uint8 or uint16.
-
-    Raises:
-        DataError: it cannot be written.
-    """
+    """Write an image's layer, (H, W) uint8 or uint16."""
     write_png(split / layer / f"{name}.png", pixels)
 
 
@@ -102,21 +93,14 @@ def write_pseudo_label(split: Path, name: str, label: np.ndarray) -> None:
 
 
 def read_pseudo_label(split: Path, name: str) -> np.ndarray:
-    """An image's pseudo-label, (H, W) uint8 of 0, 1, 255.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """An image's pseudo-label, (H, W) uint8 of 0, 1, 255; see `read_layer`."""
     stored = read_layer(split, "pseudo_labels", name)
     return np.where(stored == UNCERTAIN, np.uint8(IGNORE), (stored == 255).astype(np.uint8))
 
 
 def drop_uncertain(split: Path, names: Sequence[str], thresholds: Tensor) -> float:
-    """Take the class from the pixels of the pseudo-labels whose entropy is above the threshold of their class (ESL).
-
-    Returns:
-        The share of the pixels with data that keeps it.
-    """
+    """Take the class from the pixels of the pseudo-labels whose entropy is above the threshold of their class (ESL);
+    return the share of the pixels with data that keeps it."""
     levels, kept, pixels = quantise(thresholds).cpu(), 0, 0
     for name in tqdm(names, desc="thresholds", unit="image", dynamic_ncols=True):
         label = torch.from_numpy(read_pseudo_label(split, name)).long()

@@ -7,6 +7,8 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,25 +23,13 @@ from nets.segmenter import Segmenter
 from nets.weights import save_segmenter
 from utils.errors import ConfigError
 from utils.files import write_text
-from utils.records import reading
+from utils.records import changes, reading
 
 # What a stage's result does not depend on: it may differ when a run is continued. With a point at the end: all below.
 FREE_KEYS = (
-    "out",
-    "device",
-    "data.workers",
-    "data.timeout",
-    "data.cache",
-    "speed.precision",
-    "speed.compile",
-    "speed.deterministic",
-    "log.",
-    "eval.",
-    "source.eval",
-    "target.eval",
-    "target.label_map",
-    "source.scene",
-    "target.scene",
+    *("out", "device", "log.", "eval.", "data.workers", "data.timeout", "data.cache"),
+    *("speed.precision", "speed.compile", "speed.deterministic"),
+    *("source.eval", "source.scene", "target.eval", "target.scene", "target.label_map"),
 )
 Kind = Literal["teacher", "split", "intra"]
 COMMAND = "# command: "
@@ -54,7 +44,7 @@ def open_stage(config: Config, kind: Kind, name: str) -> Path:
     """Make the directory of a stage, or continue it.
 
     Raises:
-        ConfigError: the directory was begun with other settings; names each of them. Or `eval.weights` is given.
+        ConfigError: it was begun with other settings; names each of them. Or `eval.weights` is given.
     """
     if config.eval.weights is not None:  # it brings its own scaling, which training must not follow
         raise ConfigError(
@@ -62,25 +52,22 @@ def open_stage(config: Config, kind: Kind, name: str) -> Path:
             "net.checkpoint to start from a file"
         )
     folder = Path(config.out) / name
-    with first_alone():
-        _open(folder, config, kind)
-    return folder
-
-
-def _open(folder: Path, config: Config, kind: Kind) -> None:
     record = folder / "config.yaml"
-    if record.exists():
-        if changed := differences(record, bound_settings(config, kind)):
+    with first_alone():
+        if record.exists():
+            if changed := differences(record, bound_settings(config, kind)):
+                what = "; ".join(changed)
+                raise ConfigError(
+                    f"{folder}: begun with other settings: {what}. Give the same settings, or another --out"
+                )
+            return folder
+        if folder.exists() and any(path.suffix != ".tmp" for path in folder.iterdir()):
             raise ConfigError(
-                f"{folder}: begun with other settings: {'; '.join(changed)}. Give the same settings, or another --out"
+                f"{folder}: exists without config.yaml, so it is not a run of this project; give another --out"
             )
-        return
-    if folder.exists() and any(path.suffix != ".tmp" for path in folder.iterdir()):
-        raise ConfigError(
-            f"{folder}: exists without config.yaml, so it is not a run of this project; give another --out"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(record, f"# {versions()}\n{COMMAND}{command_line()}\n{to_yaml(config)}")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(record, f"# {versions()}\n{COMMAND}{command_line()}\n{to_yaml(config)}")
+    return folder
 
 
 def bound_settings(config: Config, kind: Kind) -> dict[str, Any]:
@@ -96,16 +83,11 @@ def bound_settings(config: Config, kind: Kind) -> dict[str, Any]:
 
 
 def differences(record: Path, settings: dict[str, Any]) -> list[str]:
-    """What differs between a config.yaml on disk and these settings, one sentence for each key.
-
-    Raises:
-        ConfigError: it is damaged.
-    """
+    """What differs between a config.yaml on disk and these settings, one sentence for each key."""
     with reading(record, "the config.yaml of a stage", "give another --out", ConfigError):
-        before = _flatten_yaml(recorded_config(record))
-    return [
-        f"{key} was {before.get(key)!r}, is {value!r}" for key, value in settings.items() if before.get(key) != value
-    ]
+        values = recorded_config(record)
+        now = {key: value for key, value in settings.items() if key != "generated"}  # null: the pair is there
+        return changes({key: reduce(_entry, key.split("."), values) for key in now}, now)
 
 
 def command_line() -> str:
@@ -114,25 +96,17 @@ def command_line() -> str:
     return shlex.join(["python", Path(script).name, *arguments]).replace("\n", " ")
 
 
-def _flatten_yaml(values: dict[str, object], prefix: str = "") -> dict[str, object]:
-    leaves: dict[str, object] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and key not in ("label_map", "options"):
-            leaves |= _flatten_yaml(value, f"{prefix}{key}.")
-        else:
-            leaves[f"{prefix}{key}"] = value
-    return leaves
+def _entry(values: Any, key: str) -> Any:
+    return values.get(key) if isinstance(values, dict) else None
 
 
 def versions() -> str:
     """Versions and, in a git checkout, the commit, in one line."""
     root = Path(__file__).resolve().parents[1]
+    ask = ["git", "-C", str(root), "rev-parse", "HEAD"]
     try:
-        git = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=10
-        )
-        commit = git.stdout.strip() if git.returncode == 0 else "unknown"
-    except (OSError, subprocess.TimeoutExpired):
+        commit = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         commit = "unknown"
     return f"python {platform.python_version()}, torch {torch.__version__}, commit {commit}"
 
@@ -144,16 +118,10 @@ def uses_split(config: Config) -> bool:
 
 def make_generated(config: Config) -> None:
     """Draw the generated pair, where the configuration asks for one."""
-    if (wanted := config.generated) is not None:
+    if config.generated is not None:
+        options = asdict(config.generated)
         with first_alone():
-            make_pair(
-                Path(wanted.root),
-                seed=wanted.seed,
-                train=wanted.train,
-                evaluation=wanted.evaluation,
-                size=wanted.size,
-                strength=wanted.strength,
-            )
+            make_pair(Path(options.pop("root")), **options)
 
 
 def write_weights(path: Path, network: Segmenter, metadata: Mapping[str, str]) -> None:

@@ -39,11 +39,8 @@ def stage_length(steps: int, epochs: float | None, images: int, batch: int) -> t
 
 
 def intra_length(config: Config, targets: int) -> tuple[int, int]:
-    """The same for stage 3, where an epoch is one pass over as many images as are hard, whatever a method learns from.
-
-    Args:
-        targets: training images of the target.
-    """
+    """The same for stage 3 with `targets` training images of the target, where an epoch is one pass over as many
+    images as are hard, whatever a method learns from."""
     intra, teacher = config.intra, config.teacher
     hard = max(1, targets - int(config.split.ratio * targets) - int(config.released.split))
     if intra.steps is None:

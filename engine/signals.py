@@ -17,11 +17,7 @@ CONTINUES = "the same command continues from what is finished"
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within it, SIGTERM is raised as an exception like Ctrl-C, so that what is half-done is cleared away.
-
-    Raises:
-        Interrupted: the process got SIGTERM.
-    """
+    """Within it, SIGTERM is raised as `Interrupted`, like Ctrl-C, so that what is half-done is cleared away."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         raise Interrupted(f"terminated; {CONTINUES}", number)

@@ -23,8 +23,7 @@ Stats = dict[str, Tensor | Callable[[], Tensor]]
 
 
 class Losses(NamedTuple):
-    """What a step returns: the terms, whose weighted sum is minimised, and numbers for the log, or what computes them
-    when a row is written."""
+    """The terms, whose weighted sum is minimised, and numbers for the log, or what computes them when it is written."""
 
     terms: Terms
     stats: Stats

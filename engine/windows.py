@@ -83,9 +83,6 @@ def plan(
     Args:
         window, overlap: in pixels of the image.
         share: of a window, that it overlaps the next one by where `overlap` is not given.
-
-    Raises:
-        ConfigError: windows that do not move.
     """
     scale, largest = 1.0, data.size
     if data.geometry == "letterbox":

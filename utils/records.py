@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,3 +32,11 @@ def reading(path: Path, what: str, fix: str, kind: type[AsdaError] = DataError) 
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text("utf-8"))
+
+
+def changes(before: Any, now: Any, key: str = "") -> list[str]:
+    """What differs between two nested mappings, a sentence for each full name."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        names = {name: f"{key}.{name}" if key else str(name) for name in {**now, **before}}
+        return [one for name, full in names.items() for one in changes(before.get(name), now.get(name), full)]
+    return [] if before == now else [f"{key} was {before!r}, is {now!r}"]

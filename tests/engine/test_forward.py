@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from config.load import load_config
-from engine.forward import ForwardMode, forward_batch, forward_mode
-from nets.discriminator import Discriminator
+from engine.forward import ForwardBatchDiscriminator, ForwardMode, forward_batch, forward_mode
 from nets.segmenter import Prediction, Segmenter
 from train_intra import train_intra
 from train_teacher import train_teacher
@@ -90,7 +89,7 @@ def test_bfloat16_is_close() -> None:
 
 
 def test_the_way_ends_with_its_block_and_holds_for_discriminators() -> None:
-    discriminator, entropy = Discriminator(2, width=4), torch.rand(4, 2, 64, 64)
+    discriminator, entropy = ForwardBatchDiscriminator(2, width=4), torch.rand(4, 2, 64, 64)
     plain = discriminator(entropy)
     with forward_mode(ForwardMode(torch.bfloat16, pieces=2)):
         assert not torch.equal(discriminator(entropy), plain)

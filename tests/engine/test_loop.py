@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from config.schema import Config, LogConfig, OptimConfig
+from config.schema import Config, LogConfig, OptimConfig, ReleasedConfig
 from engine import loop as engine
 from engine.build import device_of
 from engine.layout import WARNINGS
@@ -385,7 +385,7 @@ def test_poly_rate_of_every_group() -> None:
 
 
 def test_released_rate_is_one_for_the_segmenter_and_leaves_the_discriminators() -> None:
-    stage, config = FakeStage(), replace(CONFIG, optim=OptimConfig(schedule="asda_released"))
+    stage, config = FakeStage(), replace(CONFIG, released=ReleasedConfig(schedule=True))
     for warmup, step in ((15, 59), (15, 200), (0, 200)):
         rate = asda_released(step // 10, warmup)
         assert set_rates(stage.optimizers, TrainingProgress(step, 500, 10, 0), config, warmup) == rate
