@@ -5,9 +5,8 @@
     python eval.py --config configs/demo.yaml --eval.weights runs/demo/intra/student.safetensors --out runs/look
 
 The last one takes any weights file; with --target.root FOLDER --target.train null --target.eval null any folder of
-images/, with labels/ or without.
+images/, with labels/ or without. Labels, where there are any, are used here alone.
 Writes OUT/eval/: report.html, metrics.{json,md,csv,tex}, images_*.csv, masks/, errors/, entropy/, tsne.png, gradcam/.
-Labels, where there are any, are used here alone.
 """
 
 from __future__ import annotations
@@ -41,15 +40,9 @@ from report.tables import write_tables
 from utils.errors import ConfigError, DataError, EvaluationError, MissingError, WeightsError
 from utils.files import write_text
 
-FROM_PREDICTIONS = {"scores", "masks", "entropy"}
-
 
 def evaluate(config: Config) -> None:
-    """Make the wanted parts; one that fails says why and leaves the others standing.
-
-    Raises:
-        EvaluationError: at the end, if a part failed.
-    """
+    """Make the wanted parts; one that fails says why, lets the others go on, and is an EvaluationError at the end."""
     make_generated(config)
     folder, device = Path(config.out) / "eval", device_of(config)
     doing = f"batch 1 of data.size {config.data.size}"
@@ -58,8 +51,8 @@ def evaluate(config: Config) -> None:
     domains = [seen_as_trained(domain, config) for domain in evaluation_domains(config)]
     wanted = config.eval.parts.split(",")
     folder.mkdir(parents=True, exist_ok=True)
-    failures: dict[str, str] = {}
-    missing: dict[str, str] = {}
+    failures, missing = dict[str, str](), dict[str, str]()
+    results: list[DomainScores] = []
 
     def attempt(part: str, make: Callable[[], list[Picture] | None]) -> None:
         pictures: list[Picture] | None = None
@@ -76,8 +69,6 @@ def evaluate(config: Config) -> None:
             write_text(folder / f"{part}_failed.txt", traceback.format_exc())
         remember_pictures(folder, part, pictures or [])
 
-    results: list[DomainScores] = []
-
     def predict() -> None:
         results.extend(evaluate_domain(domain, models, config, folder, wanted) for domain in domains)
 
@@ -90,7 +81,7 @@ def evaluate(config: Config) -> None:
         "gradcam": lambda: [figure for domain in domains for figure in draw_gradcam(domain, models, config, folder)],
         "report": lambda: write_report(folder, config, failures, missing),
     }
-    from_predictions = FROM_PREDICTIONS & set(wanted)
+    from_predictions = {"scores", "masks", "entropy"} & set(wanted)
     if not processes.is_first():  # these help to predict, and the first one tells what went wrong
         with suppress(Exception):
             predict() if from_predictions else None
@@ -112,16 +103,15 @@ def evaluate(config: Config) -> None:
 
 def load_models(config: Config) -> dict[str, Segmenter]:
     """The run's trained models in the order of their making, or the one of `eval.weights`."""
-    device = device_of(config)
+    device, out = device_of(config), Path(config.out)
     if config.eval.weights is not None:
         path = Path(config.eval.weights)
         if not path.is_file():
             raise WeightsError(f"{path}: no such weights file; mend eval.weights")
-        if any((Path(config.out) / model.stage).exists() for model in MODELS.values()):
+        if any((out / model.stage).exists() for model in MODELS.values()):
             raise ConfigError(f"out is {config.out!r}, a run of its own; give another --out for eval.weights")
         check_view(config, path.parent)
         return {path.stem: load_segmenter(path).to(device)}
-    out = Path(config.out)
     for model in MODELS.values():
         check_view(config, out / model.stage)
     models = {model.name: trained(config, model.name).to(device) for model in models_in(out)}

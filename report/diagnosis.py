@@ -46,9 +46,7 @@ class Diagnosis:
         changes: (2, 2), pixels by teacher right or wrong, student right or wrong.
     """
 
-    matrices: dict[str, np.ndarray] = field(
-        default_factory=lambda: {name: np.zeros((2, 2), np.int64) for name in ("teacher", "masks", "student")}
-    )
+    matrices: dict[str, np.ndarray] = field(default_factory=dict)
     pixels: np.ndarray = field(default_factory=lambda: np.zeros((LEVELS, 2), np.int64))
     stored: np.ndarray = field(default_factory=lambda: np.zeros((LEVELS, 2), np.int64))
     entropy: list[float] = field(default_factory=list)
@@ -62,15 +60,15 @@ class Diagnosis:
         255 in the stored ones is open."""
         for name, mask in (("teacher", teacher), ("masks", masks), ("student", student)):
             seen = mask != IGNORE
-            self.matrices[name] += confusion_matrix(label=label[seen], prediction=mask[seen])
+            counts = confusion_matrix(label=label[seen], prediction=mask[seen])
+            self.matrices[name] = self.matrices.get(name, 0) + counts
         level = np.minimum((entropy * LEVELS).astype(int), LEVELS - 1)
-        wrong, now = teacher != label, student != label
+        wrong, kept = teacher != label, masks != IGNORE
         np.add.at(self.pixels, (level, wrong.astype(int)), 1)
-        kept = masks != IGNORE
         np.add.at(self.stored, (level[kept], (masks != label)[kept].astype(int)), 1)
         self.entropy.append(float(entropy.mean()))
         self.error.append(float(wrong.mean()))
-        np.add.at(self.changes, (wrong.astype(int), now.astype(int)), 1)
+        self.changes += confusion_matrix(label=wrong, prediction=student != label)
 
     @property
     def rank_correlation(self) -> float:
@@ -118,8 +116,7 @@ def diagnose(folder: Path) -> Diagnosis:
         entropy, of_teacher = predict_image(teacher, decoded.image, config, config.split.scales, "main")
         masks = decoded.taken(read_pseudo_label(split, item.name))
         of_student = predict_image(student, decoded.image, config, [1.0], config.eval.head)[1]
-        layers = (decoded.label, entropy, of_teacher, masks, of_student)
-        found.add(*(layer[known] for layer in layers))
+        found.add(*(layer[known] for layer in (decoded.label, entropy, of_teacher, masks, of_student)))
     if not found.error:
         raise DataError(f"{config.target.root}: no label has a known pixel, so there is nothing to judge by")
     return found

@@ -23,8 +23,6 @@ from tqdm import tqdm
 from nets.segmenter import Segmenter, evaluating, resize_logits
 from utils.errors import MissingError
 
-COMPONENTS = 50
-
 
 class Patch(NamedTuple):
     """A piece of an image as the network is shown it: (1, C, h, w), its classes (H, W) of 0, 1, 255 or None, and where
@@ -47,12 +45,8 @@ class Pixels(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One model's embedding.
-
-    `points` (N, 2); `probe`: cross-validated balanced accuracy of a linear classifier that tells source from target,
-    0.5 where the domains are aligned; `silhouette` of the two classes in the features, in [-1, 1], high where they are
-    apart.
-    """
+    """One model's embedding: `points` (N, 2); `probe`, see `domain_probe`, 0.5 where the domains are aligned; and the
+    `silhouette` of the two classes in the features, in [-1, 1], high where they are apart."""
 
     points: np.ndarray
     probe: float
@@ -128,7 +122,7 @@ def features_at(segmenter: Segmenter, patches: Sequence[Patch], pixels: Pixels) 
 def embed(features: np.ndarray, pixels: Pixels, seed: int) -> Panel:
     """Scale, reduce by PCA, embed all points at once, and measure."""
     scaled = StandardScaler().fit_transform(features)
-    reduced = PCA(min(COMPONENTS, *scaled.shape), random_state=seed).fit_transform(scaled)
+    reduced = PCA(min(50, *scaled.shape), random_state=seed).fit_transform(scaled)
     perplexity = min(30.0, (len(reduced) - 1) / 3)
     points = TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(reduced)
     silhouette = float(silhouette_score(reduced, pixels.cloud))

@@ -96,15 +96,6 @@ class ImageScores(NamedTuple):
     drawn: np.ndarray
 
 
-class EvaluatedImage(NamedTuple):
-    """All that is counted in one image; `features` (N, F) are those of the drawn pixels."""
-
-    models: dict[str, ImageScores]
-    agreement: dict[tuple[str, str], float]
-    brightness: np.ndarray
-    features: np.ndarray
-
-
 def evaluate_domain(
     domain: Domain, models: Mapping[str, Segmenter], config: Config, folder: Path, pictures: Collection[str] = ()
 ) -> DomainScores:
@@ -114,28 +105,24 @@ def evaluate_domain(
         folder: receives the pictures.
         pictures: with "masks", masks/ROLE/MODEL/NAME.png and, for labelled images, errors/ROLE/MODEL/NAME.png; with
             "entropy", entropy/ROLE/MODEL/NAME.png.
-
-    Raises:
-        DataError: an image cannot be read, or a picture cannot be written.
     """
     predict = partial(evaluate_image, domain, models, config, folder, pictures)
     images = processes.divided(predict, list(domain.images), desc=f"predict {domain.role}", unit="image")
-    features = [image.features for image in images]
+    of_models, agreements, brightness, features = zip(*images, strict=True)
     scores = {}
     for name in models:
-        every = zip(*(image.models[name] for image in images), strict=True)
+        every = zip(*(of_image[name] for of_image in of_models), strict=True)
         matrices, calibration, entropies, heads, cloud, drawn = map(list, every)
         repeatable = repeatability(features, drawn, domain.scenes)
         scores[name] = ModelScores(matrices, sum(calibration), entropies, heads, cloud, repeatable)
-    agreement = {pair: [image.agreement[pair] for image in images] for pair in combinations(models, 2)}
-    brightness = np.sum([image.brightness for image in images], axis=0)
-    return DomainScores(domain, scores, agreement, brightness)
+    agreement = {pair: [of_image[pair] for of_image in agreements] for pair in combinations(models, 2)}
+    return DomainScores(domain, scores, agreement, np.sum(brightness, axis=0))
 
 
 def evaluate_image(
     domain: Domain, models: Mapping[str, Segmenter], config: Config, folder: Path, pictures: Collection[str], item: Item
-) -> EvaluatedImage:
-    """Predict one image with every model; see `evaluate_domain`."""
+) -> tuple[dict[str, ImageScores], dict[tuple[str, str], float], np.ndarray, np.ndarray]:
+    """Predict one image with every model: its part of `DomainScores`, and the features (N, F) of the drawn pixels."""
     decoded = domain.images.read(item)
     image, label, valid = decoded.image, decoded.label, decoded.valid
     predicted: dict[str, np.ndarray] = {}
@@ -147,7 +134,7 @@ def evaluate_image(
         chosen = decided(probability, config.eval.head)
         uncertain = normalised_entropy(chosen[None])[0].numpy()
         same = (decide(probability, "main") == decide(probability, "aux")).numpy()
-        classes = decide(probability, config.eval.head)
+        classes = chosen.argmax(0)
         mask = classes.byte().numpy()
         predicted[name] = mask[valid]
         matrix, calibration = None, np.zeros(())
@@ -173,4 +160,4 @@ def evaluate_image(
             write_png(folder / "entropy" / file, decoded.placed(colour_entropy(uncertain), UNKNOWN))
     agreement = {(a, b): float((predicted[a] == predicted[b]).mean()) for a, b in combinations(models, 2)}
     brightness = np.zeros((2, 256), np.int64) if label is None else brightness_counts(image, label)
-    return EvaluatedImage(scores, agreement, brightness, pixel_features(image, valid, places))
+    return scores, agreement, brightness, pixel_features(image, valid, places)

@@ -32,8 +32,6 @@ from report.plots import picture_grid
 from utils.errors import DataError
 from utils.labels import IGNORE
 
-WORST = 5
-
 
 class FinishedRun(NamedTuple):
     """The last network of a run of bash.sh or compare.py, and the target's evaluation images as it sees them."""
@@ -43,10 +41,7 @@ class FinishedRun(NamedTuple):
     images: ImageSet
 
     def errors(self, item: Item) -> tuple[np.ndarray, np.ndarray, float]:
-        """Label and mask (H, W) of an image that has a label, and the share of its known pixels that are wrong.
-
-        The share is NaN where no pixel is known.
-        """
+        """Label, mask (H, W) and share of wrong pixels among the known, NaN of none, of an image that has a label."""
         decoded = self.images.read(item)
         assert decoded.label is not None
         mask = decide(probabilities(self.network, decoded.image, self.config.data), self.config.eval.head)
@@ -63,7 +58,7 @@ def finished_run(folder: Path) -> FinishedRun:
     return FinishedRun(config, trained(config, model.name), evaluation_images(config, "target"))
 
 
-def draw_failures(runs: Sequence[Path], picture: Path, count: int = WORST) -> None:
+def draw_failures(runs: Sequence[Path], picture: Path, count: int = 5) -> None:
     """Write a grid as PNG: image, label, and for each run where its mask is wrong, with its share over these images.
 
     Raises:

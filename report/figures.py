@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 import cv2
@@ -58,23 +59,20 @@ def draw_masks(result: DomainScores, config: Config, folder: Path) -> list[Pictu
     picture_grid(folder / "masks" / f"{role}.png", names, {"image": images, **truth, **masks}, caption)
 
     title, last = list(masks.items())[-1]
-    clouds = [(mask == CLOUD).all(2) for mask in last]
-    columns = {f"{title}, outline": [outlined(i, m) for i, m in zip(images, clouds, strict=True)]}
+    columns = {f"{title}, outline": [outlined(i, (m == CLOUD).all(2)) for i, m in zip(images, last, strict=True)]}
     note = "The outline of the cloud drawn over the image."
     if domain.labelled:
-        truth = {"label, outline": [outlined(i, k) for i, k in zip(images, labels, strict=True)]}
-        errors = _stored(folder / "errors" / role, result.models, chosen, missing=[colour_mask(k) for k in labels])
-        columns = truth | columns | errors
+        outlines = {"label, outline": [outlined(i, k) for i, k in zip(images, labels, strict=True)]}
+        columns = outlines | columns | _stored(folder / "errors" / role, result.models, chosen, truth["label"])
         note += " In the error views red is cloud that the model missed, blue is clear ground that it calls cloud."
     key = ERROR_KEY if domain.labelled else ()
     picture_grid(folder / "masks" / f"{role}_errors.png", names, columns, key=key)
+    colours = (
+        "Clear ground is pale green, cloud white; grey, where there is any, is not known. Evenly spaced images of the "
+        "evaluation list, not chosen by result."
+    )
     return [
-        Picture(
-            f"masks/{role}.png",
-            f"Masks on the {role}",
-            "Clear ground is pale green, cloud white; grey, where there is any, is not known. Evenly spaced images of "
-            "the evaluation list, not chosen by result.",
-        ),
+        Picture(f"masks/{role}.png", f"Masks on the {role}", colours),
         Picture(f"masks/{role}_errors.png", f"Outlines and errors on the {role}", note),
     ]
 
@@ -155,11 +153,7 @@ def _entropies(model: Segmenter, images: ImageSet, item: Item, config: Config) -
 def draw_tsne(
     domains: Sequence[Domain], models: Mapping[str, Segmenter], config: Config, folder: Path
 ) -> list[Picture]:
-    """One joint embedding of both domains' backbone features per model, of the same pixels in each.
-
-    Raises:
-        MissingError: there is no source, or a class is absent.
-    """
+    """One joint embedding of both domains' features per model, of the same pixels; a MissingError without a source."""
     target = next(domain for domain in domains if domain.role == "target")
     source = next((domain.images for domain in domains if domain.role == "source"), None)
     if source is None:
@@ -180,13 +174,11 @@ def draw_tsne(
         panels[_title(name)] = embed(features_at(model, [*known["source"], *seen], pixels), pixels, config.seed)
     embedding_panels(folder / "tsne.png", panels, pixels.source, pixels.cloud, silhouettes=not predicted)
     classes = "labels" if not predicted else f"labels and, where an image has none, what the {reference} predicts"
-    numbers = {
-        name: {
-            "domain_probe": None if math.isnan(panel.probe) else panel.probe,
-            "silhouette": None if predicted else panel.silhouette,  # of one model's predictions: no fair comparison
-        }
-        for name, panel in panels.items()
-    }
+    numbers: dict[str, dict[str, float | None]] = {}
+    for name, panel in panels.items():
+        probe = None if math.isnan(panel.probe) else panel.probe
+        silhouette = None if predicted else panel.silhouette  # of one model's predictions: no fair comparison
+        numbers[name] = {"domain_probe": probe, "silhouette": silhouette}
     record = {"pixels": len(pixels.source), "classes": classes, "models": numbers}
     write_text(folder / "tsne.json", json.dumps(record, indent=2) + "\n")
     caption = (
@@ -251,15 +243,13 @@ def _part_of_image(config: Config) -> str:
 
 
 def _stored(
-    folder: Path, models: Iterable[str], items: Sequence[Item], missing: Sequence[np.ndarray] | None = None
+    folder: Path, models: Iterable[str], items: Sequence[Item], missing: Sequence[np.ndarray] = ()
 ) -> dict[str, list[np.ndarray]]:
     """A column for each model of what `evaluate_domain` has drawn; `missing` stands for images without a label."""
     return {
         _title(model): [
-            thinned(read_png(folder / model / f"{item.name}.png"))
-            if missing is None or item.label is not None
-            else missing[place]
-            for place, item in enumerate(items)
+            thinned(read_png(folder / model / f"{item.name}.png")) if item.label is not None or not missing else blank
+            for item, blank in zip_longest(items, missing)
         ]
         for model in models
     }

@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, select_autoescape
+from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from config.load import to_yaml
@@ -22,8 +22,6 @@ from report.tables import FEW, HEADER, MEASURES, TRIVIAL, row, sign_rows
 from utils.files import write_text
 from utils.records import reading
 
-LOWER_IS_BETTER = ("ECE",)
-
 
 def write_report(
     folder: Path, config: Config, failures: dict[str, str], missing: dict[str, str] | None = None
@@ -33,18 +31,13 @@ def write_report(
     Args:
         failures: part -> why it failed.
         missing: part -> what it would have needed.
-
-    Raises:
-        DataError: something that was left there is damaged; names it.
     """
     out, stale = Path(config.out), {"scores", "predictions"} & set(failures)
     curves = _curves(folder, out)
     known = read_pictures(folder) | {"report": curves}
     order = ("report", *(part for part in PARTS if part != "report"))
     shown = [figure for part in order for figure in known.get(part, ()) if (folder / figure.file).exists()]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")), autoescape=select_autoescape(default=True)
-    )
+    environment = Environment(loader=FileSystemLoader(Path(__file__).with_name("templates")), autoescape=True)
     page = environment.get_template("report.html").render(
         title=out.name,
         few=FEW,
@@ -83,9 +76,7 @@ def _domain(role: str, entry: dict[str, Any]) -> dict[str, Any]:
         title: {name: round(100 * share, 2) for name in trained if (share := score_at(models[name], path)) is not None}
         for title, path in MEASURES.items()
     }
-    best = {
-        title: (min if title in LOWER_IS_BETTER else max)(of.values()) for title, of in shown.items() if len(of) > 1
-    }
+    best = {title: (min if title == "ECE" else max)(of.values()) for title, of in shown.items() if len(of) > 1}
     rows = []
     for name, values in models.items():
         label, *cells = row(name, values)
@@ -108,8 +99,7 @@ def _embedded(path: Path) -> str:
 
 
 def _curves(folder: Path, out: Path) -> list[Picture]:
-    logs = {model.name: read_log(out / model.stage) for model in MODELS.values()}
-    logs = {name: rows for name, rows in logs.items() if rows}
+    logs = {model.name: rows for model in MODELS.values() if (rows := read_log(out / model.stage))}
     if not logs:
         return []
     training_curves(folder / "curves.png", logs)

@@ -49,12 +49,8 @@ def check_view(config: Config, stage: Path) -> None:
             if config.eval.weights is None and before[role]["root"] == domain.root:
                 keys[role] = ["eval_share", "bands", "nodata"] + ["scene"] * bool(domain.eval_share)
                 keys[role] += ["scaling", "gamma"] * (role == "source")  # of the target, each model brings its own
-        trained_with = {
-            (section, name): before[section][name]
-            for section, names in keys.items()
-            for name in names
-            if name in before[section]
-        }
+        known = [(section, name) for section, names in keys.items() for name in names if name in before[section]]
+        trained_with = {(section, name): before[section][name] for section, name in known}
     for (section, name), then in trained_with.items():
         if then != (now := getattr(getattr(config, section), name)):
             raise ConfigError(

@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from config.schema import Config
 from datasets.decode import read_bands
-from datasets.files import Item
 from datasets.readers import READERS
 from engine.domains import listed
 from engine.inference import decided, probabilities
@@ -64,22 +63,20 @@ def score_scenes(domain: Domain, models: Mapping[str, Segmenter], config: Config
     One scene is in memory at a time, for every model.
     """
     truths = READERS[domain.config.reader].scene_truth(Path(domain.config.root))
-    patches: dict[str, list[Item]] = {}
-    for item in domain.images:
-        if item.scene in truths:
-            patches.setdefault(str(item.scene), []).append(item)
+    patches = [item for item in domain.images if item.scene in truths]
     if not patches:
         (folder / "scenes.json").unlink(missing_ok=True)  # one of an earlier evaluation must not stand for this one
         return
     every = listed(config, domain.role, "eval", labels=False)  # a patch without data is not predicted, but has a place
     found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
-    bar = tqdm(total=sum(map(len, patches.values())) * len(models), desc="scenes", unit="patch", dynamic_ncols=True)
-    for scene, items in sorted(patches.items()):
+    bar = tqdm(total=len(patches) * len(models), desc="scenes", unit="patch", dynamic_ncols=True)
+    scenes = sorted({str(item.scene) for item in patches})
+    for scene in scenes:
         truth = read_bands(truths[scene]).pixels[..., 0] > 0
         rows, columns = np.max([place_of(item.name) for item in every if item.scene == scene], axis=0) + 1
         for name, model in models.items():
             tiles = []
-            for item in items:
+            for item in (item for item in patches if item.scene == scene):
                 decoded = domain.seen_by(name).read(item)
                 cloud = decided(probabilities(model, decoded.image, config.data), config.eval.head)[1]
                 levels = (cloud * 255).round().byte().numpy()
@@ -100,7 +97,7 @@ def score_scenes(domain: Domain, models: Mapping[str, Segmenter], config: Config
     bar.close()
     write_text(folder / "scenes.json", json.dumps(found, indent=2) + "\n")
     table = markdown_table(scene_table(found), left=2 + len(SCORES))
-    text = f"38-Cloud, official: mean over {len(patches)} scenes, percent\n\n{table}\n"
+    text = f"38-Cloud, official: mean over {len(scenes)} scenes, percent\n\n{table}\n"
     write_text(folder / "scenes.md", text)
     print(f"\n{text}")
 
