@@ -17,8 +17,9 @@ if __name__ == "__main__":
     CONFIG = configure(__doc__)  # before torch is imported: --help and faults of the configuration answer at once
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from config.schema import Config
@@ -30,8 +31,8 @@ from engine.memory import memory_explained
 from engine.run import make_generated
 from nets.segmenter import Segmenter
 from nets.weights import load_segmenter
-from report.evaluation import DomainScores, evaluate_domain
-from report.figures import draw_entropy, draw_gradcam, draw_masks, draw_tsne
+from report.evaluation import DomainScores, Evaluation, evaluate_domain
+from report.figures import FIGURES
 from report.page import write_report
 from report.protocol import LESS_MEMORY, check_view, evaluation_domains, seen_as_trained
 from report.records import Picture, remember_pictures
@@ -72,13 +73,15 @@ def evaluate(config: Config) -> None:
     def predict() -> None:
         results.extend(evaluate_domain(domain, models, config, folder, wanted) for domain in domains)
 
+    evaluation = Evaluation(config, folder, models, domains, results)
+
+    def draw(figures: Iterable[Callable[[Evaluation], list[Picture]]]) -> list[Picture]:
+        return [picture for figure in figures for picture in figure(evaluation)]
+
     parts: dict[str, Callable[[], list[Picture] | None]] = {
         "scores": lambda: write_tables(folder, results, config),
         "scenes": lambda: score_scenes(domains[0], models, config, folder),
-        "masks": lambda: [figure for result in results for figure in draw_masks(result, config, folder)],
-        "entropy": lambda: draw_entropy(results, models, config, folder),
-        "tsne": lambda: draw_tsne(domains, models, config, folder),
-        "gradcam": lambda: [figure for domain in domains for figure in draw_gradcam(domain, models, config, folder)],
+        **{part: partial(draw, figures) for part, figures in FIGURES.items()},
         "report": lambda: write_report(folder, config, failures, missing),
     }
     from_predictions = {"scores", "masks", "entropy"} & set(wanted)

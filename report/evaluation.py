@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -83,6 +83,16 @@ class DomainScores(NamedTuple):
     models: dict[str, ModelScores]
     agreement: dict[tuple[str, str], list[float]]
     brightness: np.ndarray
+
+
+class Evaluation(NamedTuple):
+    """What figures are drawn from: the domains, target first, and the scores of each, as far as they are predicted."""
+
+    config: Config
+    folder: Path
+    models: Mapping[str, Segmenter]
+    domains: Sequence[Domain]
+    scores: Sequence[DomainScores]
 
 
 class ImageScores(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -26,7 +26,7 @@ from engine.pseudo_labels import RANKING, read_ranking
 from losses.entropy import normalised_entropy
 from nets.segmenter import Head, Segmenter
 from report.embedding import Patch, embed, features_at, sample_pixels
-from report.evaluation import Domain, DomainScores
+from report.evaluation import Domain, DomainScores, Evaluation
 from report.gradcam import grad_cam
 from report.plots import embedding_panels, entropy_histograms, picture_grid
 from report.records import Picture
@@ -42,8 +42,13 @@ CAM_IMAGES = 5
 TSNE_IMAGES = 60  # of each domain; more would only cost memory, a few pixels are drawn from each
 
 
-def draw_masks(result: DomainScores, config: Config, folder: Path) -> list[Picture]:
+def draw_masks(evaluation: Evaluation) -> list[Picture]:
     """Image, label and every model's mask; then outlines, and where each model is wrong."""
+    config, folder = evaluation.config, evaluation.folder
+    return [picture for result in evaluation.scores for picture in _masks_of(result, config, folder)]
+
+
+def _masks_of(result: DomainScores, config: Config, folder: Path) -> list[Picture]:
     domain, role = result.domain, result.domain.role
     chosen = _evenly(domain.images, config.eval.pictures)
     names = [item.name for item in chosen]
@@ -77,10 +82,9 @@ def draw_masks(result: DomainScores, config: Config, folder: Path) -> list[Pictu
     ]
 
 
-def draw_entropy(
-    results: Sequence[DomainScores], models: Mapping[str, Segmenter], config: Config, folder: Path
-) -> list[Picture]:
+def draw_entropy(evaluation: Evaluation) -> list[Picture]:
     """Entropy maps of every model; where there is a split, the distributions over easy and hard images."""
+    config, folder, models, _, results = evaluation
     figures = []
     views: dict[str, ImageSet] = {}
     for result in results:
@@ -150,10 +154,9 @@ def _entropies(model: Segmenter, images: ImageSet, item: Item, config: Config) -
     return pixels[:: max(1, -(-len(pixels) // SPLIT_PIXELS))]
 
 
-def draw_tsne(
-    domains: Sequence[Domain], models: Mapping[str, Segmenter], config: Config, folder: Path
-) -> list[Picture]:
+def draw_tsne(evaluation: Evaluation) -> list[Picture]:
     """One joint embedding of both domains' features per model, of the same pixels; a MissingError without a source."""
+    config, folder, models, domains, _ = evaluation
     target = next(domain for domain in domains if domain.role == "target")
     source = next((domain.images for domain in domains if domain.role == "source"), None)
     if source is None:
@@ -192,8 +195,13 @@ def draw_tsne(
     return [Picture("tsne.png", "t-SNE of the backbone's features", caption)]
 
 
-def draw_gradcam(domain: Domain, models: Mapping[str, Segmenter], config: Config, folder: Path) -> list[Picture]:
+def draw_gradcam(evaluation: Evaluation) -> list[Picture]:
     """Where each head of the last model finds clear ground and cloud."""
+    config, folder, models, domains, _ = evaluation
+    return [_gradcam_of(domain, models, config, folder) for domain in domains]
+
+
+def _gradcam_of(domain: Domain, models: Mapping[str, Segmenter], config: Config, folder: Path) -> Picture:
     name, model = list(models.items())[-1]
     chosen = _evenly(domain.images, min(config.eval.pictures, CAM_IMAGES))
     device = next(model.parameters()).device
@@ -220,7 +228,15 @@ def draw_gradcam(domain: Domain, models: Mapping[str, Segmenter], config: Config
         f"pixels that the head gives to that class, or over all of them if there is none.{_part_of_image(config)} "
         "Each map is scaled by its own maximum."
     )
-    return [Picture(file, f"Class activation on the {domain.role}", caption)]
+    return Picture(file, f"Class activation on the {domain.role}", caption)
+
+
+FIGURES: dict[str, tuple[Callable[[Evaluation], list[Picture]], ...]] = {  # part of the report -> what draws it
+    "masks": (draw_masks,),
+    "entropy": (draw_entropy,),
+    "tsne": (draw_tsne,),
+    "gradcam": (draw_gradcam,),
+}
 
 
 def _patch(item: Item, images: ImageSet, config: Config) -> Patch:

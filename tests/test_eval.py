@@ -17,6 +17,7 @@ import report.figures
 from config.load import load_config, to_yaml
 from nets.segmenter import Segmenter
 from nets.weights import save_segmenter
+from report.evaluation import Evaluation
 from utils.errors import ConfigError, DataError, EvaluationError, WeightsError
 
 Arguments = Callable[..., list[str]]
@@ -168,7 +169,7 @@ def test_a_part_that_fails_says_why_and_is_forgotten_when_it_works(
         raise RuntimeError("no paint left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "draw_entropy", fails)
+        patch.setitem(report.figures.FIGURES, "entropy", (fails,))
         with pytest.raises(EvaluationError, match="entropy failed"):
             evaluation.evaluate(load_config([*arguments, "--eval.parts", "entropy,gradcam,report"]))
     folder = tmp_path / "run/eval"
@@ -295,4 +296,4 @@ def test_a_damaged_split_is_named(arguments: list[str], file: str, text: str) ->
     path = Path(config.out) / "split" / file
     path.write_text(text)
     with pytest.raises(DataError, match=f"split/{file}: "):
-        report.figures.draw_entropy([], {}, config, Path(config.out) / "eval")
+        report.figures.draw_entropy(Evaluation(config, Path(config.out) / "eval", {}, [], []))

@@ -29,6 +29,7 @@ from engine.pseudo_labels import STORED_CLASSES
 from engine.run import open_stage
 from methods.student import easy_and_hard
 from predict import read_request
+from report.evaluation import Evaluation
 from report.figures import draw_entropy
 from report.page import write_report
 from report.protocol import check_view
@@ -104,7 +105,7 @@ def loaded(settings: Config, base: Path, box: Path) -> None:
 
 def drawn(settings: Config, base: Path, box: Path) -> None:
     settings = replace(settings, target=replace(settings.target, root=str(base / "target")))
-    draw_entropy([], {"teacher": small()}, settings, box / "run/eval")
+    draw_entropy(Evaluation(settings, box / "run/eval", {"teacher": small()}, [], []))
 
 
 def split(settings: Config, base: Path, box: Path) -> None:
