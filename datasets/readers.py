@@ -269,7 +269,7 @@ class ScenesByPattern(Reader):
     pattern: str
     expected: str  # what it finds, for an error
 
-    def described(self, image: Path, root: Path) -> tuple[Item, str]:
+    def item_of(self, image: Path, root: Path) -> tuple[Item, str]:
         """An image with the label that it should have, and what to say where that is missing."""
         raise NotImplementedError
 
@@ -280,7 +280,7 @@ class ScenesByPattern(Reader):
             images = [image for image in images if rows in image.relative_to(root).parts]
             rows = None
         names = None if rows is None else set(read_names(Path(rows), root))
-        return _found([self.described(image, root) for image in images], labels, partial, names, rows)
+        return _found([self.item_of(image, root) for image in images], labels, partial, names, rows)
 
 
 class L8Biome(ScenesByPattern):
@@ -302,7 +302,7 @@ class L8Biome(ScenesByPattern):
     published = Published({"all": 96}, note="USGS")
     pattern, expected = "*_B4.TIF", "<scene>/<scene>_B4.TIF and its other bands"
 
-    def described(self, image: Path, root: Path) -> tuple[Item, str]:
+    def item_of(self, image: Path, root: Path) -> tuple[Item, str]:
         scene = image.name.removesuffix("_B4.TIF")
         mask = image.with_name(f"{scene}_fixedmask.img")
         files = tuple(image.with_name(f"{scene}_B{number}.TIF") for number in self.numbers)
@@ -327,7 +327,7 @@ class SPARCS(ScenesByPattern):
     published = Published({"all": 80}, note="USGS")
     pattern, expected = "*_data.tif", "<scene>_<n>_data.tif"
 
-    def described(self, image: Path, root: Path) -> tuple[Item, str]:
+    def item_of(self, image: Path, root: Path) -> tuple[Item, str]:
         name = image.name.removesuffix("_data.tif")
         mask, other = (image.with_name(f"{name}_{end}") for end in ("mask.png", "labels.tif"))
         label = mask if mask.is_file() else other
@@ -354,7 +354,7 @@ class CloudSEN12(ScenesByPattern):
     published = Published({"high": 10000, "scribble": 10000, "no-label": 29400}, note="five patches of each region")
     pattern, expected = "S2L1C.tif", "high/ROI_<n>/<image>/S2L1C.tif"
 
-    def described(self, image: Path, root: Path) -> tuple[Item, str]:
+    def item_of(self, image: Path, root: Path) -> tuple[Item, str]:
         folder, mask = image.parent, image.parent / "labels" / "manual_hq.tif"
         fault = f"{mask}: does not exist, so {folder.name} has no label; take the part high"
         return Item(folder.relative_to(root).as_posix(), (image,), mask), fault

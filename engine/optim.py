@@ -12,7 +12,7 @@ from nets.segmenter import Segmenter
 
 MOMENTUM = 0.9  # of SGD: DeepLab, ADVENT
 BETAS = (0.9, 0.99)  # of the discriminators' Adam: ADVENT
-UNTAUGHT = 10.0  # as DeepLab's new layers beside a pretrained backbone
+NEW_LAYER_FACTOR = 10.0  # as DeepLab's new layers beside a pretrained backbone
 
 
 def segmenter_optimizer(
@@ -20,20 +20,21 @@ def segmenter_optimizer(
     optim: OptimConfig,
     extra: Iterable[nn.Parameter] = (),
     factor: float = 1.0,
-    untaught: Iterable[nn.Parameter] = (),
+    new_layers: Iterable[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
     """SGD or AdamW over the backbone at `factor * optim.lr` and over heads and `extra` at `head_factor` times that.
 
     Args:
         extra: parameters beside the segmenter's own, such as the projection head.
-        untaught: those of the segmenter that begin among taught ones; they learn at `UNTAUGHT` times `optim.lr`.
+        new_layers: those of the segmenter that start anew among trained ones; they learn at `NEW_LAYER_FACTOR` times
+            `optim.lr`.
     """
-    late, lr = list(untaught), optim.lr * factor
+    late, lr = list(new_layers), optim.lr * factor
     heads = [parameter for parameter in segmenter.head_parameters() if all(parameter is not one for one in late)]
     groups = [
         {"params": list(segmenter.backbone_parameters()), "lr": lr},
         {"params": [*heads, *extra], "lr": lr * optim.head_factor},
-        *([{"params": late, "lr": optim.lr * UNTAUGHT}] if late else []),
+        *([{"params": late, "lr": optim.lr * NEW_LAYER_FACTOR}] if late else []),
     ]
     if optim.algorithm == "adamw":
         return _with_base_lr(torch.optim.AdamW(groups, weight_decay=optim.weight_decay))

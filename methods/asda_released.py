@@ -37,9 +37,9 @@ class AsdaReleasedStage(StudentStage):
             of_ema = upsampled(ema, size)
             prob = {head: (of_anchor[head].softmax(1), of_ema[head].softmax(1)) for head in HEADS}
             label = {head: fuse(*both, "union", valid=easy["valid"]) for head, both in prob.items()}
-        first = self.outputs(easy, self.predict(self.trainee, image), label, ema)
-        second = self.outputs(hard, self.predict(self.trainee, hard["image"]), {}, None)
-        terms, stats = self.segmentation(first)
-        contrast, contrast_stats = self.contrasted(first, second, progress)
-        terms |= self.agreement(first) | contrast | self.align(first, second, progress)
-        return Losses(terms, stats | contrast_stats | entropies(easy=first, hard=second))
+        easy_outputs = self.outputs(easy, self.predict(self.trainee, image), label, ema)
+        hard_outputs = self.outputs(hard, self.predict(self.trainee, hard["image"]), {}, None)
+        terms, stats = self.segmentation(easy_outputs)
+        contrast, contrast_stats = self.contrasted(easy_outputs, hard_outputs, progress)
+        terms |= self.agreement(easy_outputs) | contrast | self.align(easy_outputs, hard_outputs, progress)
+        return Losses(terms, stats | contrast_stats | entropies(easy=easy_outputs, hard=hard_outputs))

@@ -23,8 +23,8 @@ class IntraDAStage(StudentStage):
         """One easy and one hard batch -> the weighted terms."""
         easy, hard = batch["easy"], batch["hard"]
         on_easy, on_hard = self.predict_jointly(easy["image"], hard["image"])
-        first = self.outputs(easy, on_easy, {head: easy["label"] for head in HEADS}, None)
-        second = self.outputs(hard, on_hard, {}, None)
-        terms, stats = self.segmentation(first)
-        terms |= self.align(first, second, progress)
-        return Losses(terms, stats | entropies(easy=first, hard=second))
+        easy_outputs = self.outputs(easy, on_easy, {head: easy["label"] for head in HEADS}, None)
+        hard_outputs = self.outputs(hard, on_hard, {}, None)
+        terms, stats = self.segmentation(easy_outputs)
+        terms |= self.align(easy_outputs, hard_outputs, progress)
+        return Losses(terms, stats | entropies(easy=easy_outputs, hard=hard_outputs))

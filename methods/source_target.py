@@ -54,19 +54,19 @@ class SourceTargetStage(StudentStage):
             on_source = self.predict(self.trainee, source["image"])
         on_target = self.predict(self.trainee, target["image"])
         label = {head: source["label"] for head in HEADS}
-        first = self.outputs(source, on_source, label, ema_source)
-        second = self.unlabelled_outputs(target, on_target, ema_target)
+        source_outputs = self.outputs(source, on_source, label, ema_source)
+        target_outputs = self.unlabelled_outputs(target, on_target, ema_target)
 
-        terms, stats = self.segmentation(first)
-        for name, made in batches.items():
-            logits = second.logits
-            if made.image is not target["image"]:
+        terms, stats = self.segmentation(source_outputs)
+        for name, labelled in batches.items():
+            logits = target_outputs.logits
+            if labelled.image is not target["image"]:
                 with statistics_held(self.trainee):
-                    logits = upsampled(forward_batch(self.trainee.segmenter, made.image, without="features"), size)
+                    logits = upsampled(forward_batch(self.trainee.segmenter, labelled.image, without="features"), size)
             for head, weight in (("main", 1.0), ("aux", w.seg_aux)):
-                loss = weighted_cross_entropy(logits[head], made.label[head], made.weight[head])
+                loss = weighted_cross_entropy(logits[head], labelled.label[head], labelled.weight[head])
                 terms[f"{name}_{head}"] = (weight, loss)
-            stats[f"accepted_{name}"] = made.accepted
-        contrast, contrast_stats = self.contrasted(first, second, progress)
-        terms |= contrast | self.align(first, second, progress)
-        return Losses(terms, stats | contrast_stats | entropies(source=first, target=second))
+            stats[f"accepted_{name}"] = labelled.accepted
+        contrast, contrast_stats = self.contrasted(source_outputs, target_outputs, progress)
+        terms |= contrast | self.align(source_outputs, target_outputs, progress)
+        return Losses(terms, stats | contrast_stats | entropies(source=source_outputs, target=target_outputs))

@@ -52,10 +52,10 @@ def test_extra_parameters_learn_at_the_heads_rate(segmenter: Segmenter) -> None:
     assert (backbone["base_lr"], heads["base_lr"]) == (0.01, 0.05)  # what the schedule starts from
 
 
-def test_untaught_parameters_learn_fast_and_stand_once() -> None:
+def test_new_layers_learn_fast_and_stand_once() -> None:
     network = Segmenter("mobilenetv3_small_050")
     branch = network.add_detail(4)
-    optimizer = segmenter_optimizer(network, OPTIM, factor=0.5, untaught=branch.parameters())
+    optimizer = segmenter_optimizer(network, OPTIM, factor=0.5, new_layers=branch.parameters())
     assert [group["base_lr"] for group in optimizer.param_groups] == [0.01, 0.05, 0.2]
     assert [id(p) for p in optimizer.param_groups[2]["params"]] == [id(p) for p in branch.parameters()]
     listed = [id(p) for group in optimizer.param_groups for p in group["params"]]
