@@ -45,7 +45,8 @@ def _relations(config: Config) -> Iterator[tuple[str, object, str]]:
 
 
 def _relations_of_domain(role: str, domain: DomainConfig) -> Iterator[tuple[str, object, str]]:
-    yield f"{role}.eval_share", domain.eval is None or not domain.eval_share, f"0 where {role}.eval is given, or {role}.eval null"
+    expected = f"0 where {role}.eval is given, or {role}.eval null"
+    yield f"{role}.eval_share", domain.eval is None or not domain.eval_share, expected
     yield f"{role}.gamma", domain.gamma == 1 or domain.scaling != SHIFT8, f"1 where scaling is {SHIFT8}"
     known = domain.reader in READERS and READERS[domain.reader].bands is not None
     expected = "null: this reader knows them; choose among them by data.bands"

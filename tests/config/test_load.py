@@ -186,7 +186,7 @@ def test_a_section_that_is_no_mapping_is_not_ignored(file: Write, text: str, key
 
 @pytest.mark.parametrize(
     ("text", "key"),
-    [("seed: null", "seed"), ("net: {init: }", "net.init"), ("intra: {fuse: ~}", "intra.fuse")],
+    [("seed: null", "seed"), ("net: {layout: }", "net.layout"), ("intra: {fuse: ~}", "intra.fuse")],
 )
 def test_null_where_a_value_is_needed(file: Write, text: str, key: str) -> None:
     message = fault_of(*file(text))
