@@ -432,4 +432,4 @@ def test_a_script_that_fails_fails_the_job(tmp_path: Path, comparison: Callable[
     with pytest.raises(SystemExit):
         work(job, None)
     last = (job.folder / "log.txt").read_text().splitlines()[-1]
-    assert "train_teacher.py: error: nowhere.pth: no such weights file" in last
+    assert "train_teacher.py: error: net: nowhere.pth: no such weights file" in last
