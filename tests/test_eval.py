@@ -246,7 +246,10 @@ def test_each_model_sees_the_target_with_the_scaling_that_it_was_trained_with(
     for path, scaling in zip(places, recorded, strict=True):
         path.parent.mkdir(exist_ok=True)
         torch.manual_seed(1)
-        save_segmenter(path, Segmenter("mobilenetv3_small_050"), {"data": json.dumps({"target": {"scaling": scaling}})})
+        target = {"bands": None, "scaling": scaling, "nodata": "file"}
+        images = {"bands": ["red", "green", "blue"], "size": 64, "geometry": "letterbox", "tile": None}
+        record = json.dumps({**images, "target": target})
+        save_segmenter(path, Segmenter("mobilenetv3_small_050"), {"data": record})
     evaluation.evaluate(load_config(arguments))
     report = json.loads((tmp_path / "run/eval/metrics.json").read_text())["domains"]["target"]
     for path in places:

@@ -337,7 +337,8 @@ def test_the_command_ends_with_a_sentence_and_its_status(tmp_path: Path, weights
     loaded = set(child.stderr.splitlines()[-1].split()) | set(" ".join(child.stderr.splitlines()[-3:]).split())
     assert "scenes.predict" in loaded
     training = ("losses", "engine.loop", "engine.run", "datasets.samples", "datasets.augment", "train_", "tensorboardX")
-    assert not [name for name in loaded if name.startswith(training)]
+    names = {"losses", "losses.registry"}  # what a configuration may choose, without what it chooses
+    assert not [name for name in loaded - names if name.startswith(training)]
 
 
 def test_names_that_no_table_can_hold_are_refused(tmp_path: Path, weights: Path) -> None:
