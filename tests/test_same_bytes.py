@@ -152,10 +152,10 @@ class World:
         _, owner, name = STAGES[stage]
         original, counter = getattr(owner, name), count(1)
 
-        def stop(*given: Any) -> Any:
+        def stop(*given: Any, **named: Any) -> Any:
             if next(counter) == calls:
                 raise StoppedError
-            return original(*given)
+            return original(*given, **named)
 
         with self.monkeypatch.context() as patched, pytest.raises(StoppedError):
             patched.setattr(owner, name, stop)
