@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from contextlib import suppress
@@ -25,8 +24,7 @@ from datasets.scaling import Stretch, recorded_scaling
 from engine.data_record import Images, images_of
 from engine.processes import is_first
 from utils.errors import ConfigError, DataError, WeightsError
-from utils.files import write_text
-from utils.records import read_json, reading
+from utils.records import read_json, reading, write_json
 
 Role = Literal["source", "target"]
 SetName = Literal["train", "eval"]
@@ -189,7 +187,7 @@ def _stretch(config: Config, role: Role, decoder: Decoder) -> Stretch | None:
         return None
     if is_first():  # all measure the same
         record.parent.mkdir(parents=True, exist_ok=True)
-        write_text(record, json.dumps({**whose, **stretch._asdict()}, indent=2) + "\n")
+        write_json(record, {**whose, **stretch._asdict()})
     return stretch
 
 

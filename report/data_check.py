@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from report.plots import picture_grid
 from utils.errors import DataError, printable
 from utils.files import write_text
 from utils.labels import IGNORE
+from utils.records import write_json
 
 SAMPLES = 8  # in the sheet of a domain
 
@@ -50,7 +50,7 @@ def check(config: Config) -> None:
             "notes": warnings_of(parts) + against_published(parts, published_keys(domain), published),
             "problems": sorted({problem for part in parts.values() for problem in part.problems}),
         }
-    write_text(folder / "report.json", json.dumps(record, indent=2) + "\n")
+    write_json(folder / "report.json", record)
     text = printable("\n".join(section(role, found) for role, found in record.items()))
     write_text(folder / "report.md", text)
     print(f"{text}\n{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -31,9 +30,8 @@ from report.gradcam import grad_cam
 from report.plots import embedding_panels, entropy_histograms, picture_grid
 from report.records import Picture
 from utils.errors import MissingError
-from utils.files import write_text
 from utils.labels import IGNORE
-from utils.records import reading
+from utils.records import reading, write_json
 
 SPLIT_IMAGES = 12  # of each split in the histograms of entropy
 SPLIT_PIXELS = 2**18  # of each of them at most
@@ -183,7 +181,7 @@ def draw_tsne(evaluation: Evaluation) -> list[Picture]:
         silhouette = None if predicted else panel.silhouette  # of one model's predictions: no fair comparison
         numbers[name] = {"domain_probe": probe, "silhouette": silhouette}
     record = {"pixels": len(pixels.source), "classes": classes, "models": numbers}
-    write_text(folder / "tsne.json", json.dumps(record, indent=2) + "\n")
+    write_json(folder / "tsne.json", record)
     caption = (
         f"{len(pixels.source)} feature pixels of at most {TSNE_IMAGES} images a domain, as many of each class and "
         f"domain, the same in each panel; each panel is one joint embedding of both domains.{_part_of_image(config)} "

@@ -13,7 +13,7 @@ from report.metrics import score_at
 from report.scene_scores import scene_table
 from report.tables import MEASURES
 from utils.files import write_text
-from utils.records import read_json, reading
+from utils.records import read_json, reading, write_json
 
 T = TypeVar("T")
 AGAIN = "remove it, and run eval.py again"
@@ -33,7 +33,7 @@ def remember_pictures(folder: Path, part: str, pictures: Sequence[Picture]) -> N
     text = json.dumps({name: [picture._asdict() for picture in made] for name, made in known.items()}, indent=2)
     write_text(folder / "pictures.json", text + "\n")
     commands = read_commands(folder) | {part: command_line()}
-    write_text(folder / "commands.json", json.dumps(commands, indent=2) + "\n")
+    write_json(folder / "commands.json", commands)
 
 
 def read_pictures(folder: Path) -> dict[str, list[Picture]]:

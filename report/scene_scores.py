@@ -9,7 +9,6 @@ Source: evaluation of Cloud-Net by the authors of 38-Cloud (version 1.5).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from report.metrics import confusion_matrix, score_at, scores
 from report.tables import markdown_table, percent
 from utils.errors import DataError
 from utils.files import write_text
+from utils.records import write_json
 
 THRESHOLDS = {"12/255": 12, "1/2": 127}  # in 255ths; a pixel above it is cloud
 SCORES = {  # name -> place in what `metrics.scores` gives
@@ -95,7 +95,7 @@ def score_scenes(domain: Domain, models: Mapping[str, Segmenter], config: Config
                 shares = {of: score_at(measured, path) for of, path in SCORES.items()}
                 found.setdefault(name, {}).setdefault(title, {})[scene] = shares
     bar.close()
-    write_text(folder / "scenes.json", json.dumps(found, indent=2) + "\n")
+    write_json(folder / "scenes.json", found)
     table = markdown_table(scene_table(found), left=2 + len(SCORES))
     text = f"38-Cloud, official: mean over {len(scenes)} scenes, percent\n\n{table}\n"
     write_text(folder / "scenes.md", text)

@@ -6,7 +6,6 @@ import csv
 import glob
 import hashlib
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +16,7 @@ from engine import processes
 from scenes.predict import Options, Summary
 from utils.errors import CONTROL, ConfigError, DataError
 from utils.files import write_text
-from utils.records import read_json, reading
+from utils.records import read_json, reading, write_json
 
 SETTINGS, SUMMARY = "predict.json", "summary.csv"
 
@@ -64,7 +63,7 @@ def open_folder(out: Path, weights: Path, options: Options) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not record.exists():
-            write_text(record, json.dumps(settings, indent=2) + "\n")
+            write_json(record, settings)
     except OSError as error:
         raise ConfigError(f"{out}: cannot be used as --out ({error}); give another folder") from None
     with reading(record, "the settings of predict.py", "give another --out", ConfigError):

@@ -1,4 +1,4 @@
-"""Records that an earlier command left, read so that a damaged one is named."""
+"""Records that one command leaves for a later one, read so that a damaged one is named."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import AsdaError, DataError
+from utils.files import write_text
 
 
 @contextmanager
@@ -32,6 +33,10 @@ def reading(path: Path, what: str, fix: str, kind: type[AsdaError] = DataError) 
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text("utf-8"))
+
+
+def write_json(path: Path, record: Any) -> None:
+    write_text(path, json.dumps(record, indent=2) + "\n")
 
 
 def changes(before: Any, now: Any, key: str = "") -> list[str]:
