@@ -8,8 +8,6 @@ has finished with the same settings is copied from there. Started again, it cont
 Writes OUT/PAIR/seedS/METHOD/ (the runs) and OUT/NAME/: table.{md,csv,tex}, results.json, plot_*.png.
 """
 
-from __future__ import annotations
-
 if __name__ == "__main__":
     from config.load import load_compare_config
     from engine.cli import configure

@@ -9,8 +9,6 @@ images/, with labels/ or without. Labels, where there are any, are used here alo
 Writes OUT/eval/: report.html, metrics.{json,md,csv,tex}, images_*.csv, masks/, errors/, entropy/, tsne.png, gradcam/.
 """
 
-from __future__ import annotations
-
 if __name__ == "__main__":
     from engine.cli import configure
 

@@ -7,8 +7,6 @@ Writes OUT/NAME.safetensors, OUT/NAME.onnx and OUT/README.md; NAME is student wh
 ONNX file is compared with the network before it is written. Needs onnx, onnxscript and onnxruntime.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

@@ -10,8 +10,6 @@ Started again, it goes on with the scenes that are not finished. A scene that fa
 exit code is 1.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Iterable, Sequence

@@ -5,8 +5,6 @@
 Writes OUT/split/: entropy.csv, easy.txt, hard.txt, pseudo_labels/. Memory does not grow with the number of images.
 """
 
-from __future__ import annotations
-
 if __name__ == "__main__":
     from engine.cli import configure
 

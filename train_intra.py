@@ -6,8 +6,6 @@ What is below is ASDA. A compared method may name a step of its own, `intra.step
 Writes OUT/intra/: student.safetensors, checkpoint.pt, metrics.jsonl, tensorboard/. Started again, it continues.
 """
 
-from __future__ import annotations
-
 if __name__ == "__main__":
     from engine.cli import configure
 

@@ -6,8 +6,6 @@
 Writes OUT/teacher/: teacher.safetensors, checkpoint.pt, metrics.jsonl, tensorboard/. Started again, it continues.
 """
 
-from __future__ import annotations
-
 if __name__ == "__main__":
     from engine.cli import configure
 

@@ -6,8 +6,6 @@ Lengths are pixels of the finished picture, y downwards. The colour of an arrow 
 arrow carries weights. The small pictures are made from noise.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple

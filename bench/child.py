@@ -1,7 +1,5 @@
 """Programs measured in a process of their own."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

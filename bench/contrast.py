@@ -13,8 +13,6 @@ loads the libraries; medians of five of each, since the C library's own blocks m
 status 1 if it is not 20 times as fast or needs more than 20 MiB. Takes three minutes.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import time

@@ -7,8 +7,6 @@ Then forward and backward of that whole segmentation network, 8 images of 128x12
 have the same weights and inputs, calls alternate in one process, and medians of their processor times count.
 """
 
-from __future__ import annotations
-
 import copy
 import os
 import sys

@@ -14,8 +14,6 @@ times float32, 90 % of the time at work, 9.7 GB in stage 3 at 2 + 2 images, an h
 each model within 0.5 points. On a CPU nothing is judged: there it only shows that it runs.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

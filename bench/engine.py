@@ -12,8 +12,6 @@ machine does meets both. What counts is the median, over pairs of neighbouring s
 that of the clock is printed beside it. Ends with status 1 above 2 %, or at a difference. Takes three to ten minutes.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -9,8 +9,6 @@ process, one thread; rounds of a few batches of each in turn. Ends with status 1
 the cold path not 2 times as fast, or if a loader process would send anything wide.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import tempfile

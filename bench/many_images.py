@@ -7,8 +7,6 @@ pass, the check before training, without and with the decoded cache, and 2,000 s
 grows by more than 40 MiB, which is 4 KiB for each further image: its paths, its name and a hash.
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 import time

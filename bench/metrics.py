@@ -7,8 +7,6 @@ runs with validate_args=False, so it checks nothing, while the project's functio
 of alternating calls, and fails if the matrices differ.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from pathlib import Path

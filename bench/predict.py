@@ -11,8 +11,6 @@ threads. Rounds alternate, the best of each counts. Ends with status 1 when this
 less than twice as fast as s2cloudless.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -8,8 +8,6 @@ of the demo's kind; predicts it in a process of its own and reads that one's pea
 when a peak passes 1.5 GiB, or the two differ by more than a tenth. Takes 3 GiB of disk and some minutes.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import sys

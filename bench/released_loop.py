@@ -13,8 +13,6 @@ alternate in one process; what counts is the median over pairs of neighbouring s
 status 1 below 1.15, or if the losses of the first steps differ by more than rounding. Takes two to ten minutes.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -3,8 +3,6 @@
 python bench/signs.py
 """
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The settings of configs/demo.yaml on a few scenes of the generated pair, for the benchmarks of training."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Iterator, Mapping

@@ -6,8 +6,6 @@ Draws two small unlabelled domains and a random teacher in a temporary folder, r
 process of its own and compares the peaks of their resident memory. Ends with status 1 when the limit is passed.
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 import time

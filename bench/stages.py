@@ -1,7 +1,5 @@
 """Both training stages on a few scenes of the generated pair, of any network and size, for the benchmarks of speed."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from dataclasses import replace

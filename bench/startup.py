@@ -7,8 +7,6 @@ only add to it. The imports are those of `python -X importtime`, own time withou
 status 1 if a script takes a second or more, or imports one of the packages that take long. Takes half a minute.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import time

@@ -13,8 +13,6 @@ forward and backward) and divided by the time without these waits; the rate that
 square matrix products in the same precision and threads.
 """
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 import time

@@ -1,7 +1,5 @@
 """What a comparison says over several pairs of domains: the mean gain of each method, and where it gains least."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The jobs of a comparison: each method on each pair with each seed, and the configuration of each."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The picture of a comparison."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from comparison.results import Comparison

@@ -1,7 +1,5 @@
 """Published scores, to stand beside ours."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, NamedTuple
 

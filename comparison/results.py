@@ -1,7 +1,5 @@
 """What the runs gave: each one's result.json, written and read here, and those of a pair that can be compared."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The processes of a comparison: one for each job, some at a time, and the progress of all."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import sys

@@ -1,7 +1,5 @@
 """One job: train by the stages' scripts, choose a checkpoint, score it on the target's evaluation images."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterator, Mapping

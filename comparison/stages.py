@@ -1,7 +1,5 @@
 """The stages of one run: taken from another run that has the same settings, or made by the stages' own scripts."""
 
-from __future__ import annotations
-
 import json
 import runpy
 import shutil

@@ -1,7 +1,5 @@
 """The numbers of a comparison: scores over seeds, gains, and paired tests against the reference."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What several keys together cannot be; what one alone can be stands at its field."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from config.fields import fault, flatten

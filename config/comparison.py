@@ -1,7 +1,5 @@
 """The keys of a comparison, and what cannot be among them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path

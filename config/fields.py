@@ -1,7 +1,5 @@
 """What a key of the configuration states beside its type: bounds and choices, checked by one loop."""
 
-from __future__ import annotations
-
 import difflib
 import math
 import re

@@ -6,8 +6,6 @@ One precedence, whoever starts a run and wherever a word stands: defaults < --co
 NAME < --key value.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from collections.abc import Iterator, Mapping, Sequence

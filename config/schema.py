@@ -3,8 +3,6 @@
 The text is the string below a key; `--help` of every script shows exactly these texts.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
 from typing import Literal

@@ -8,8 +8,6 @@ that cannot be used. Writes OUT/check/: report.json, report.md and a sheet of sa
 Ends with status 1 if a file cannot be used.
 """
 
-from __future__ import annotations
-
 import sys
 
 from engine.cli import configure, run

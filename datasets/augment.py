@@ -1,7 +1,5 @@
 """Random changes of a training sample; every draw comes from the generator that the sample is given."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 import cv2

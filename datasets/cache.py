@@ -5,8 +5,6 @@ goes out of date, any number of runs can share and make it at once, and it may b
 memory and not read: a crop costs its own pixels, and what fits into memory stays there between epochs.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import mmap

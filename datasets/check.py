@@ -1,7 +1,5 @@
 """What a domain's files hold and what is wrong with them, found by decoding each once."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

@@ -3,8 +3,6 @@
 The first bytes tell the kind, not the name, and the header how large an image becomes, before any memory is taken.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import os

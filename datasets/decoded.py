@@ -1,8 +1,6 @@
 """A decoded image and its place in its file: rows and columns at the border that hold no data at all are cut off, so
 that such a margin changes nothing."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +27,7 @@ class Decoded(NamedTuple):
     def raster(self) -> Raster:
         return Raster(self.image, self.label, self.valid)
 
-    def cut(self, window: Window) -> Decoded:
+    def cut(self, window: Window) -> "Decoded":
         """The part inside a window of the file, without its rows and columns at the border that hold no data."""
         top, left = self.top - window.top, self.left - window.left  # of this image in the window
         inside = slice(max(0, -top), max(0, window.height - top)), slice(max(0, -left), max(0, window.width - left))

@@ -4,8 +4,6 @@ Whatever a file holds (1 to 13 bands, 8 or 16 bits, floats), the network gets 8-
 fixed rule for the whole domain. A pixel without data is 0 in every band and 255 in the label.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

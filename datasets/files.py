@@ -1,7 +1,5 @@
 """Which images a folder or a list has, of which files each is made, and where its label is."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache

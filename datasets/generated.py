@@ -6,8 +6,6 @@ clouds of known opacity over it with their shadows, and then the sensor: haze, b
 curve and noise. The label is exact: cloud where the optical opacity is at least `CLOUD_OPACITY`, before any blur.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Mapping

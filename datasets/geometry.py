@@ -3,8 +3,6 @@
 Labels are resampled by nearest neighbour. Pixels that padding adds are invalid: label 255 and `valid` False.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import cv2

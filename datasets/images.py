@@ -1,7 +1,5 @@
 """The checked images of one domain, large ones cut into tiles, as everything else sees them."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -64,7 +62,7 @@ class ImageSet(Sequence[Item]):
             classes = classes[item.label_window.slices]
         return self.decoder.labelled(decoded, classes, item, masked=masked)
 
-    def only(self, names: Iterable[str], listed_in: Path) -> ImageSet:
+    def only(self, names: Iterable[str], listed_in: Path) -> "ImageSet":
         """The images of these names, in their order here.
 
         Raises:
@@ -78,7 +76,7 @@ class ImageSet(Sequence[Item]):
             raise DataError(f"{listed_in}: names {gone}; restore them")
         return replace(self, items=tuple(item for item in self.items if item.name in wanted))
 
-    def with_labels(self, folder: Path, label_map: Mapping[int, int]) -> ImageSet:
+    def with_labels(self, folder: Path, label_map: Mapping[int, int]) -> "ImageSet":
         """The same images, each with the label FOLDER/NAME.png."""
         items = tuple(item._replace(label=folder / f"{item.name}.png", label_window=None) for item in self.items)
         keys = {name: (image, None) for name, (image, _) in self.keys.items()}
@@ -87,7 +85,7 @@ class ImageSet(Sequence[Item]):
 
 def checked(
     items: Sequence[Item], decoder: Decoder, what: str, cache: Cache | None = None, tile: int | None = None
-) -> ImageSet:
+) -> "ImageSet":
     """Decode every file once, several at a time, into the cache if there is one; leave images without data out.
 
     Args:

@@ -5,8 +5,6 @@ seen without atmosphere: (H, W, 3) float32 RGB, display-referred, about 0..1. Le
 `Ground.pixel` metres fall on one pixel, so a coarser sensor sees more and smaller structure.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

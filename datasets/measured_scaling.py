@@ -1,7 +1,5 @@
 """The scaling of a domain, measured on its training images."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from contextlib import suppress

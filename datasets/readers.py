@@ -5,8 +5,6 @@ rule are its own unless the config says otherwise. Licences and citations stand 
 them before use.
 """
 
-from __future__ import annotations
-
 import csv
 import re
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Samples and batches: deterministic in (seed, stream, position), whatever the number of loader processes."""
 
-from __future__ import annotations
-
 import ctypes
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """The scaling of stored values to 8 bits: one fixed rule for all images of a domain."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 

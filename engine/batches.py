@@ -1,7 +1,5 @@
 """From what the loaders send to what a stage looks at: whole batches on its device."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

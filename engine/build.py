@@ -1,7 +1,5 @@
 """What a configuration names, made: device, networks, alignment, streams of samples."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial

@@ -4,8 +4,6 @@ A file is what `torch.save` writes and, behind it, a line with its checksum; `to
 before it is kept, so a file that the disk or a kill has spoilt costs some steps and not the run.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -1,7 +1,5 @@
 """What the scripts have in common: read the configuration early, and end with a sentence instead of a traceback."""
 
-from __future__ import annotations
-
 import signal
 import sys
 from collections.abc import Callable

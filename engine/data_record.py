@@ -1,7 +1,5 @@
 """What a weights file says of the images that its network is for; read and written without torch."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

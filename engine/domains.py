@@ -1,7 +1,5 @@
 """The images of a configuration: which train and which are scored, and how their files are understood."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from contextlib import suppress

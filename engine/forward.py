@@ -5,8 +5,6 @@ losses, statistics and discriminators see the whole batch, as in a single proces
 gradient of its own share alone, and the gradients of the parameters have to be added up over the processes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar

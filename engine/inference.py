@@ -1,7 +1,5 @@
 """From a trained network and a decoded image to class probabilities on the image's own grid."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal

@@ -1,7 +1,5 @@
 """What lies in a run's directory, by name; without torch, for those who only mask scenes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 

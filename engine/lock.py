@@ -1,7 +1,5 @@
 """One writer for a folder."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import shlex

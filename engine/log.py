@@ -4,8 +4,6 @@ metrics.jsonl holds only what the configuration and the seed decide, so an inter
 bytes as an uninterrupted one; the machine's part (data time, images/s) goes to timing.jsonl. TensorBoard has both.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -59,7 +57,7 @@ class Logger:
             self._board.add(step, summary=image(name, pixels, dataformats="HWC"))
             self._board.flush()
 
-    def __enter__(self) -> Logger:
+    def __enter__(self) -> "Logger":
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:

@@ -1,7 +1,5 @@
 """The one training loop of both stages."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Optimisers of the two sides of the training game; every parameter stands in one group, once."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

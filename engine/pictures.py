@@ -1,7 +1,5 @@
 """Masks, entropies and images as pictures of numpy arrays, and PNG files; without torch and matplotlib."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -8,8 +8,6 @@ looks like all the others. What the network gets wrong wherever it occurs, such 
 Source: co-training (Blum and Mitchell, COLT 1998), with a per-pixel gradient-boosted classifier as in s2cloudless.
 """
 
-from __future__ import annotations
-
 import math
 from functools import partial
 from pathlib import Path

@@ -4,8 +4,6 @@ entropy.csv, easy.txt and hard.txt have the names; layers are PNG files LAYER/NA
 pseudo_labels/, and from one pass over the images to the next entropy/ and cloud/, shares in 16 bits.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A run's directory: opened, continued or refused, and what is written into it of how it was made."""
 
-from __future__ import annotations
-
 import platform
 import shlex
 import subprocess

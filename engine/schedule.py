@@ -1,7 +1,5 @@
 """How long a stage lasts, and its learning rates as pure functions of the step: resuming needs no scheduler state."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """What a training stage is to the loop: its networks and optimisers, and one step that reads like the formula."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple

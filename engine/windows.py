@@ -1,7 +1,5 @@
 """Windows over an image: where they lie, how much each counts where, and what is predicted of them, blended by rows."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial

@@ -4,8 +4,6 @@ An alignment is a module, so that its discriminators are trained, saved and resu
 with the weights of its terms and called with the outputs of both domains; it returns its terms, weighted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """What a term of the training may look at: when it is computed, and what both networks say of one domain's images."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field

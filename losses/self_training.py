@@ -9,8 +9,6 @@ All rules have one signature, `rule(labelled, unlabelled, ema_logits, progress, 
 They give a `PseudoLabelledBatch`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import NamedTuple

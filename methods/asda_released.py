@@ -1,7 +1,5 @@
 """Stage 3 as the released code of ASDA has it, slips included, for the record."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

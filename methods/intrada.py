@@ -1,7 +1,5 @@
 """IntraDA (Pan et al., CVPR 2020): AdvEnt again, from easy images with the stored masks of stage 2 to hard ones."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from config.schema import Config

@@ -1,7 +1,5 @@
 """Source labels and target pseudo-labels at once: stage 3 of ESL, U2PL, SDCA, DACS, MIC and asda_plus."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

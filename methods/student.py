@@ -4,8 +4,6 @@ Three networks share one architecture: the *anchor* is the frozen teacher, the *
 follows the trainee and becomes the student (the paper's "student" is the EMA copy).
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast

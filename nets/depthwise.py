@@ -3,8 +3,6 @@
 Values and gradients are the same up to rounding; nothing else changes.
 """
 
-from __future__ import annotations
-
 from itertools import product
 from typing import Any
 

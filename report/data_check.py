@@ -1,7 +1,5 @@
 """A report on the data of a configuration: what both domains hold, and what is wrong with it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path

@@ -5,8 +5,6 @@
 For people who decide what to change, after training: nothing that trains reads this, or those labels.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 Source: t-SNE, van der Maaten and Hinton, JMLR 2008; silhouette, Rousseeuw 1987.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 

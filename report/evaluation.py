@@ -1,7 +1,5 @@
 """One pass over a domain's images with every model: scores, and the mask and entropy map of each image."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass

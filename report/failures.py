@@ -6,8 +6,6 @@ The images are those of which the last run named has the greatest share of pixel
 judge finished runs: nothing that trains reads this, or the labels.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Sequence

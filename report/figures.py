@@ -1,7 +1,5 @@
 """The pictures of an evaluation: masks and errors, entropy maps, t-SNE and Grad-CAM, each with its caption."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace

@@ -5,8 +5,6 @@ Source: Selvaraju et al., ICCV 2017; for segmentation the score is summed over t
 al., AAAI 2020).
 """
 
-from __future__ import annotations
-
 import difflib
 
 import torch

@@ -4,8 +4,6 @@ The published tables of this method call precision "recall" and recall "CPA"; he
 cloud that is cloud, recall the share of true cloud that is found.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import cv2

@@ -1,7 +1,5 @@
 """report.html: one file that shows an evaluation and asks nothing of the network."""
 
-from __future__ import annotations
-
 import base64
 import io
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Figures drawn with matplotlib: pictures side by side, histograms of entropy, embeddings, curves of a training."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

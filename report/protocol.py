@@ -1,7 +1,5 @@
 """Which images of a run's domains are scored, how its models see them, and what that makes of the scores."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

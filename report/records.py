@@ -1,7 +1,5 @@
 """What the parts of an evaluation leave in OUT/eval for the report and the summary, read so that damage is named."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Sequence

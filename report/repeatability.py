@@ -9,8 +9,6 @@ Source: the agreement of two views as a bound on error (Blum and Mitchell, COLT 
 docs/results.md has its correlation with the true gain.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

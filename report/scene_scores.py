@@ -7,8 +7,6 @@ and the usual 1/2 are given.
 Source: evaluation of Cloud-Net by the authors of 38-Cloud (version 1.5).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path

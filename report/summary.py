@@ -3,8 +3,6 @@
 python -m report.summary runs/demo_seed0 runs/demo_seed1 runs/demo_seed2
 """
 
-from __future__ import annotations
-
 import json
 import statistics
 import sys

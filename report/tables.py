@@ -1,7 +1,5 @@
 """Scores of several models as JSON, Markdown, CSV and LaTeX, and one row per image."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """A trained network as files for others: ONNX beside safetensors, and a model card."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """A folder of masks: the scenes that go in, the settings it was begun with, and the summary of what is finished."""
 
-from __future__ import annotations
-
 import csv
 import glob
 import hashlib

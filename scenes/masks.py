@@ -3,8 +3,6 @@
 Values are those of the mask: 0 clear, 1 cloud, 255 no data, which no function changes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import cv2

@@ -1,7 +1,5 @@
 """A scene, from a file or an array to its masks, and what they sum up to."""
 
-from __future__ import annotations
-
 import math
 import shutil
 import time

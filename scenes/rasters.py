@@ -1,7 +1,5 @@
 """Scenes read in slabs of rows, and layers written as cloud-optimised GeoTIFF or PNG, in bounded memory."""
 
-from __future__ import annotations
-
 import os
 import zlib
 from collections.abc import Iterator

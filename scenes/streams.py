@@ -1,7 +1,5 @@
 """Iterators that run ahead of their consumer in a thread."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Tiny domains on disk, and the arguments of a run that takes seconds."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Callable
 from pathlib import Path

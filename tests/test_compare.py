@@ -1,7 +1,5 @@
 """The comparison as a user runs it, on tiny domains: plan, sharing, interruption, selection, table."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

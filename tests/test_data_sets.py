@@ -1,7 +1,5 @@
 """Published layouts, bands, depths and missing data through the whole program, as a user runs it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the documents point to exists, and the commands that they show are understood."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from pathlib import Path

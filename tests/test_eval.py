@@ -1,7 +1,5 @@
 """The evaluation as a user runs it: parts, any weights, no labels, and parts that fail."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

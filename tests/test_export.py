@@ -1,7 +1,5 @@
 """export.py: the ONNX file gives the same mask as the network, and the card says what the files are for."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

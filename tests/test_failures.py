@@ -4,8 +4,6 @@ What had its final name before is there still, whole; nothing half-written has a
 were; the command ends with a status and a sentence; and given again, it makes what it would have made.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

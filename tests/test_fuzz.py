@@ -2,8 +2,6 @@
 the project that names it, in bounded time and memory, and nothing is written, started or asked elsewhere. What is done
 to them, and to which entries they are given, stands in tests/fuzz."""
 
-from __future__ import annotations
-
 import io
 import json
 import re

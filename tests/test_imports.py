@@ -1,7 +1,5 @@
 """Imports point one way: from the scripts down to utils. This reads them, and holds it."""
 
-from __future__ import annotations
-
 import ast
 import re
 import subprocess

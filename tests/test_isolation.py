@@ -4,8 +4,6 @@ Shown twice: Linux tells which files are opened, by whichever library or process
 give the same bytes.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os

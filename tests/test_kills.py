@@ -1,7 +1,5 @@
 """Runs that are killed or asked to stop, and then started again with the same command."""
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os

@@ -1,8 +1,6 @@
 """The evaluation and the split never show a network more pixels at once than a step of training, however large images
 are, and keep no graph but for Grad-CAM."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Every file of configs/methods/ runs through the stages, and keeps what defines it."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -1,7 +1,5 @@
 """predict.py from the command line: grids, no data, batches that fail in part, and what a kill leaves."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

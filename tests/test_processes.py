@@ -1,7 +1,5 @@
 """Two processes of torchrun, of half a batch each, do what one process does with the whole batch."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """No range of requirements.txt allows a version with a known fault that docs/reliability.md lists."""
 
-from __future__ import annotations
-
 import re
 from importlib.metadata import version
 from pathlib import Path

@@ -3,8 +3,6 @@
 The target is of 16 bits, with a margin and a hole without data, cut into tiles; the source is of 8 bits.
 """
 
-from __future__ import annotations
-
 import csv
 import os
 import subprocess

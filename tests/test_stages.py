@@ -1,7 +1,5 @@
 """The three stages and the evaluation as a user runs them, on tiny domains."""
 
-from __future__ import annotations
-
 import csv
 import json
 import subprocess

@@ -4,8 +4,6 @@ Other hostile files have their tests beside the code that reads them, and are th
 tests/test_fuzz.py; docs/reliability.md lists them.
 """
 
-from __future__ import annotations
-
 import os
 import pickle
 from collections.abc import Callable

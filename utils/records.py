@@ -1,7 +1,5 @@
 """Records that one command leaves for a later one, read so that a damaged one is named."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

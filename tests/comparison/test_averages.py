@@ -1,7 +1,5 @@
 """The averages over pairs, by hand."""
 
-from __future__ import annotations
-
 import statistics
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Published scores."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

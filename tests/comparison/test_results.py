@@ -1,7 +1,5 @@
 """result.json, and which results can be compared."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The stages of a run: their scripts, and their progress."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The numbers of a comparison: known answers, properties of the paired tests."""
 
-from __future__ import annotations
-
 import statistics
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What the tables of a comparison say, and their files."""
 
-from __future__ import annotations
-
 import csv
 import json
 from pathlib import Path

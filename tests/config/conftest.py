@@ -1,7 +1,5 @@
 """A YAML file and the words that name it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The keys of a comparison: names stay within its folder, and nothing that it names is called."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Reading: one precedence, and messages about what is wrong with a file or a command line."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The keys of a run: impossible values, the shipped files, and what --help says."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 import subprocess

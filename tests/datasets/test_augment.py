@@ -1,7 +1,5 @@
 """Random changes: mirrors move all layers, and a change of colour is one matrix with known parts."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

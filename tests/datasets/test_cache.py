@@ -1,7 +1,5 @@
 """The cache: paid once, found by content and rules alone, whole or not at all, and never with a label in an image."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What is said of the parts of a domain."""
 
-from __future__ import annotations
-
 from datasets.check import PartSummary, against_published, warnings_of
 from datasets.readers import Published
 

@@ -1,7 +1,5 @@
 """From files to bands and classes: every kind of file as it is meant, and what would be misread is refused by name."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path

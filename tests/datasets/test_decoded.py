@@ -1,7 +1,5 @@
 """A margin without data changes nothing, and a layer goes back to its place in the file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """How files are understood: bands and scaling as told, no data nowhere counted."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A domain on disk: what is listed, what is never looked for, and how each fault is reported."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The generated pair: determinism, exact labels, difficulty that brightness does not solve, and honest folders."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import fields, replace
 from functools import cache

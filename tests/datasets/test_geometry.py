@@ -1,7 +1,5 @@
 """Image, label and valid mask move together, and what is padded is never counted."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The images of a domain: every fault named at once, large images cut into tiles, several read at a time."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Scalings that are measured on the images of a domain, or matched to those of another."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Small trees in exactly the published layouts: which images each reader finds, and what their labels mean."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

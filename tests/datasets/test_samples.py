@@ -1,7 +1,5 @@
 """Samples are a pure function of (seed, stream, position), and labels move with their images."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -1,7 +1,5 @@
 """The scaling to 8 bits as a weights file holds it."""
 
-from __future__ import annotations
-
 import json
 import math
 

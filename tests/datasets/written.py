@@ -1,7 +1,5 @@
 """Files, images and streams of a few pixels, and what reading them says."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

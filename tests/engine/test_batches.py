@@ -1,7 +1,5 @@
 """Batches as the stages want them: float images with their change of colour, 0 where there is no data."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Checkpoints: whole or not there, exact, and refused with the file's name where they do not fit."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """How scripts end: status and sentence for each way."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable

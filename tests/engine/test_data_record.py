@@ -1,7 +1,5 @@
 """What a weights file says of its images, and what is made of a damaged record."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

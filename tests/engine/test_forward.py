@@ -1,7 +1,5 @@
 """A batch in pieces and in another precision; several processes have their tests in tests/test_processes.py."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from copy import deepcopy

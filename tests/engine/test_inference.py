@@ -1,7 +1,5 @@
 """Prediction at native size: windows that cover an image, blended without seams."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 

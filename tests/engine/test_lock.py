@@ -1,7 +1,5 @@
 """One writer a folder: refused or waited for while the first lives, taken over when it is dead."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -1,7 +1,5 @@
 """Rows and pictures of training on disk, a disk that is full, and grids that leave the network as it was."""
 
-from __future__ import annotations
-
 import json
 import struct
 import subprocess

@@ -1,7 +1,5 @@
 """The training loop, with a stage of two small layers whose every step can be followed."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

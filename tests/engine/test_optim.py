@@ -1,7 +1,5 @@
 """Every trainable parameter stands in one group, once, at the rate that its part asks for."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

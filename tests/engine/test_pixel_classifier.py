@@ -1,7 +1,5 @@
 """The pixel classifier: its features by hand, and what it makes of a network that draws blocks in wrong places."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import cv2

@@ -1,7 +1,5 @@
 """What stage 2 leaves on the disk, and how it is read again."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import cv2

@@ -1,7 +1,5 @@
 """A run's directory is continued or refused, never deleted; and networks start the same for the same seed."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Learning rates at the steps and epochs for which the references' values are known."""
 
-from __future__ import annotations
-
 import pytest
 
 from engine.schedule import asda_released, poly

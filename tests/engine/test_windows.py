@@ -1,7 +1,5 @@
 """Windows: they cover everything, and their weights sum to one, whatever the length, the window and the overlap."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import numpy as np

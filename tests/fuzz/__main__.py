@@ -8,8 +8,6 @@ time and memory, in a folder of its own, and anything that is written elsewhere 
 traceback. Nothing is kept.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """Cases that do what no case may do, and two that are as they should be, to see that the runner tells."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """What is fuzzed: each kind puts a damaged file into a folder of its own and gives it to the entries that read it."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import shutil

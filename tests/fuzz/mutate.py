@@ -3,8 +3,6 @@
 Every function takes the random generator first and depends on it alone, so that a seed is a case.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import struct

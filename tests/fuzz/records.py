@@ -1,7 +1,5 @@
 """Records that an earlier command left in a run, damaged before the next command reads them."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Cases in forked processes: limits of time and memory, a watch on what is written, and what became of each."""
 
-from __future__ import annotations
-
 import ctypes
 import faulthandler
 import json
@@ -146,7 +144,7 @@ def _work(wanted: Sequence[tuple[str, int]], kinds: Kinds, base: Path, memory: i
     os._exit(0)
 
 
-def _one(kind: Callable[[Random, Path, Path], Case], rng: Random, base: Path, box: Path, watch: _Watch) -> Result:
+def _one(kind: Callable[[Random, Path, Path], Case], rng: Random, base: Path, box: Path, watch: "_Watch") -> Result:
     watch.faults.clear()
     before, began, ways = _tree(base), time.monotonic(), []
     box.mkdir()

@@ -1,7 +1,5 @@
 """The valid files that are damaged: small, of every kind that the project reads, the same bytes each time."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """What many cases share; made once, before processes are forked for them."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Two players: each adversarial loss reaches its own player alone, and padding reaches neither."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """What each alignment computes, with a discriminator that can be followed by hand, and whom its gradient reaches."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

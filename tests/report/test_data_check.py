@@ -1,7 +1,5 @@
 """`python -m datasets check`: what is reported, and that one pass names every broken file and misreads none."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import subprocess

@@ -1,7 +1,5 @@
 """What is said of a run's stages, against counts by hand and scikit-learn, and on a run that was really trained."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

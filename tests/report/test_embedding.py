@@ -1,7 +1,5 @@
 """The joint embedding, its sampling and the numbers beside it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

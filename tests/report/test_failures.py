@@ -1,7 +1,5 @@
 """The picture of a run's worst images, on runs that were really trained."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A figure added to the report shows the scores of an evaluation."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Grad-CAM shows where a network looks, and leaves no trace in it."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Scores under their true names, against hand-made matrices, the published tables and torchmetrics."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """report.html: complete, escaped, and closed to the network."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

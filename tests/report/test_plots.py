@@ -1,7 +1,5 @@
 """Figures show what they are given."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import cv2

@@ -1,7 +1,5 @@
 """Repeatability of masks: known answers, and that it falls where a mask hangs on the place and not on the pixel."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

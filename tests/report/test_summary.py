@@ -1,7 +1,5 @@
 """Mean and spread over runs."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

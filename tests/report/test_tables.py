@@ -1,7 +1,5 @@
 """Tables of a hand-made evaluation: every number where it belongs, in every format."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math

@@ -1,7 +1,5 @@
 """Scenes: windows and their weights, masks as streams, what a weights file says, and threads that run ahead."""
 
-from __future__ import annotations
-
 import json
 import struct
 import threading

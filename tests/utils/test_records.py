@@ -1,7 +1,5 @@
 """Records that are read: damage is named."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
