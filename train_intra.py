@@ -30,7 +30,7 @@ from losses.inputs import TrainingProgress
 from losses.pseudo_label import fuse, mask_to_probabilities
 from methods.registry import STEPS
 from methods.student import Samples, StudentStage, easy_and_hard
-from nets.segmenter import HEADS, Prediction, upsampled
+from nets.segmenter import HEADS, Prediction, logits_by_head
 from utils.errors import DataError
 
 
@@ -70,13 +70,12 @@ class AsdaStage(StudentStage):
         Both look at the very same augmented image as the trainee; or the anchor's part is its stored mask of stage 2,
         for which it may have looked longer.
         """
-        size = easy["image"].shape[-2:]
-        of_ema = {head: logits.softmax(1) for head, logits in upsampled(ema, size).items()}
+        of_ema = {head: logits.softmax(1) for head, logits in logits_by_head(ema).items()}
         if self.w.anchor == "stored":
             of_anchor = {head: mask_to_probabilities(easy["label"], of_ema[head]) for head in HEADS}
         else:
             anchor = forward_batch(self.anchor, easy["image"], without="features")
-            of_anchor = {head: logits.softmax(1) for head, logits in upsampled(anchor, size).items()}
+            of_anchor = {head: logits.softmax(1) for head, logits in logits_by_head(anchor).items()}
         return {head: fuse(of_anchor[head], of_ema[head], self.w.fuse, self.w.floor, easy["valid"]) for head in HEADS}
 
 

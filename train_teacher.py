@@ -27,7 +27,7 @@ from engine.schedule import stage_length
 from engine.stage import Batch, Losses, TrainingStage, entropies
 from losses.inputs import DomainOutputs, TrainingProgress
 from losses.segmentation import cross_entropy, focal, soft_jaccard
-from nets.segmenter import HEADS, statistics_held, upsampled
+from nets.segmenter import HEADS, logits_by_head, statistics_held
 from utils.errors import ConfigError
 
 
@@ -61,7 +61,7 @@ class TeacherStage(TrainingStage):
     def outputs(self, samples: dict[str, Any]) -> DomainOutputs:
         """The predictions of one domain's batch."""
         prediction = forward_batch(self.segmenter, samples["image"], without="features")
-        return DomainOutputs(upsampled(prediction, samples["image"].shape[-2:]), samples["valid"])
+        return DomainOutputs(logits_by_head(prediction), samples["valid"])
 
     def segmentation(self, logits: Tensor, label: Tensor) -> Tensor:
         """Cross-entropy, or the focal loss, and the soft Jaccard loss of one head."""

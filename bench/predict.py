@@ -58,7 +58,7 @@ def draw(side: int) -> np.ndarray:
 
 def ours(folder: Path) -> Callable[[np.ndarray], object]:
     torch.manual_seed(0)
-    segmenter = Segmenter("mobilenetv3_small_050", in_channels=len(FOUR), output_stride=16, init="kaiming")
+    segmenter = Segmenter("mobilenetv3_small_050", in_channels=len(FOUR), init="kaiming")
     target = {"bands": FOUR, "scaling": [[0.0] * 4, [1.0] * 4], "nodata": "none"}
     data = {"bands": FOUR, "size": 128, "geometry": "crop", "tile": None, "target": target}
     save_segmenter(folder / "student.safetensors", segmenter, {"data": json.dumps(data)})

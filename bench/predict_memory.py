@@ -33,7 +33,7 @@ from nets.weights import save_segmenter
 torch.manual_seed(0)
 target = {"bands": None, "scaling": [[500.0] * 3, [9000.0] * 3], "nodata": "file"}
 record = {"bands": ["red", "green", "blue"], "size": 128, "geometry": "crop", "tile": None, "target": target}
-network = Segmenter("mobilenetv3_small_050", output_stride=16, init="kaiming")
+network = Segmenter("mobilenetv3_small_050", init="kaiming")
 save_segmenter(sys.argv[1], network, {"data": json.dumps(record)})
 """
 

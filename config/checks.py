@@ -22,6 +22,9 @@ def _relations(config: Config) -> Iterator[tuple[str, object, str]]:
     yield from _relations_of_domain("target", config.target)
     yield "data.tile", data.tile is None or data.tile >= data.size, "data.size or more, or null"
     yield "net.mean", (net.mean is None) == (net.std is None), "both net.mean and net.std, or neither"
+    dilated = net.decoder == "deeplab_v2"
+    yield "net.output_stride", dilated or net.output_stride is None, f"null, where decoder is {net.decoder}"
+    yield "net.layout", dilated or net.layout == "timm", f"timm, where decoder is {net.decoder}"
     clan = "clan" in (teacher.alignment, intra.alignment)
     expected = "last, where alignment is clan: its two classifiers read the same features"
     yield "net.aux_level", not clan or net.aux_level == "last", expected

@@ -12,6 +12,7 @@ from datasets.readers import READERS
 from losses.registry import ALIGNMENTS, CONTRASTS, SELF_TRAINING
 
 PARTS = ("scores", "scenes", "masks", "entropy", "tsne", "gradcam", "report")
+DECODERS = ("fpn", "unet", "segformer", "upernet", "dpt", "deeplab_v2")
 NO_DATA = ("file", "none", "all_zero")  # beside a number and band:NAME; datasets/decoder.py has what they mean
 SHIFT8 = "shift8"
 LIKE_SOURCE = "source"
@@ -129,18 +130,24 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class NetConfig:
-    """The segmentation network: DeepLab-v2 with two heads on the last two levels of a timm backbone."""
+    """The segmentation network: a timm backbone, a decoder of its levels, and two heads."""
 
     backbone: str = "resnet50"
     """any timm backbone that gives features, by name"""
     weights: str | None = None
     """ImageNet weights of the backbone: hub (timm downloads them), the path of a local file, or null for none"""
-    output_stride: int | None = bounded(8, (lambda stride: stride in (8, 16, 32), "8, 16, 32 or null"))
-    """input pixels per feature pixel (8, 16, 32); null: as the backbone comes"""
+    decoder: str = choice("fpn", DECODERS)
+    """how masks are drawn from the backbone's levels: fpn, unet, segformer or upernet, of CNNs and windowed
+    transformers; dpt, of transformers without pyramid; deeplab_v2, two atrous heads on the last two levels, as the
+    paper and its checkpoints have it"""
+    decoder_width: int = at_least(64, 1)
+    """channels of the decoder's features; nothing to deeplab_v2"""
+    output_stride: int | None = bounded(None, (lambda stride: stride in (8, 16, 32), "8, 16, 32 or null"))
+    """of deeplab_v2: input pixels per feature pixel (8, 16, 32), by dilation; null: as the backbone comes"""
     layout: Literal["timm", "deeplab_v2"] = "timm"
     """deeplab_v2: stride on the first 1x1 and ceil-mode pooling, as in checkpoints of ADVENT and ASDA (ResNets only)"""
     aux_level: Literal["previous", "last"] = "previous"
-    """what the auxiliary head reads: the last but one feature level, or the last one as the main head does (CLAN)"""
+    """what the auxiliary head reads: the last but one level of the backbone, or what the main head reads (CLAN)"""
     freeze_bn: bool = False
     """keep scale and shift of batch normalisation fixed; running statistics still follow the data"""
     mean: list[float] | None = None
@@ -162,7 +169,7 @@ class OptimConfig:
     lr: float = positive(2.5e-4)
     """learning rate of the backbone"""
     head_factor: float = at_least(10.0, 0)
-    """learning rate of heads and projection, as a multiple of lr"""
+    """learning rate of decoder, heads and projection, as a multiple of lr"""
     weight_decay: float = at_least(5e-4, 0)
     """weight decay; that of AdamW is decoupled from the gradient and usually larger, 0.01 to 0.05"""
     discriminator_lr: float = positive(1e-4)
@@ -257,9 +264,6 @@ class IntraConfig:
     """learning rate of the segmentation network in this stage, as a multiple of optim.lr"""
     init: Literal["teacher", "fresh"] = "teacher"
     """start of the trainee: the teacher's weights, or the same start as stage 1 (IntraDA)"""
-    detail: int = at_least(0, 0)
-    """channels of a branch that sharpens the main head's logits at full resolution, about 16; 0: none. The trainee has
-    it and the teacher has not; it starts at 0 and learns at 10 times optim.lr"""
     step: Literal["asda", "asda_released", "intrada", "source_target"] = "asda"
     """what a step learns from: asda, easy images labelled by anchor and EMA, and hard ones; the steps of methods/ are
     asda_released (the same, slips included), intrada (easy images with the masks of stage 2, and hard ones) and

@@ -57,6 +57,8 @@ def _segmenter(config: Config) -> Segmenter:
     torch.manual_seed(config.seed)
     segmenter = Segmenter(
         net.backbone,
+        decoder=net.decoder,
+        decoder_width=net.decoder_width,
         output_stride=net.output_stride,
         layout=net.layout,
         pretrained=net.weights,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from engine.pictures import as_rgb, colour_entropy, colour_mask, grid
 from losses.entropy import normalised_entropy
-from nets.segmenter import Segmenter, evaluating, resize_logits
+from nets.segmenter import Segmenter, evaluating
 from utils.errors import unwritable
 from utils.files import write_text
 from utils.records import reading
@@ -126,7 +126,7 @@ def prediction_grid(segmenter: Segmenter, batch: Mapping[str, Mapping[str, Any]]
     for samples in batch.values():
         image: Tensor = samples["image"][:images]
         with evaluating(segmenter):
-            prob = resize_logits(segmenter(image).main, image.shape[-2:]).softmax(1)
+            prob = segmenter(image).main.softmax(1)
         rows.append([_pixels(i) for i in image])
         if "label" in samples:
             rows.append([colour_mask(label.cpu().numpy()) for label in samples["label"][:images]])

@@ -10,7 +10,6 @@ from nets.segmenter import Segmenter
 
 MOMENTUM = 0.9  # of SGD: DeepLab, ADVENT
 BETAS = (0.9, 0.99)  # of the discriminators' Adam: ADVENT
-NEW_LAYER_FACTOR = 10.0  # as DeepLab's new layers beside a pretrained backbone
 
 
 def segmenter_optimizer(
@@ -18,21 +17,16 @@ def segmenter_optimizer(
     optim: OptimConfig,
     extra: Iterable[nn.Parameter] = (),
     factor: float = 1.0,
-    new_layers: Iterable[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
-    """SGD or AdamW over the backbone at `factor * optim.lr` and over heads and `extra` at `head_factor` times that.
+    """SGD or AdamW over the backbone at `factor * optim.lr`, over decoder, heads and `extra` at `head_factor` times it.
 
     Args:
         extra: parameters beside the segmenter's own, such as the projection head.
-        new_layers: those of the segmenter that start anew among trained ones; they learn at `NEW_LAYER_FACTOR` times
-            `optim.lr`.
     """
-    late, lr = list(new_layers), optim.lr * factor
-    heads = [parameter for parameter in segmenter.head_parameters() if all(parameter is not one for one in late)]
+    lr = optim.lr * factor
     groups = [
         {"params": list(segmenter.backbone_parameters()), "lr": lr},
-        {"params": [*heads, *extra], "lr": lr * optim.head_factor},
-        *([{"params": late, "lr": optim.lr * NEW_LAYER_FACTOR}] if late else []),
+        {"params": [*segmenter.head_parameters(), *extra], "lr": lr * optim.head_factor},
     ]
     if optim.algorithm == "adamw":
         return _with_base_lr(torch.optim.AdamW(groups, weight_decay=optim.weight_decay))

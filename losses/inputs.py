@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nets.segmenter import grid_places
+
 
 class TrainingProgress(NamedTuple):
     """Where a training stage stands: `step` of `steps`, `epoch_steps` steps an epoch, and the seed of this step."""
@@ -45,11 +47,12 @@ class DomainOutputs:
         logits: the trainee's scores by head, (B, K, H, W).
         valid: False on padding and where there is no data, (B, H, W) bool.
         label: classes by head, 255 where nothing is known, (B, H, W) int64; empty where no term asks for labels.
-        features: the trainee's last backbone level, (B, D, h, w), where the contrast looks at it.
+        features: what the trainee's main head reads, (B, D, h, w), where the contrast looks at it.
         projected: the trainee's projection of it, (B, P, h, w).
         scores: the trainee's main head on the features' grid, (B, K, h, w).
         ema_projected: as `projected`, of the EMA network, without gradient.
         ema_scores: as `scores`, of the EMA network, without gradient.
+        align_corners: whether the corners of the features' grid are the image's; else its pixels tile the image.
     """
 
     logits: Mapping[str, Tensor]
@@ -60,12 +63,13 @@ class DomainOutputs:
     scores: Tensor | None = None
     ema_projected: Tensor | None = None
     ema_scores: Tensor | None = None
+    align_corners: bool = True
 
     def on_grid(self, layer: Tensor) -> Tensor:
-        """A layer (B, H, W) where the features stand, (B, h, w): the corners of a grid of logits are the image's."""
+        """A layer (B, H, W) where the features stand, (B, h, w)."""
         grid = next(maps for maps in (self.features, self.projected, self.scores) if maps is not None)
         rows, columns = (
-            torch.linspace(0, full - 1, low, device=layer.device).round().long()
+            grid_places(full, low, self.align_corners, layer.device)
             for full, low in zip(layer.shape[-2:], grid.shape[-2:], strict=True)
         )
         return layer[:, rows[:, None], columns]

@@ -11,7 +11,7 @@ from engine.stage import Batch, Losses, entropies
 from losses.inputs import TrainingProgress
 from losses.pseudo_label import fuse
 from methods.student import StudentStage, easy_and_hard
-from nets.segmenter import HEADS, upsampled
+from nets.segmenter import HEADS, logits_by_head
 
 
 class AsdaReleasedStage(StudentStage):
@@ -28,11 +28,11 @@ class AsdaReleasedStage(StudentStage):
     def step(self, batch: Batch, progress: TrainingProgress) -> Losses:
         """One easy and one hard batch -> the weighted terms of docs/method.md, section 5, as released."""
         easy, hard = batch["easy"], batch["hard"]
-        image, size = easy["image"], easy["image"].shape[-2:]
+        image = easy["image"]
         with torch.no_grad():
             ema = self.predict(self.ema_model, image)
-            of_anchor = upsampled(forward_batch(self.anchor, image, without="features"), size)
-            of_ema = upsampled(ema, size)
+            of_anchor = logits_by_head(forward_batch(self.anchor, image, without="features"))
+            of_ema = logits_by_head(ema)
             prob = {head: (of_anchor[head].softmax(1), of_ema[head].softmax(1)) for head in HEADS}
             label = {head: fuse(*both, "union", valid=easy["valid"]) for head, both in prob.items()}
         easy_outputs = self.outputs(easy, self.predict(self.trainee, image), label, ema)

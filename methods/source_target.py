@@ -15,7 +15,7 @@ from losses.inputs import TrainingProgress
 from losses.registry import SELF_TRAINING
 from losses.segmentation import weighted_cross_entropy
 from methods.student import StudentStage
-from nets.segmenter import HEADS, Segmenter, statistics_held, upsampled
+from nets.segmenter import HEADS, Segmenter, logits_by_head, statistics_held
 
 
 class SourceTargetStage(StudentStage):
@@ -40,11 +40,10 @@ class SourceTargetStage(StudentStage):
     def step(self, batch: Batch, progress: TrainingProgress) -> Losses:
         """One source and one target batch -> the weighted terms of docs/method.md, section 5.7."""
         w, source, target = self.w, batch["source"], batch["target"]
-        size = target["image"].shape[-2:]
         with torch.no_grad():
             ema_source = self.predict(self.ema_model, source["image"]) if self.contrast else None
             ema_target = self.predict(self.ema_model, target["image"]) if self.ema_on_target else None
-            ema_logits = upsampled(ema_target, size) if ema_target else {}
+            ema_logits = logits_by_head(ema_target) if ema_target else {}
             generator = progress.generator()
             batches = {name: rule(source, target, ema_logits, progress, generator) for name, rule in self.rules.items()}
 
@@ -60,7 +59,7 @@ class SourceTargetStage(StudentStage):
             logits = target_outputs.logits
             if labelled.image is not target["image"]:
                 with statistics_held(self.trainee):
-                    logits = upsampled(forward_batch(self.trainee.segmenter, labelled.image, without="features"), size)
+                    logits = logits_by_head(forward_batch(self.trainee.segmenter, labelled.image, without="features"))
             for head, weight in (("main", 1.0), ("aux", w.seg_aux)):
                 loss = weighted_cross_entropy(logits[head], labelled.label[head], labelled.weight[head])
                 terms[f"{name}_{head}"] = (weight, loss)

@@ -28,7 +28,7 @@ from losses.registry import CONTRASTS
 from losses.segmentation import cross_entropy
 from nets.ema import EMA
 from nets.projection import ProjectionHead
-from nets.segmenter import HEADS, Prediction, Segmenter, resize_logits, upsampled
+from nets.segmenter import HEADS, Prediction, Segmenter, logits_by_head
 from utils.errors import WeightsError
 from utils.labels import IGNORE
 
@@ -72,14 +72,14 @@ class StudentStage(TrainingStage):
             )
         if w.init == "teacher":
             start.load_state_dict(anchor.state_dict())
-        branch = start.add_detail(w.detail).parameters() if w.detail else ()
+        self.align_corners = start.align_corners
         self.trainee = SegmenterWithProjection(start).to(device).train()
         self.ema = EMA(self.trainee, decay=w.ema_decay, ramp=self.ema_ramp)
         self.ema_model = cast(SegmenterWithProjection, self.ema.model)
         self.exported = (self.ema_model if w.export == "ema" else self.trainee).segmenter
         self.networks = {"trainee": self.trainee, "ema": self.ema}
         projection = self.trainee.projection.parameters()
-        self.optimizers = {"segmenter": segmenter_optimizer(start, config.optim, projection, w.lr_factor, branch)}
+        self.optimizers = {"segmenter": segmenter_optimizer(start, config.optim, projection, w.lr_factor)}
 
         self.contrast: Contrast | None = None
         if w.contrast != "none":
@@ -111,13 +111,11 @@ class StudentStage(TrainingStage):
         self, samples: Samples, prediction: Prediction, label: dict[str, Tensor], ema: Prediction | None
     ) -> DomainOutputs:
         """All that alignment and contrast may look at."""
-        outputs = DomainOutputs(upsampled(prediction, samples["image"].shape[-2:]), samples["valid"], label)
+        outputs = DomainOutputs(logits_by_head(prediction), samples["valid"], label, align_corners=self.align_corners)
         if self.contrast is None or ema is None:
             return outputs
-        grid = cast(Tensor, ema.projected).shape[-2:]  # of the features: with a detail branch, main is finer
-        scores, ema_scores = resize_logits(prediction.main, grid), resize_logits(ema.main, grid)
-        outputs = replace(outputs, features=prediction.features, projected=prediction.projected, scores=scores)
-        return replace(outputs, ema_projected=ema.projected, ema_scores=ema_scores)
+        outputs = replace(outputs, features=prediction.features, projected=prediction.projected)
+        return replace(outputs, scores=prediction.scores, ema_projected=ema.projected, ema_scores=ema.scores)
 
     def unlabelled_outputs(self, samples: Samples, prediction: Prediction, ema: Prediction | None) -> DomainOutputs:
         """The same of an unlabelled domain: EMA pseudo-labels, 255 below `contrast_floor`, where the contrast asks."""
@@ -125,7 +123,7 @@ class StudentStage(TrainingStage):
             return self.outputs(samples, prediction, {}, ema)
         with torch.no_grad():
             ema = self.predict(self.ema_model, samples["image"]) if ema is None else ema
-            prob = {head: logits.softmax(1) for head, logits in upsampled(ema, samples["image"].shape[-2:]).items()}
+            prob = {head: logits.softmax(1) for head, logits in logits_by_head(ema).items()}
             label = {head: fuse(p, p, "ema", self.w.contrast_floor, samples["valid"]) for head, p in prob.items()}
         return self.outputs(samples, prediction, label, ema)
 

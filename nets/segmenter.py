@@ -1,100 +1,96 @@
-"""The segmentation network: DeepLab-v2 with two heads on the last two feature levels of a timm backbone."""
+"""The segmentation network: a backbone of timm, a decoder, and two heads."""
 
-import difflib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle, islice
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import Format
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nets.depthwise import quick_backward
-from nets.detail import DetailBranch
+from nets.backbone import (
+    build_dilated,
+    build_pyramid,
+    feature_levels,
+    freeze_batch_norm,
+    is_plain,
+    kaiming_init,
+    to_deeplab_v2,
+)
+from nets.decoders import AtrousHead, build_decoder, level_head
 from nets.pretrained import load_backbone
 from utils.errors import ConfigError
 
 HEADS = ("main", "aux")
 Head = Literal["main", "aux"]
-DEEPLAB_V2_BACKBONES = ("resnet50", "resnet101")
 
 
 class Prediction(NamedTuple):
-    """What the network says about a batch, at feature resolution unless said otherwise.
+    """What the network says about a batch of images (B, C, H, W).
 
-    `main` (B, K, h, w) and `aux` (B, K, h', w') are logits on the last and, unless `aux_level` says otherwise, the last
-    but one backbone level, `features` (B, D, h, w) is the last level itself. With an output stride (h', w') is (h, w);
-    with the backbone's own strides the auxiliary level is usually twice as fine. With a detail branch `main` has the
-    size of the image. `projected` (B, P, h, w) is there where a projection head was trained beside the network.
+    `main` and `aux` (B, K, H, W) are the logits of the two heads. `features` (B, D, h, w) is what the main head
+    classifies, the decoder's output, and `scores` (B, K, h, w) its logits there. `projected` (B, P, h, w) is there
+    where a projection head was trained beside the network.
     """
 
     main: Tensor
     aux: Tensor
     features: Tensor
+    scores: Tensor
     projected: Tensor | None = None
 
 
-def resize_logits(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize logits (B, K, h, w) bilinearly, corners aligned, to `size` (H, W)."""
-    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=True)
+def resize_logits(logits: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
+    """Resize logits (B, K, h, w) bilinearly to `size` (H, W)."""
+    if logits.shape[-2:] == tuple(size):
+        return logits
+    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=align_corners)
 
 
-def upsampled(prediction: Prediction, size: Sequence[int]) -> dict[str, Tensor]:
-    """Both heads' logits (B, K, H, W) at `size` (H, W), by the names in `HEADS`."""
-    return {head: resize_logits(getattr(prediction, head), size) for head in HEADS}
+def logits_by_head(prediction: Prediction) -> dict[str, Tensor]:
+    """Both heads' logits by the names in `HEADS`."""
+    return {head: getattr(prediction, head) for head in HEADS}
 
 
-class AtrousHead(nn.Module):
-    """The sum of four 3x3 convolutions of dilation 6, 12, 18 and 24, started from a normal of deviation 0.01.
-
-    Shape: features (B, `in_channels`, h, w) to logits (B, `classes`, h, w).
-
-    Source: DeepLab-v2 (Chen et al., TPAMI 2018), atrous spatial pyramid pooling.
-    """
-
-    def __init__(self, in_channels: int, classes: int) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList(
-            nn.Conv2d(in_channels, classes, kernel_size=3, padding=rate, dilation=rate) for rate in (6, 12, 18, 24)
-        )
-        for branch in self.branches:
-            nn.init.normal_(branch.get_parameter("weight"), std=0.01)
-
-    def forward(self, features: Tensor) -> Tensor:
-        first, *others = self.branches
-        return sum((branch(features) for branch in others), first(features))
+def grid_places(length: int, low: int, align_corners: bool, device: torch.device | None = None) -> Tensor:
+    """The pixels of an axis of `length` on which the `low` pixels of a coarser grid stand, (low,) int64."""
+    if align_corners:
+        return torch.linspace(0, length - 1, low, device=device).round().long()
+    return (2 * torch.arange(low, device=device) + 1) * length // (2 * low)
 
 
 class Segmenter(nn.Module):
-    """DeepLab-v2 with an auxiliary head on the last but one and a main head on the last level of any timm backbone.
+    """A backbone of timm, a decoder of its levels, the main head on that, and the auxiliary head beside it.
 
-    Shape: image (B, `in_channels`, H, W), float in [0, 1], to a `Prediction`. The network normalises the image itself.
+    Shape: image (B, `in_channels`, H, W), float in [0, 1], to a `Prediction`. The network normalises the image itself,
+    and repeats its last rows and columns to whole pixels of the coarsest level, so H and W may be any.
 
     Args:
         backbone: the name of a timm model that gives features.
         classes, in_channels: K, and the number of image bands.
-        output_stride: input pixels per feature pixel, by dilation; None leaves the backbone's own strides.
+        decoder: a name of `nets.decoders.build_decoder`; or "deeplab_v2", two atrous heads on the last two levels, as
+            the published checkpoints have them, the corners of whose grids are aligned with the image's.
+        decoder_width: D of a decoder, and the inner width of the auxiliary head; nothing to deeplab_v2.
+        output_stride: of deeplab_v2, input pixels per feature pixel, by dilation; None: the backbone's own strides.
         layout: "timm" takes the backbone as its weights were trained. "deeplab_v2" is that of the ADVENT and ASDA
             checkpoints: stride on a stage's first 1x1, ceil-mode pooling, every block of the last two stages dilated.
         pretrained: "hub" for timm's weights, the path of a local file in timm's naming, or None.
-        freeze_bn: keep scale and shift of batch normalisation fixed, while running statistics follow the data.
-            Without pretrained weights they are fixed at 1 and 0.
+        freeze_bn: keep scale and shift of the backbone's batch normalisation fixed, while running statistics follow
+            the data. Without pretrained weights they are fixed at 1 and 0.
         mean, std: per band, or one number for all; None takes the pretrained backbone's own, or ImageNet's.
             0 and 1 feed the image as it is.
         init: "kaiming" starts every convolution from a fan-in normal and batch-norm scales from N(1, 0.02), biases 0;
             pretrained weights are loaded on top.
-        aux_level: what the auxiliary head reads: the last but one level, or the last one as the main head does (CLAN).
-        detail: channels of a branch that sharpens the main head's logits at full resolution; 0: none.
+        aux_level: what the auxiliary head reads: the last but one level, or the features of the main head (CLAN).
 
     Attributes:
-        num_features: D, channels of the last level.
-        stride: input pixels per pixel of the last level.
+        num_features: D, channels of what the main head reads.
+        align_corners: whether the corners of the features' grid are the image's; else its pixels tile the image.
         architecture: JSON of the arguments that build this network again, to be filled with its weights.
 
     Raises:
@@ -111,7 +107,9 @@ class Segmenter(nn.Module):
         backbone: str = "resnet50",
         classes: int = 2,
         in_channels: int = 3,
-        output_stride: int | None = 8,
+        decoder: str = "fpn",
+        decoder_width: int = 64,
+        output_stride: int | None = None,
         layout: Literal["timm", "deeplab_v2"] = "timm",
         pretrained: str | None = None,
         freeze_bn: bool = False,
@@ -119,30 +117,36 @@ class Segmenter(nn.Module):
         std: float | Sequence[float] | None = None,
         init: Literal["default", "kaiming"] = "default",
         aux_level: Literal["previous", "last"] = "previous",
-        detail: int = 0,
     ) -> None:
         super().__init__()
-        extractor = _build_backbone(backbone, in_channels, output_stride)
-        if layout == "deeplab_v2":
-            if backbone.split(".")[0] not in DEEPLAB_V2_BACKBONES or output_stride != 8:
-                raise ConfigError(
-                    f"layout deeplab_v2 is that of {' and '.join(DEEPLAB_V2_BACKBONES)} at output_stride 8, "
-                    f"got backbone {backbone} at output_stride {output_stride}; set layout: timm"
-                )
-            _to_deeplab_v2(extractor)
-        quick_backward(extractor)
-        self.backbone: nn.Module = extractor
-        previous, self.num_features = extractor.feature_info.channels()
         self.aux_level = aux_level
-        self.stride: int = extractor.feature_info.reduction()[-1]
-        self.head_aux = AtrousHead(self.num_features if aux_level == "last" else previous, classes)
-        self.head_main = AtrousHead(self.num_features, classes)
-        self.detail = DetailBranch(in_channels, classes, detail) if detail else None
+        self.align_corners = decoder == "deeplab_v2"
+        self.decoder: nn.Module | None = None
+        self.multiple = 1  # of pixels, that an image is filled up to
+        if self.align_corners:
+            extractor = build_dilated(backbone, in_channels, output_stride)
+            if layout == "deeplab_v2":
+                to_deeplab_v2(backbone, extractor)
+            self.backbone: nn.Module = extractor
+            previous, self.num_features = extractor.feature_info.channels()
+            self.head_aux: nn.Module = AtrousHead(self.num_features if aux_level == "last" else previous, classes)
+            self.head_main: nn.Module = AtrousHead(self.num_features, classes)
+        else:
+            extractor = build_pyramid(backbone, in_channels)
+            self.backbone, self.num_features = extractor, decoder_width
+            strides, channels = extractor.feature_info.reduction(), extractor.feature_info.channels()
+            self.decoder = build_decoder(decoder, strides, channels, decoder_width)
+            self.gap = strides[0] == 4  # no level is half as large as the image
+            self.multiple = 2 * strides[-1] if is_plain(strides) else strides[-1]
+            self.head_aux = nn.Conv2d(decoder_width, classes, kernel_size=1)
+            if aux_level == "previous":
+                self.head_aux = level_head(channels[-2], classes, decoder_width)
+            self.head_main = nn.Conv2d(decoder_width, classes, kernel_size=1)
 
         if init == "kaiming":
-            _kaiming_init(self)
+            kaiming_init(self)
         if freeze_bn:
-            _freeze_bn(extractor, restart=pretrained is None and init == "default")
+            freeze_batch_norm(extractor, restart=pretrained is None and init == "default")
         statistics = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
         if pretrained:
             load_backbone(extractor, backbone, pretrained)
@@ -151,43 +155,60 @@ class Segmenter(nn.Module):
         self.register_buffer("std", _per_band("std", std, statistics["std"], in_channels))
 
         self.classes, self.in_channels = classes, in_channels
-        built = dict(backbone=backbone, classes=classes, in_channels=in_channels, output_stride=output_stride)
-        built |= dict(layout=layout, freeze_bn=freeze_bn, aux_level=aux_level, detail=detail)
+        built = dict(backbone=backbone, classes=classes, in_channels=in_channels, freeze_bn=freeze_bn)
+        built |= dict(decoder=decoder, decoder_width=decoder_width, aux_level=aux_level)
+        built |= dict(output_stride=output_stride, layout=layout)
         self.architecture = json.dumps(built, sort_keys=True)
 
-    def add_detail(self, channels: int) -> DetailBranch:
-        """Put a detail branch on the main head, which at first changes nothing but the size of its logits."""
-        self.detail = DetailBranch(self.in_channels, self.classes, channels)
-        self.architecture = json.dumps(json.loads(self.architecture) | {"detail": channels}, sort_keys=True)
-        return self.detail
-
     def forward(self, image: Tensor) -> Prediction:
+        features, aux_features = self._features(image)
+        scores = self.head_main(features)
+        main, aux = (self.on_image(logits, image) for logits in (scores, self.head_aux(aux_features)))
+        rows, columns = (
+            math.ceil(low * length / (length + -length % self.multiple))
+            for low, length in zip(features.shape[-2:], image.shape[-2:], strict=True)
+        )
+        return Prediction(main, aux, features[..., :rows, :columns], scores[..., :rows, :columns])
+
+    def main_logits(self, image: Tensor) -> Tensor:
+        """The logits (B, K, H, W) of the main head alone."""
+        return self.on_image(self.head_main(self._features(image)[0]), image)
+
+    def _features(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """What the main and the auxiliary head read, on grids that cover the filled-up image."""
         if image.ndim != 4 or image.shape[1] != self.in_channels:
             raise ValueError(f"expected images (B, {self.in_channels}, H, W), got {tuple(image.shape)}")
         image = (image - self.mean) / self.std
-        aux_features, features = self.backbone(image)
-        if getattr(self.backbone, "output_fmt", None) == Format.NHWC:
-            aux_features, features = aux_features.permute(0, 3, 1, 2), features.permute(0, 3, 1, 2)
-        if self.aux_level == "last":
-            aux_features = features
-        main = self.head_main(features)
-        if self.detail is not None:
-            main = self.detail(image, resize_logits(main, image.shape[-2:]))
-        return Prediction(main=main, aux=self.head_aux(aux_features), features=features)
+        height, width = image.shape[-2:]
+        if self.multiple > 1:
+            image = F.pad(image, (0, -width % self.multiple, 0, -height % self.multiple), mode="replicate")
+        levels = feature_levels(self.backbone, image)
+        features = levels[-1]
+        if self.decoder is not None:
+            height, width = image.shape[-2:]
+            empty = [image.new_empty(len(image), 0, height // 2, width // 2)] * self.gap
+            features = self.decoder([image, *empty, *levels])
+        return features, features if self.aux_level == "last" else levels[-2]
 
-    @property
-    def heads(self) -> dict[str, nn.Module]:
-        """The classifiers by the names in `HEADS`."""
-        return {"main": self.head_main, "aux": self.head_aux}
+    def on_image(self, logits: Tensor, image: Tensor) -> Tensor:
+        """Logits of a head on the grid of the image, without what it was filled up by."""
+        height, width = image.shape[-2:]
+        whole = height + -height % self.multiple, width + -width % self.multiple
+        return resize_logits(logits, whole, self.align_corners)[..., :height, :width]
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
         """The trainable parameters of the backbone, each once."""
         return (parameter for parameter in self.backbone.parameters() if parameter.requires_grad)
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
-        """The trainable parameters of the two heads and the detail branch, each once."""
-        heads = nn.ModuleList([self.head_aux, self.head_main, self.detail or nn.Identity()])
+        """The trainable parameters of the decoder and the two heads, each once."""
+        heads = nn.ModuleList([self.head_aux, self.head_main, self.decoder or nn.Identity()])
         return (parameter for parameter in heads.parameters() if parameter.requires_grad)
+
+    @property
+    def heads(self) -> dict[str, nn.Module]:
+        """The classifiers by the names in `HEADS`."""
+        return {"main": self.head_main, "aux": self.head_aux}
 
 
 @contextmanager
@@ -214,53 +235,6 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def _build_backbone(name: str, in_channels: int, output_stride: int | None) -> Any:
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5)
-        raise ConfigError(f"timm has no model {name!r}; nearest names: {', '.join(near) or 'none'}")
-    options: dict[str, Any] = {"features_only": True, "out_indices": (-2, -1), "in_chans": in_channels}
-    if output_stride is not None:
-        options["output_stride"] = output_stride
-    call = f"timm.create_model({name!r}, {', '.join(f'{key}={value!r}' for key, value in options.items())})"
-    advice = "set output_stride: null or use another backbone" if output_stride else "use another backbone"
-    try:
-        backbone: Any = timm.create_model(name, **options)
-    except Exception as error:  # each family refuses an option in its own way
-        raise ConfigError(f"{call} failed with {type(error).__name__}: {error}; {advice}") from error
-    stride = backbone.feature_info.reduction()[-1]
-    if output_stride is not None and stride != output_stride:
-        raise ConfigError(f"{call} gave features of stride {stride}; {advice}")
-    return backbone
-
-
-def _to_deeplab_v2(resnet: Any) -> None:
-    """Change a timm bottleneck ResNet of output stride 8 to the layout of the original DeepLab-v2; weights stay."""
-    resnet.maxpool.ceil_mode = True
-    resnet.layer2[0].conv1.stride, resnet.layer2[0].conv2.stride = (2, 2), (1, 1)
-    for stage, dilation in ((resnet.layer3, 2), (resnet.layer4, 4)):
-        stage[0].conv2.dilation = stage[0].conv2.padding = (dilation, dilation)
-
-
-def _kaiming_init(network: nn.Module) -> None:
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight)
-        elif isinstance(module, _BatchNorm):
-            nn.init.normal_(module.weight, mean=1.0, std=0.02)
-        else:
-            continue
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-def _freeze_bn(network: nn.Module, restart: bool) -> None:
-    for module in network.modules():
-        if isinstance(module, _BatchNorm):
-            module.requires_grad_(False)
-            if restart:  # timm starts a residual branch's last scale at 0: frozen, the branch would stay off for good
-                nn.init.ones_(module.weight)
 
 
 def _per_band(name: str, given: float | Sequence[float] | None, usual: Sequence[float], bands: int) -> Tensor:

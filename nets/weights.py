@@ -17,7 +17,10 @@ from utils.errors import ConfigError, WeightsError
 from utils.files import write_bytes
 
 HEADS = {"layer5": "head_aux", "layer6": "head_main"}
-ARCHITECTURE = ("backbone", "classes", "in_channels", "output_stride", "layout", "freeze_bn", "aux_level", "detail")
+ARCHITECTURE = (
+    *("backbone", "classes", "in_channels", "decoder", "decoder_width", "output_stride", "layout"),
+    *("freeze_bn", "aux_level"),
+)
 MOST = 1024  # classes, or bands
 
 
@@ -39,7 +42,8 @@ def import_deeplab_v2(source: str | Path | Mapping[str, Any], segmenter: Segment
     architecture = json.loads(segmenter.architecture)
     if architecture["layout"] != "deeplab_v2":
         raise ConfigError(
-            f"{name}: is no file of this project, and a DeepLab-v2 checkpoint needs layout: deeplab_v2, not timm"
+            f"{name}: is no file of this project, and a DeepLab-v2 checkpoint needs decoder and layout deeplab_v2, "
+            "and output_stride 8"
         )
     content = source if isinstance(source, Mapping) else read_checkpoint(source)
     state = content.get("featuremodel", content)
@@ -115,12 +119,14 @@ def load_segmenter(path: str | Path) -> Segmenter:
 def _architecture(text: str) -> dict[str, Any]:
     """The arguments of a `Segmenter` that a file may choose: none of them names another file or the hub."""
     arguments = json.loads(text)
+    if isinstance(arguments, dict) and arguments.pop("detail", 0):
+        raise ValueError("it has a branch of detail, which this version has not; train again, or use the earlier one")
     if not isinstance(arguments, dict) or arguments.keys() - set(ARCHITECTURE):
         raise ValueError(f"expected a mapping with the keys {', '.join(ARCHITECTURE)}")
-    for key, least in {"classes": 1, "in_channels": 1, "detail": 0}.items():
-        if type(count := arguments.get(key, least)) is not int or not least <= count <= MOST:
-            raise ValueError(f"found {key} {count!r}, expected {least} to {MOST}")
-    return arguments
+    for key in ("classes", "in_channels", "decoder_width"):
+        if type(count := arguments.get(key, 1)) is not int or not 1 <= count <= MOST:
+            raise ValueError(f"found {key} {count!r}, expected 1 to {MOST}")
+    return {"decoder": "deeplab_v2", **arguments}  # files from before there was another do not say it
 
 
 def _our_name(key: str) -> str:

@@ -1,4 +1,4 @@
-"""What the backbone makes of both domains: one joint t-SNE per model, and two numbers that need no eye.
+"""What the network makes of both domains: one joint t-SNE per model, and two numbers that need no eye.
 
 Source: t-SNE, van der Maaten and Hinton, JMLR 2008; silhouette, Rousseeuw 1987.
 """
@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from tqdm import tqdm
 
-from nets.segmenter import Segmenter, evaluating, resize_logits
+from nets.segmenter import Segmenter, evaluating, grid_places
 from utils.errors import MissingError
 
 
@@ -51,9 +51,9 @@ class Panel(NamedTuple):
     silhouette: float
 
 
-def _below(full: tuple[int, ...], low: tuple[int, int]) -> tuple[np.ndarray, ...]:
-    """The rows and columns of an image on which the features of a corner-aligned grid stand."""
-    return np.ix_(*(np.linspace(0, f - 1, n).round().astype(int) for f, n in zip(full, low, strict=True)))
+def _below(full: tuple[int, ...], low: tuple[int, int], align_corners: bool) -> tuple[np.ndarray, ...]:
+    """The rows and columns of an image on which its features stand."""
+    return np.ix_(*(grid_places(f, n, align_corners).numpy() for f, n in zip(full, low, strict=True)))
 
 
 @torch.inference_mode()
@@ -80,14 +80,14 @@ def sample_pixels(
         for position, patch in enumerate(tqdm(patches[role], desc=f"t-SNE, {role}", unit="image", leave=False)):
             with evaluating(reference):
                 prediction = reference(patch.image.to(device))
-            size = prediction.features.shape[-2:]
+            size, aligned = prediction.features.shape[-2:], reference.align_corners
             if patch.label is None:
                 predicted = True
-                classes = resize_logits(prediction.main, size)[0].argmax(0).cpu().numpy()
+                classes = prediction.scores[0].argmax(0).cpu().numpy()
             else:
-                classes = patch.label[_below(patch.label.shape, size)]
+                classes = patch.label[_below(patch.label.shape, size, aligned)]
             if patch.valid is not None:
-                classes = np.where(patch.valid[_below(patch.valid.shape, size)], classes, 255)
+                classes = np.where(patch.valid[_below(patch.valid.shape, size, aligned)], classes, 255)
             for cloud in (False, True):
                 row, column = np.nonzero(classes == cloud)
                 places = np.stack(np.broadcast_arrays(offset + position, row, column, position), 1)
@@ -106,7 +106,7 @@ def sample_pixels(
 
 @torch.inference_mode()
 def features_at(segmenter: Segmenter, patches: Sequence[Patch], pixels: Pixels) -> np.ndarray:
-    """Backbone features (N, D) of the sampled pixels."""
+    """What the main head reads, (N, D), of the sampled pixels."""
     device = next(segmenter.parameters()).device
     found = np.empty((len(pixels.patch), segmenter.num_features), np.float32)
     for index in np.unique(pixels.patch):

@@ -60,7 +60,7 @@ def grad_cam(
         if layer and getattr(segmenter.backbone, "output_fmt", None) == Format.NHWC:
             gradient, activation = gradient.permute(0, 3, 1, 2), activation.permute(0, 3, 1, 2)
         cam = F.relu((gradient.mean((2, 3), keepdim=True) * activation).sum(1, keepdim=True))
-        cam = F.interpolate(cam, size=image.shape[-2:], mode="bilinear", align_corners=True)[0, 0]
+        cam = segmenter.on_image(cam, image)[0, 0]
         return cam / cam.max() if bool(cam.max() > 0) else torch.zeros_like(cam)
 
 

@@ -15,7 +15,6 @@ from config.load import recorded_config
 from datasets.readers import READERS
 from engine.data_record import Images
 from nets.segmenter import Segmenter
-from scenes.network import main_head_alone
 from utils.records import reading
 
 OPSET = 18
@@ -25,19 +24,19 @@ TARGET_USE = {"oracle": "with labels", "source_only": "not used"}  # in training
 
 
 class Score(nn.Module):
-    """Image (B, C, h, w) in [0, 1] to the main head's logit of cloud less that of clear, on the features' grid."""
+    """Image (B, C, h, w) in [0, 1] to the main head's logit of cloud less that of clear, (B, 1, h, w)."""
 
     def __init__(self, segmenter: Segmenter) -> None:
         super().__init__()
-        self.segmenter = main_head_alone(segmenter)
+        self.segmenter = segmenter.requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
-        logits = self.segmenter(image).main
+        logits = self.segmenter.main_logits(image)
         return logits[:, 1:] - logits[:, :1]
 
 
 def to_onnx(segmenter: Segmenter, metadata: Mapping[str, str]) -> Any:
-    """A segmenter of two classes as an ONNX model; its auxiliary head is taken off in place.
+    """A segmenter of two classes as an ONNX model; its auxiliary head, which serves training, is left out.
 
     Inputs: `image` (B, C, h, w) float32 in [0, 1], bands in the network's order; `size` (2,) int64, the height H and
     width W of the result, which are h and w unless the image was scaled down for the network.
@@ -59,7 +58,7 @@ def to_onnx(segmenter: Segmenter, metadata: Mapping[str, str]) -> Any:
         del part.metadata_props[:]  # the exporter's notes: lines of source, with the paths of this machine
     constants, node = {"first": [0], "two": [2], "channel": [1]}, helper.make_node
     graph.initializer.extend(numpy_helper.from_array(np.array(of, np.int64), name) for name, of in constants.items())
-    linear = {"mode": "linear", "coordinate_transformation_mode": "align_corners"}
+    linear = {"mode": "linear", "coordinate_transformation_mode": "pytorch_half_pixel"}
     nodes = [
         node("Shape", ["score"], ["score_shape"]),
         node("Slice", ["score_shape", "first", "two"], ["score_channels"]),

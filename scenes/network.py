@@ -68,7 +68,7 @@ def _load_torch(path: Path, device: str | None) -> CloudNetwork:
     images = _images_of(path, load_weights(path)[1], segmenter.in_channels, segmenter.classes)
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        network = main_head_alone(segmenter).to(place)
+        network = segmenter.requires_grad_(False).to(place)
     except (RuntimeError, AssertionError) as error:
         raise WeightsError(f"{path}: cannot be put on the device {device!r} ({error}); give --device cpu") from None
 
@@ -76,7 +76,7 @@ def _load_torch(path: Path, device: str | None) -> CloudNetwork:
     def cloud(windows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         # Seen as (B, C, h, w), an array (B, h, w, C) is what torch calls channels last.
         image = torch.from_numpy(windows).to(place).permute(0, 3, 1, 2).float().div_(255)
-        logits = network(image).main
+        logits = network.main_logits(image)
         # Two classes: softmax is the sigmoid of the difference, and resizing is linear, so one map is resized.
         score = resize_logits(logits[:, 1:] - logits[:, :1], size)
         return score[:, 0].sigmoid_().cpu().numpy()
@@ -84,14 +84,6 @@ def _load_torch(path: Path, device: str | None) -> CloudNetwork:
     if place.type != "cpu":
         return CloudNetwork(path, images, cloud, device=place)
     return CloudNetwork(path, images, cloud, torch.get_num_threads(), partial(torch.set_num_threads, 1), place)
-
-
-def main_head_alone(segmenter: Any) -> Any:
-    """A segmenter in eval mode whose auxiliary head, which serves training, does nothing; changes it in place."""
-    from torch import nn
-
-    segmenter.add_module("head_aux", nn.Identity())
-    return segmenter.eval().requires_grad_(False)
 
 
 def _load_onnx(path: Path) -> CloudNetwork:

@@ -42,7 +42,7 @@ def comparison(tmp_path: Path, make_domain: Make) -> Callable[..., Path]:
         "source": {"root": str(tmp_path / "source")},
         "target": {"root": str(tmp_path / "target")},
         "data": {"size": 32, "geometry": "crop"},
-        "net": {"backbone": "mobilenetv3_small_050", "discriminator_width": 4, "output_stride": 16},
+        "net": {"backbone": "mobilenetv3_small_050", "discriminator_width": 4},
         "teacher": {"steps": 6, "batch": 2},
         "intra": {"steps": 4, "batch": 2},
         "log": {"every": 1, "checkpoint": 2},

@@ -24,7 +24,6 @@ SHORT = {  # what a training of seconds changes: the network and the length, not
     "device": "cpu",
     "net.backbone": "mobilenetv3_small_050",
     "net.weights": "null",
-    "net.output_stride": 16,
     "net.discriminator_width": 4,
     "optim.algorithm": "sgd",
     "teacher.steps": 2,

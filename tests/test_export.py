@@ -43,7 +43,7 @@ DATA = {
 def write_run(run: Path) -> Path:
     """A random network whose probabilities cover [0, 1]."""
     torch.manual_seed(0)
-    segmenter = Segmenter("resnet10t", in_channels=2, output_stride=16, init="kaiming")
+    segmenter = Segmenter("resnet10t", in_channels=2, init="kaiming")
     path = run / "intra" / "student.safetensors"
     path.parent.mkdir(parents=True)
     save_segmenter(path, segmenter, {"data": json.dumps(DATA)})

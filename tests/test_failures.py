@@ -48,7 +48,7 @@ from config.schema import Config
 from datasets.generated import make_pair
 from engine.lock import LOCK, one_writer
 from engine.log import prediction_grid
-from nets.segmenter import AtrousHead, Segmenter
+from nets.segmenter import Segmenter
 from nets.weights import load_segmenter, save_segmenter
 from report.gradcam import grad_cam
 from scenes import load_network, predict_array
@@ -280,17 +280,17 @@ def network() -> Segmenter:
 
 
 def fail_in_forward(patch: pytest.MonkeyPatch, call: int, fault: BaseException) -> None:
-    """Have the heads of a network fail at their `call`-th use, between backbone and prediction."""
-    calls, forward = 0, AtrousHead.forward
+    """Have a network fail at its `call`-th use, between backbone and prediction."""
+    calls, on_image = 0, Segmenter.on_image
 
-    def fails(self: AtrousHead, features: torch.Tensor) -> torch.Tensor:
+    def fails(self: Segmenter, logits: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         nonlocal calls
         calls += 1
         if calls >= call:
             raise fault
-        return forward(self, features)
+        return on_image(self, logits, image)
 
-    patch.setattr(AtrousHead, "forward", fails)
+    patch.setattr(Segmenter, "on_image", fails)
 
 
 @pytest.mark.parametrize("part", ["scores", "entropy", "tsne", "gradcam"])

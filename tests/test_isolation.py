@@ -87,7 +87,17 @@ def settings(tmp_path: Path, tiny_arguments: Callable[..., list[str]]) -> Settin
     """A small run of a method; makes the domains, the target's with lists that name its labels."""
 
     def given(method: str, *extra: str) -> Config:
-        steps = ["--teacher.steps", "2", "--intra.steps", "2", "--net.layout", "timm", "--net.output_stride", "16"]
+        steps = [
+            "--teacher.steps",
+            "2",
+            "--intra.steps",
+            "2",
+            "--net.layout",
+            "timm",
+            "--net.decoder",
+            "fpn",
+            "--net.output_stride=null",
+        ]
         words = ["--method", method, *tiny_arguments(tmp_path), *steps]
         rows = [f"images/scene_{i:02d}.png labels/scene_{i:02d}.png\n" for i in range(6)]
         (tmp_path / "target/train.txt").write_text("".join(rows[:4]))
@@ -238,7 +248,7 @@ def test_a_comparison_opens_no_label_before_it_scores(
         "device": "cpu",
         **{role: {"root": str(tmp_path / role)} for role in ("source", "target")},
         "data": {"size": 32},
-        "net": {"backbone": "mobilenetv3_small_050", "discriminator_width": 4, "output_stride": 16},
+        "net": {"backbone": "mobilenetv3_small_050", "discriminator_width": 4},
         "teacher": {"steps": 2, "batch": 2},
     }
     (tmp_path / "pair.yaml").write_text(yaml.safe_dump(pair))

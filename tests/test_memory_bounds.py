@@ -18,7 +18,7 @@ from config.load import load_config
 from config.schema import Config, DataConfig
 from engine.inference import probabilities
 from engine.pictures import SHOWN, thinned
-from nets.segmenter import HEADS, Prediction, Segmenter, resize_logits
+from nets.segmenter import HEADS, Prediction, Segmenter
 from split_entropy import split_entropy
 from train_intra import train_intra
 from train_teacher import train_teacher
@@ -103,7 +103,7 @@ class LastRow(Segmenter):
     def forward(self, image: Tensor) -> Prediction:
         cloud = image[:, :1, ::2, ::2] * torch.linspace(-3, 3, image.shape[3])[::2]
         logits = torch.cat([-cloud, cloud], 1) * self.weight
-        return Prediction(main=logits, aux=logits.flip(1), features=logits)
+        return Prediction(main=logits, aux=logits.flip(1), features=logits, scores=logits)
 
 
 @torch.inference_mode()
@@ -118,7 +118,7 @@ def all_at_once(network: Segmenter, image: np.ndarray, side: int) -> dict[str, T
     weight = torch.from_numpy(np.outer(tent, tent))
     found = {}
     for head in HEADS:
-        logits = resize_logits(getattr(prediction, head), (side, side))
+        logits = getattr(prediction, head)
         total, weights = torch.zeros(2, rows, columns, dtype=torch.float64), torch.zeros(rows, columns)
         for (top, left), window in zip(corners, logits.softmax(1), strict=True):
             total[:, top : top + side, left : left + side] += weight * window

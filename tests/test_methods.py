@@ -140,7 +140,6 @@ def test_the_oracle_sees_target_labels_alone_and_refuses_to_be_scored_on_them(
         (["--split.scales", "[]"], "split.scales is .*at least one scale"),
         (["--split.scales", "[0.01]"], r"split.scales is .*numbers in \[0.1, 10\]"),
         (["--teacher.augment.gamma", "3"], r"teacher.augment.gamma is 3.0, expected a number in \[0, 2\]"),
-        (["--intra.detail", "-1"], "intra.detail is -1, expected 0 or more"),
     ],
 )
 def test_choices_that_cannot_be(extra: list[str], reason: str, tmp_path: Path, tiny_arguments: Arguments) -> None:

@@ -43,7 +43,7 @@ def weights(tmp_path: Path) -> Path:
     data = {"bands": ["red", "green", "blue"], "size": 64, "geometry": "crop", "tile": None, "target": target}
     path = tmp_path / "run" / "intra" / "student.safetensors"
     path.parent.mkdir(parents=True)
-    segmenter = Segmenter("mobilenetv3_small_050", output_stride=16, init="kaiming")
+    segmenter = Segmenter("mobilenetv3_small_050", init="kaiming")
     save_segmenter(path, segmenter, {"data": json.dumps(data)})
     return path
 
@@ -117,7 +117,7 @@ def test_ground_control_points_are_kept(tmp_path: Path, weights: Path) -> None:
 def test_a_picture_gives_a_picture(tmp_path: Path, weights: Path) -> None:
     target = {"bands": None, "scaling": None, "nodata": "file"}
     data = {"bands": ["red", "green", "blue"], "size": 64, "geometry": "letterbox", "tile": 96, "target": target}
-    save_segmenter(weights, Segmenter("mobilenetv3_small_050", output_stride=16), {"data": json.dumps(data)})
+    save_segmenter(weights, Segmenter("mobilenetv3_small_050"), {"data": json.dumps(data)})
     image = (draw(90, 120) >> 8).astype(np.uint8).transpose(1, 2, 0)
     alpha = np.full((90, 120, 1), 255, np.uint8)
     alpha[:10] = 0
@@ -199,7 +199,7 @@ def test_a_scene_of_another_kind_is_refused(
 ) -> None:
     usual = {"bands": None, "scaling": [[LOW] * 3, [HIGH] * 3], "nodata": "file"}
     data = {"bands": ["red", "green", "blue"], "size": 64, "geometry": "crop", "tile": None, "target": usual | target}
-    save_segmenter(weights, Segmenter("mobilenetv3_small_050", output_stride=16), {"data": json.dumps(data)})
+    save_segmenter(weights, Segmenter("mobilenetv3_small_050"), {"data": json.dumps(data)})
     write_scene(tmp_path / "a.tif", bands=bands)
     with pytest.raises(DataError, match=reason):
         masks_of(weights, tmp_path / "out", tmp_path / "a.tif")

@@ -118,7 +118,6 @@ class World:
             "data.geometry": "crop",
             "net.backbone": "mobilenetv3_small_050",
             "net.layout": "timm",
-            "net.output_stride": 16,
             "net.discriminator_width": 4,
             "optim.lr": 0.1,
             "optim.head_factor": 3,

@@ -23,7 +23,6 @@ from engine.domains import training_images
 from engine.log import prediction_grid
 from engine.pseudo_labels import read_layer
 from losses.inputs import TrainingProgress
-from nets.segmenter import resize_logits
 from nets.weights import load_segmenter, load_weights
 from utils.errors import ConfigError, DataError
 
@@ -140,22 +139,6 @@ def test_anchor_is_bit_identical_and_its_file_untouched(tmp_path: Path, tiny_arg
     assert all(torch.equal(value, saved[name]) for name, value in stage.anchor.state_dict().items())
     trained = stage.trainee.segmenter.state_dict()
     assert any(not torch.equal(value, saved[name]) for name, value in trained.items())
-
-
-def test_a_branch_of_the_student_alone(tmp_path: Path, tiny_arguments: Arguments) -> None:
-    arguments = tiny_arguments(tmp_path, "--intra.detail", "4")
-    out = Path(run_all(arguments).out)
-    teacher, student = (
-        load_segmenter(out / name) for name in ("teacher/teacher.safetensors", "intra/student.safetensors")
-    )
-    assert teacher.detail is None and student.detail is not None
-    stage = train_intra.AsdaStage(load_config(arguments), teacher)
-    image = torch.rand(2, 3, 48, 48)
-    with torch.no_grad():
-        begun, of_teacher = (network.eval()(image).main for network in (stage.trainee.segmenter, teacher))
-    torch.testing.assert_close(begun, resize_logits(of_teacher, (48, 48)))
-    last = student.detail.layers[-1]
-    assert isinstance(last, torch.nn.Conv2d) and last.weight.abs().max() > 0  # it has learnt
 
 
 @pytest.mark.parametrize("policy", ["both", "target"])

@@ -77,7 +77,7 @@ def test_a_field_that_nobody_needs_is_left_out_and_others_are_float32() -> None:
 
 def test_bfloat16_is_close() -> None:
     torch.manual_seed(0)
-    network = Segmenter("mobilenetv3_small_050", output_stride=16).eval()
+    network = Segmenter("mobilenetv3_small_050").eval()
     batch = torch.rand(2, 3, 64, 64)
     exact = network(batch).main
     with forward_mode(ForwardMode(torch.bfloat16)):

@@ -60,7 +60,7 @@ def test_letterbox_shows_the_whole_image_once_at_the_training_size() -> None:
 
 def test_probabilities_sum_to_one_and_are_the_same_every_time() -> None:
     torch.manual_seed(0)
-    network = Segmenter("mobilenetv3_small_050", output_stride=16)
+    network = Segmenter("mobilenetv3_small_050")
     image = np.random.default_rng(1).integers(0, 256, (70, 50, 3), np.uint8)
     first, second = (probabilities(network.train(), image, CROP) for _ in range(2))
     for head, probability in first.items():

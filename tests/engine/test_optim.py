@@ -24,7 +24,7 @@ def test_groups(segmenter: Segmenter) -> None:
     listed = [id(p) for group in (backbone, heads) for p in group["params"]]
     trainable = {id(p) for p in segmenter.parameters() if p.requires_grad}
     assert len(listed) == len(set(listed)) and set(listed) == trainable
-    of_heads = {id(p) for head in (segmenter.head_main, segmenter.head_aux) for p in head.parameters()}
+    of_heads = trainable - {id(p) for p in segmenter.backbone.parameters()}
     assert {id(p) for p in heads["params"]} == of_heads
     assert (backbone["lr"], heads["lr"]) == (0.02, 0.1)
     assert all(group["momentum"] == 0.9 and group["weight_decay"] == 0.003 for group in (backbone, heads))
@@ -48,16 +48,6 @@ def test_extra_parameters_learn_at_the_heads_rate(segmenter: Segmenter) -> None:
     assert len(heads["params"]) == len(plain.param_groups[1]["params"]) + 2
     assert (backbone["lr"], heads["lr"]) == (0.01, 0.05)
     assert (backbone["base_lr"], heads["base_lr"]) == (0.01, 0.05)  # what the schedule starts from
-
-
-def test_new_layers_learn_fast_and_stand_once() -> None:
-    network = Segmenter("mobilenetv3_small_050")
-    branch = network.add_detail(4)
-    optimizer = segmenter_optimizer(network, OPTIM, factor=0.5, new_layers=branch.parameters())
-    assert [group["base_lr"] for group in optimizer.param_groups] == [0.01, 0.05, 0.2]
-    assert [id(p) for p in optimizer.param_groups[2]["params"]] == [id(p) for p in branch.parameters()]
-    listed = [id(p) for group in optimizer.param_groups for p in group["params"]]
-    assert sorted(listed) == sorted(id(p) for p in network.parameters())
 
 
 def test_discriminators() -> None:

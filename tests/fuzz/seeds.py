@@ -267,7 +267,7 @@ def parts() -> tuple[dict[str, nn.Module], dict[str, torch.optim.Optimizer]]:
 def deeplab_state() -> Mapping[str, torch.Tensor]:
     """The state of a checkpoint of ADVENT, each tensor one number expanded to its shape, so that the file is small."""
     with torch.device("meta"):
-        own = Segmenter("resnet50", layout="deeplab_v2").state_dict()
+        own = Segmenter("resnet50", decoder="deeplab_v2", output_stride=8, layout="deeplab_v2").state_dict()
     names = {"head_aux.branches": "layer5.conv2d_list", "head_main.branches": "layer6.conv2d_list", "backbone.": ""}
     state = {}
     for key, value in own.items():

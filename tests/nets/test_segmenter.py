@@ -8,9 +8,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from nets.segmenter import AtrousHead, Segmenter, resize_logits, statistics_held
+from nets.decoders import AtrousHead
+from nets.segmenter import Segmenter, grid_places, resize_logits, statistics_held
 from utils.errors import ConfigError, WeightsError
 
+FIXED = ("backbone", "head_aux", "head_main", "mean", "std")
 LITE0 = Path(__file__).parents[3] / "shared" / "weights" / "tf_efficientnet_lite0.safetensors"
 
 
@@ -24,19 +26,23 @@ def small(**kwargs: Any) -> Any:
     return Segmenter("resnet18", **kwargs)
 
 
+def deeplab_v2(backbone: str, output_stride: int | None = 8, layout: Any = "deeplab_v2", **kwargs: Any) -> Any:
+    return on_meta(backbone, decoder="deeplab_v2", output_stride=output_stride, layout=layout, **kwargs)
+
+
 def count(parameters: Any) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
 @pytest.mark.parametrize(("backbone", "parameters"), [("resnet50", 23_729_232), ("resnet101", 42_721_360)])
 def test_known_parameter_counts(backbone: str, parameters: int) -> None:
-    assert count(on_meta(backbone, layout="deeplab_v2").parameters()) == parameters
+    assert count(deeplab_v2(backbone).parameters()) == parameters
 
 
 def test_known_parameter_groups_of_resnet50() -> None:
-    free = on_meta("resnet50", layout="deeplab_v2")
+    free = deeplab_v2("resnet50")
     assert count(free.backbone_parameters()) == 23_508_032
-    frozen = on_meta("resnet50", layout="deeplab_v2", freeze_bn=True)
+    frozen = deeplab_v2("resnet50", freeze_bn=True)
     assert count(p for p in frozen.parameters() if p.requires_grad) == 23_676_112
     assert count(frozen.head_parameters()) == 221_200
     assert count(frozen.backbone_parameters()) == 23_676_112 - 221_200
@@ -52,13 +58,14 @@ def test_every_trainable_parameter_stands_in_one_group_once(freeze_bn: bool) -> 
 
 @pytest.mark.parametrize(("layout", "size"), [("deeplab_v2", 33), ("timm", 32)])
 def test_feature_size_at_256(layout: Any, size: int) -> None:
-    prediction = on_meta("resnet50", layout=layout)(torch.empty(1, 3, 256, 256, device="meta"))
-    assert prediction.main.shape == prediction.aux.shape == (1, 2, size, size)
+    prediction = deeplab_v2("resnet50", layout=layout)(torch.empty(1, 3, 256, 256, device="meta"))
+    assert prediction.main.shape == prediction.aux.shape == (1, 2, 256, 256)
+    assert prediction.scores.shape == (1, 2, size, size)
     assert prediction.features.shape == (1, 2048, size, size)
 
 
 def test_layouts_differ_in_strides_dilations_and_pooling_only() -> None:
-    ours, theirs = on_meta("resnet50"), on_meta("resnet50", layout="deeplab_v2")
+    ours, theirs = deeplab_v2("resnet50", layout="timm"), deeplab_v2("resnet50")
     assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
 
     def geometry(network: nn.Module) -> dict[str, tuple[Any, Any, Any]]:
@@ -79,38 +86,30 @@ def test_layouts_differ_in_strides_dilations_and_pooling_only() -> None:
 @pytest.mark.parametrize(("backbone", "stride"), [("resnet18", 8), ("resnet50", 16), ("resnet50d", 8)])
 def test_deeplab_v2_layout_is_refused_elsewhere(backbone: str, stride: int) -> None:
     with pytest.raises(ConfigError, match=f"{backbone} at output_stride {stride}; set layout: timm"):
-        on_meta(backbone, output_stride=stride, layout="deeplab_v2")
+        deeplab_v2(backbone, stride)
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilenetv3_small_050", "tf_efficientnet_lite0", "convnext_atto"])
 def test_any_backbone_trains(backbone: str) -> None:
-    network: Any = Segmenter(backbone, classes=3)
+    network: Any = Segmenter(backbone, classes=3, decoder="deeplab_v2", output_stride=8)
     prediction = network(torch.rand(2, 3, 64, 48))
-    assert prediction.main.shape == prediction.aux.shape == (2, 3, 8, 6)
+    assert prediction.main.shape == prediction.aux.shape == (2, 3, 64, 48)
+    assert prediction.scores.shape == (2, 3, 8, 6)
     assert prediction.features.shape == (2, network.num_features, 8, 6)
-    assert network.stride == 8
     (prediction.main.sum() + prediction.aux.sum()).backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
 def test_native_strides() -> None:
-    network: Any = Segmenter("efficientvit_b0", output_stride=None)
-    prediction = network(torch.rand(1, 3, 128, 128))
-    assert network.stride == 32
-    assert prediction.main.shape[-2:] == (4, 4)
-    assert prediction.aux.shape[-2:] == (8, 8)
-
-
-def test_channels_last_backbone() -> None:
-    prediction = on_meta("swin_tiny_patch4_window7_224", output_stride=None)(torch.empty(1, 3, 224, 224, device="meta"))
-    assert prediction.features.shape == (1, 768, 7, 7)
-    assert prediction.aux.shape == (1, 2, 14, 14)
+    network = deeplab_v2("efficientvit_b0", None, "timm")
+    prediction = network(torch.empty(1, 3, 128, 128, device="meta"))
+    assert prediction.scores.shape[-2:] == prediction.features.shape[-2:] == (4, 4)
 
 
 @pytest.mark.parametrize("backbone", ["densenet121", "efficientvit_b0"])
 def test_backbone_without_dilation_names_the_call_and_the_key(backbone: str) -> None:
     with pytest.raises(ConfigError, match=rf"timm.create_model\('{backbone}', .*output_stride=8.*output_stride: null"):
-        on_meta(backbone)
+        deeplab_v2(backbone, layout="timm")
 
 
 def test_unknown_backbone_names_the_nearest() -> None:
@@ -118,10 +117,19 @@ def test_unknown_backbone_names_the_nearest() -> None:
         Segmenter("resnet_50")
 
 
-def test_resize_logits_aligns_corners() -> None:
+def test_resize_logits_about_centres_or_with_corners_aligned() -> None:
     logits = torch.tensor([[[[0.0, 2.0], [4.0, 6.0]]]])
     expected = torch.tensor([[[[0.0, 1.0, 2.0], [2.0, 3.0, 4.0], [4.0, 5.0, 6.0]]]])
-    torch.testing.assert_close(resize_logits(logits, (3, 3)), expected)
+    torch.testing.assert_close(resize_logits(logits, (3, 3), align_corners=True), expected)
+    row = resize_logits(torch.tensor([[[[0.0, 4.0]]]]), (1, 4))
+    torch.testing.assert_close(row, torch.tensor([[[[0.0, 1.0, 3.0, 4.0]]]]))
+    assert resize_logits(logits, (2, 2)) is logits
+
+
+def test_the_pixels_on_which_a_grid_stands() -> None:
+    assert grid_places(9, 3, align_corners=True).tolist() == [0, 4, 8]
+    assert grid_places(9, 3, align_corners=False).tolist() == [1, 4, 7]
+    assert grid_places(8, 2, align_corners=False).tolist() == [2, 6]
 
 
 def test_atrous_head_is_the_sum_of_its_branches() -> None:
@@ -134,7 +142,8 @@ def test_atrous_head_is_the_sum_of_its_branches() -> None:
 
 
 def test_state_dict_prefixes() -> None:
-    assert {key.split(".")[0] for key in small().state_dict()} == {"backbone", "head_aux", "head_main", "mean", "std"}
+    assert {key.split(".")[0] for key in deeplab_v2("resnet50").state_dict()} == {*FIXED}
+    assert {key.split(".")[0] for key in small().state_dict()} == {*FIXED, "decoder"}
 
 
 def test_normalisation_is_part_of_the_network() -> None:
@@ -171,7 +180,7 @@ def test_frozen_batch_norm_still_follows_the_data() -> None:
     before = network.backbone.bn1.running_mean.clone()
     network(torch.rand(2, 3, 32, 32))
     assert not torch.equal(network.backbone.bn1.running_mean, before)
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in network.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
     assert not any(parameter.requires_grad for norm in norms for parameter in norm.parameters())
     assert all(bool((norm.weight == 1).all()) for norm in norms)
 
@@ -204,7 +213,8 @@ def test_kaiming_init() -> None:
     scale = network.backbone.layer4[1].bn2.weight
     assert scale.std().item() == pytest.approx(0.02, rel=0.2)
     assert scale.mean().item() == pytest.approx(1.0, abs=0.005)
-    assert not any(bool(parameter.any()) for name, parameter in network.named_parameters() if name.endswith("bias"))
+    biases = [parameter for name, parameter in network.backbone.named_parameters() if name.endswith("bias")]
+    assert not any(bool(parameter.any()) for parameter in biases)
 
 
 @pytest.mark.parametrize("init", ["default", "kaiming"])
@@ -218,7 +228,7 @@ def test_same_seed_same_bits(init: Any) -> None:
 
 
 def test_architecture_builds_the_same_network() -> None:
-    network = small(classes=4, in_channels=2, output_stride=16)
+    network = small(classes=4, in_channels=2, decoder="unet", decoder_width=8)
     twin = Segmenter(**json.loads(network.architecture))
     twin.load_state_dict(network.state_dict())
     assert twin.architecture == network.architecture
@@ -337,8 +347,8 @@ def test_hub_weights_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(timm, "create_model", with_hub)
     network = small(pretrained="hub")
-    assert torch.equal(network.backbone.conv1.weight, models[1].conv1.weight)
-    assert network.backbone is models[0]
+    assert torch.equal(network.backbone.conv1.weight, models[-1].conv1.weight)
+    assert network.backbone is models[-2]
 
 
 @pytest.mark.skipif(not LITE0.exists(), reason="the weights file of tf_efficientnet_lite0 is not here")
@@ -348,7 +358,6 @@ def test_imagenet_weights_of_lite0() -> None:
     torch.manual_seed(0)
     random = Segmenter("tf_efficientnet_lite0").eval()
     image = torch.rand(1, 3, 64, 64)
-    assert loaded.stride == 8
     assert loaded.mean.flatten().tolist() == loaded.std.flatten().tolist() == [0.5] * 3
-    assert loaded(image).features.shape == (1, 320, 8, 8)
+    assert loaded(image).features.shape == (1, 64, 16, 16)
     assert not torch.allclose(loaded(image).features, random(image).features)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nets.pretrained import load_exactly, read_checkpoint
 from nets.segmenter import Segmenter
@@ -92,8 +93,11 @@ def reference() -> Reference:
     return network
 
 
+DEEPLAB_V2: dict[str, Any] = {"decoder": "deeplab_v2", "output_stride": 8, "layout": "deeplab_v2"}
+
+
 def ours(**kwargs: Any) -> Any:
-    return Segmenter("resnet50", layout="deeplab_v2", mean=0, std=1, **kwargs).eval()
+    return Segmenter("resnet50", **DEEPLAB_V2, mean=0, std=1, **kwargs).eval()
 
 
 LAYOUTS: dict[str, Any] = {
@@ -107,7 +111,7 @@ LAYOUTS: dict[str, Any] = {
 @torch.inference_mode()
 def test_imported_checkpoints_give_the_reference_outputs(reference: Reference, tmp_path: Path) -> None:
     image = torch.rand(1, 3, 64, 64)
-    aux, main = reference(image)
+    aux, main = (F.interpolate(logits, (64, 64), mode="bilinear", align_corners=True) for logits in reference(image))
     segmenter = ours()
     for name, layout in LAYOUTS.items():
         path = tmp_path / "checkpoint.pth"
@@ -116,7 +120,7 @@ def test_imported_checkpoints_give_the_reference_outputs(reference: Reference, t
         nn.init.zeros_(segmenter.backbone.conv1.weight)
         import_deeplab_v2(path, segmenter)
         prediction = segmenter(image)
-        assert prediction.main.shape == (1, 2, 9, 9), name
+        assert prediction.scores.shape == (1, 2, 9, 9), name
         torch.testing.assert_close(prediction.aux, aux, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(prediction.main, main, atol=1e-5, rtol=1e-5)
 
@@ -150,7 +154,7 @@ def test_other_classes_depths_and_formats_are_refused(tmp_path: Path) -> None:
         import_deeplab_v2(on_meta(Reference, (3, 4, 23, 3)).state_dict(), segmenter)
     with pytest.raises(WeightsError, match="'featuremodel' holds a int"):
         import_deeplab_v2({"featuremodel": 3}, segmenter)
-    with pytest.raises(ConfigError, match=r"layout: deeplab_v2"):
+    with pytest.raises(ConfigError, match=r"needs decoder and layout deeplab_v2"):
         import_deeplab_v2({}, on_meta(Segmenter, "resnet50"))
     torch.save(nn.Linear(1, 1), tmp_path / "code.pth")
     with pytest.raises(WeightsError, match=r"code\.pth"):
@@ -159,7 +163,7 @@ def test_other_classes_depths_and_formats_are_refused(tmp_path: Path) -> None:
 
 def test_resnet101_checkpoints_fit() -> None:
     state = on_meta(Reference, (3, 4, 23, 3), classes=19).state_dict()
-    segmenter = on_meta(Segmenter, "resnet101", classes=19, layout="deeplab_v2")
+    segmenter = on_meta(Segmenter, "resnet101", classes=19, **DEEPLAB_V2)
     import_deeplab_v2(state, segmenter)
 
 
@@ -243,9 +247,19 @@ def test_unusable_architectures(tmp_path: Path, architecture: str) -> None:
 def test_architecture_of_other_tensors(tmp_path: Path) -> None:
     other = json.dumps(json.loads(small().architecture) | {"classes": 5})
     save_weights(tmp_path / "w.safetensors", small(), {"architecture": other})
-    with pytest.raises(
-        WeightsError, match=r"w.safetensors: does not fit .*16 mis-shaped: head_aux\.branches\.0\.weight"
-    ):
+    with pytest.raises(WeightsError, match=r"w.safetensors: does not fit .*4 mis-shaped: head_aux\.3\.weight"):
+        load_segmenter(tmp_path / "w.safetensors")
+
+
+def test_a_file_that_says_nothing_of_its_decoder_is_of_deeplab_v2(tmp_path: Path) -> None:
+    network = small(decoder="deeplab_v2", output_stride=16).eval()
+    arguments = json.loads(network.architecture)
+    old = {key: arguments[key] for key in arguments if not key.startswith("decoder")} | {"detail": 0}
+    save_weights(tmp_path / "w.safetensors", network, {"architecture": json.dumps(old)})
+    image = torch.rand(1, 3, 64, 64)
+    assert torch.equal(load_segmenter(tmp_path / "w.safetensors")(image).main, network(image).main)
+    save_weights(tmp_path / "w.safetensors", network, {"architecture": json.dumps(old | {"detail": 16})})
+    with pytest.raises(WeightsError, match=r"w\.safetensors: cannot build .* it has a branch of detail"):
         load_segmenter(tmp_path / "w.safetensors")
 
 
@@ -270,7 +284,8 @@ def test_a_file_cannot_have_other_files_read_or_downloaded(
 @pytest.mark.parametrize(
     "change",
     [
-        *({"backbone": ["resnet50"]}, {"backbone": None}, {"backbone": ""}, {"output_stride": "8"}),
+        *({"backbone": ["resnet50"]}, {"backbone": None}, {"backbone": ""}, {"decoder": "x"}, {"decoder": None}),
+        *({"decoder": "deeplab_v2", "output_stride": "8"}, {"decoder": "dpt"}, {"decoder_width": 0}),
         *({"classes": "2"}, {"classes": 2.0}, {"classes": 0}, {"classes": -1}, {"classes": True}, {"classes": 10**12}),
         *({"in_channels": 10**12}, {"in_channels": None}, {"in_channels": []}),
     ],
@@ -312,9 +327,9 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -
     """Their masks would be clear ground everywhere, and nobody would know why."""
     broken = small()
     with torch.no_grad():
-        broken.head_main.branches[1].weight[0, 0, 1, 1] = value
+        broken.head_main.get_parameter("weight")[0, 0, 0, 0] = value
     save_segmenter(tmp_path / "w.safetensors", broken)
-    with pytest.raises(WeightsError, match=r"w\.safetensors: head_main\.branches\.1\.weight holds NaN or infinity"):
+    with pytest.raises(WeightsError, match=r"w\.safetensors: head_main\.weight holds NaN or infinity"):
         load_segmenter(tmp_path / "w.safetensors")
 
 

@@ -16,12 +16,12 @@ class Identity(Segmenter):
 
     def __init__(self) -> None:
         torch.nn.Module.__init__(self)
-        self.num_features = 3
+        self.num_features, self.align_corners = 3, False
         self.weight = torch.nn.Parameter(torch.ones(()))
 
     def forward(self, image: torch.Tensor) -> Prediction:
         logits = torch.cat([0.5 - image[:, :1], image[:, :1] - 0.5], 1)
-        return Prediction(main=logits, aux=logits, features=image)
+        return Prediction(main=logits, aux=logits, features=image, scores=logits)
 
 
 def patches(seed: int, count: int = 6, shift: float = 0.0, labels: bool = True) -> list[Patch]:

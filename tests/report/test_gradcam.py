@@ -14,7 +14,7 @@ class Corner(Segmenter):
 
     def __init__(self) -> None:
         nn.Module.__init__(self)
-        self.classes = 2
+        self.classes, self.multiple, self.align_corners = 2, 1, False
         self.backbone = nn.Conv2d(3, 2, 1, bias=False)
         nn.init.constant_(self.backbone.weight, 1 / 3)
         self.head_main = nn.Conv2d(2, 2, 1, bias=False)
@@ -28,7 +28,8 @@ class Corner(Segmenter):
         corner[:, 0, :4, :4] = 1
         corner[:, 1] = 1 - corner[:, 0]
         features = self.backbone(image) * corner
-        return Prediction(main=self.head_main(features), aux=self.head_aux(features), features=features)
+        scores = self.head_main(features)
+        return Prediction(main=scores, aux=self.head_aux(features), features=features, scores=scores)
 
 
 def state_of(network: nn.Module) -> tuple[object, ...]:
@@ -60,7 +61,7 @@ def test_a_class_that_nothing_speaks_for_gives_zeros() -> None:
 @pytest.mark.parametrize("frozen", [False, True])
 def test_the_network_is_as_before(frozen: bool) -> None:
     torch.manual_seed(0)
-    network = Segmenter("mobilenetv3_small_050", output_stride=16).train()
+    network = Segmenter("mobilenetv3_small_050").train()
     network.head_aux.eval()
     network.requires_grad_(not frozen)
     before, weights = state_of(network), {k: v.clone() for k, v in network.state_dict().items()}
@@ -75,22 +76,22 @@ def test_the_network_is_as_before(frozen: bool) -> None:
 
 def test_the_default_layer_is_what_the_head_reads() -> None:
     torch.manual_seed(0)
-    network = Segmenter("mobilenetv3_small_050", output_stride=16).eval()
+    network = Segmenter("mobilenetv3_small_050").eval()
     image = torch.rand(1, 3, 64, 64)
     features = network(image).features.detach().requires_grad_(True)
-    logits = network.head_main(features)[0]
+    logits = network.on_image(network.head_main(features), image)[0]
     chosen = logits.argmax(0) == 1
     (gradient,) = torch.autograd.grad(logits[1][chosen].sum() if chosen.any() else logits[1].sum(), features)
     expected = (gradient.mean((2, 3), keepdim=True) * features).sum(1).relu()[0]
     found = grad_cam(network, image, 1)
     peak = expected.detach().flatten().argmax().item()
     rows, columns = expected.shape
-    row, column = round(peak // columns * 63 / (rows - 1)), round(peak % columns * 63 / (columns - 1))
+    row, column = peak // columns * 64 // rows + 2, peak % columns * 64 // columns + 2
     assert found[row, column] == pytest.approx(found.max().item(), abs=0.05)
 
 
 def test_unknown_and_useless_layers_are_named() -> None:
-    network = Segmenter("mobilenetv3_small_050", output_stride=16)
+    network = Segmenter("mobilenetv3_small_050")
     with pytest.raises(ConfigError, match=r"no layer 'backbone.block'; nearest: backbone"):
         find_layer(network, "backbone.block")
     before = state_of(network)

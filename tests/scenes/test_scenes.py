@@ -119,7 +119,7 @@ def test_a_segmenter_sees_inside_a_window_what_it_sees_in_the_whole() -> None:
     """Its heads reach 24 features of 16 pixels to each side, its backbone some 240 pixels more. Only a backbone without
     squeeze and excitation, which takes means over all that it is shown, has a receptive field at all."""
     torch.manual_seed(0)
-    segmenter = Segmenter("mobilenetv2_035", output_stride=16, init="kaiming").eval()
+    segmenter = Segmenter("mobilenetv2_035", init="kaiming").eval()
 
     @torch.inference_mode()
     def cloud(image: np.ndarray) -> np.ndarray:
@@ -175,7 +175,7 @@ def test_rows_do_not_depend_on_how_the_scene_is_read() -> None:
 @pytest.fixture
 def segmenter() -> Segmenter:
     torch.manual_seed(0)
-    return Segmenter("mobilenetv3_small_050", output_stride=16, init="kaiming").eval()
+    return Segmenter("mobilenetv3_small_050", init="kaiming").eval()
 
 
 def record(**changes: Any) -> dict[str, str]:
