@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from config.schema import Config
-from engine.build import build_segmenter, device_of, training_stream
+from engine.build import build_segmenter, device_of, require_network, training_stream
 from engine.cli import run
 from engine.domains import data_record, training_images
 from engine.forward import forward_batch
@@ -72,6 +72,7 @@ class TeacherStage(TrainingStage):
 def train_teacher(config: Config) -> None:
     """Run stage 1 to its end, or continue it."""
     w = config.teacher
+    require_network(config)
     make_generated(config)
     folder = open_stage(config, "teacher", w.name)
     weights = folder / f"{w.name}.safetensors"

@@ -2,7 +2,7 @@
 
     python bench/device.py                                   # ResNet-50, 512 x 512, 2 + 2 images; needs a GPU
     python bench/device.py --final                           # and the scores at the end, on the generated pair
-    python bench/device.py --device cpu --backbone mobilenetv3_small_050 --stride 16 --size 64 --batch 2 --steps 2
+    python bench/device.py --device cpu --backbone mobilenetv3_small_050 --size 64 --batch 2 --steps 2
 
 For each stage and each way: images/s over `--steps` steps of the project's own loop with the decoded cache, after some
 that do not count; its ratio to float32; peak memory of PyTorch's tensors; and the share of the time that the GPU was at
@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from stages import STAGES, built, configured, train
+from stages import STAGES, built, configured, network_settings, train
 
 from config.schema import Config
 from engine.build import build_segmenter, device_of
@@ -157,7 +157,7 @@ def final_scores(folder: Path, settings: dict[str, Any]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="resnet50", help="of timm (resnet50)")
-    parser.add_argument("--stride", type=int, default=8, help="output stride (8)")
+    parser.add_argument("--decoder", default="fpn", help="of net.decoder (fpn); deeplab_v2 at an output stride of 16")
     parser.add_argument("--size", type=int, default=512, help="side of a sample in pixels (512)")
     parser.add_argument("--batch", type=int, default=2, help="images of each domain (2)")
     parser.add_argument("--steps", type=int, default=40, help="that are measured (40)")
@@ -175,7 +175,7 @@ def main() -> None:
     )
     given = parser.parse_args()
     usual = {
-        **{"net.backbone": given.backbone, "net.output_stride": given.stride, "net.discriminator_width": 64},
+        **{**network_settings(given.backbone, given.decoder), "net.discriminator_width": 64},
         **{"device": given.device, "data.workers": given.workers, "optim.lr": 1e-3, "log.pictures": 10**6},
     }
     shape = {"data.size": given.size, "data.tile": max(512, given.size), "generated.size": given.size}

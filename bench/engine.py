@@ -39,7 +39,6 @@ from losses.entropy import mean_entropy
 from losses.entropy import weighted_self_information as self_information
 from losses.segmentation import cross_entropy, soft_jaccard
 from nets.discriminator import Discriminator
-from nets.segmenter import resize_logits
 
 LIMIT = 0.02
 EXACT, WARM = 12, 3  # steps that are compared, and pairs of steps that do not count
@@ -79,13 +78,11 @@ class ByHand:
                     group["lr"] = next(rates) * decay
                 optimizer.zero_grad()
 
-            size, valid, label = source["image"].shape[-2:], source["valid"], source["label"]
+            valid, label = source["valid"], source["label"]
             main, aux, *_ = segmenter(source["image"])
-            main, aux = resize_logits(main, size), resize_logits(aux, size)
             seg_main = cross_entropy(main, label) + w.jaccard * soft_jaccard(main, label)
             seg_aux = cross_entropy(aux, label) + w.jaccard * soft_jaccard(aux, label)
             target_main, target_aux, *_ = segmenter(target["image"])
-            target_main, target_aux = resize_logits(target_main, size), resize_logits(target_aux, size)
             maps = [self_information(z.softmax(1)) * valid[:, None] for z in (main, aux)]
             target_maps = [self_information(z.softmax(1)) * target["valid"][:, None] for z in (target_main, target_aux)]
             adv_main, dis_main = adversarial(self.main, maps[0], target_maps[0])

@@ -37,7 +37,6 @@ from engine.domains import training_images
 from engine.optim import discriminator_optimizer, segmenter_optimizer
 from engine.schedule import poly
 from nets.discriminator import Discriminator
-from nets.segmenter import resize_logits
 
 WANTED = 1.15  # times as fast
 SAME, WARM = 2, 3  # steps whose losses are compared, and pairs of steps that do not count
@@ -96,19 +95,16 @@ def released_loop(config: Config, samples: PairedSamples, steps: int, losses: li
                 for group in optimizer.param_groups:
                     group["lr"] = poly(group["base_lr"], step, steps)
                 optimizer.zero_grad()
-            size = source.shape[-2:]
 
             for parameter in discriminators.parameters():
                 parameter.requires_grad = False
             seg_main, seg_aux, *_ = segmenter(source)
-            seg_main, seg_aux = resize_logits(seg_main, size), resize_logits(seg_aux, size)
             loss_main = jaccard(seg_main, source_one_hot) + cross_entropy(seg_main, source_label)
             loss_aux = jaccard(seg_aux, source_one_hot) + cross_entropy(seg_aux, source_label)
             (loss_main + w.seg_aux * loss_aux).backward()
             row = {"seg_main": loss_main.item(), "seg_aux": loss_aux.item()}
 
             tar_main, tar_aux, *_ = segmenter(target)
-            tar_main, tar_aux = resize_logits(tar_main, size), resize_logits(tar_aux, size)
             on_aux, on_main = aux(entropy_map(tar_aux)), main(entropy_map(tar_main))
             real, fake = torch.zeros_like(on_aux), torch.ones_like(on_aux)
             adv_main, adv_aux = criterion(on_main, real), criterion(on_aux, real)

@@ -25,6 +25,12 @@ STAGES = ("teacher", "intra")
 SCENES = 16  # of each domain
 
 
+def network_settings(backbone: str, decoder: str) -> dict[str, Any]:
+    """The settings of a network; deeplab_v2 at the output stride that CPUs can bear."""
+    found = {"net.backbone": backbone, "net.decoder": decoder}
+    return found | {"net.output_stride": 16} if decoder == "deeplab_v2" else found
+
+
 def configured(folder: Path, settings: Mapping[str, Any]) -> Config:
     """The paper's method with `settings` on top; its pair, which is drawn, and its decoded images are in `folder`."""
     pair = folder / "pair"

@@ -1,7 +1,7 @@
 """Where the time of a training step goes, in stages 1 and 3, and how fast that is beside the machine's own best.
 
     python bench/step.py
-    python bench/step.py --backbone resnet50 --stride 8 --size 512 --batch 8 --precision auto     # a GPU
+    python bench/step.py --backbone resnet50 --size 512 --batch 8 --precision auto     # a GPU
 
 For each part: its milliseconds a step and its share. `data`: waiting for samples, and what is done to them on the
 device; `forward`: of the segmentation networks (trainee, EMA, anchor), heads and projection; `discriminators`: forward;
@@ -24,7 +24,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from stages import STAGES, built, configured, train
+from stages import STAGES, built, configured, network_settings, train
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -174,7 +174,7 @@ def best_rate(device: torch.device, dtype: torch.dtype, seconds: float = 2.0) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="mobilenetv3_small_050", help="of timm (the demo's)")
-    parser.add_argument("--stride", type=int, default=16, help="output stride (16)")
+    parser.add_argument("--decoder", default="fpn", help="of net.decoder (fpn); deeplab_v2 at an output stride of 16")
     parser.add_argument("--size", type=int, default=128, help="side of a sample in pixels (128)")
     parser.add_argument("--batch", type=int, default=8, help="images of each domain (8)")
     parser.add_argument("--steps", type=int, default=20, help="that are measured (20)")
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     given = parser.parse_args()
     settings = {
-        **{"net.backbone": given.backbone, "net.output_stride": given.stride, "data.size": given.size},
+        **{**network_settings(given.backbone, given.decoder), "data.size": given.size},
         **{"data.tile": max(512, given.size), "generated.size": given.size, "device": given.device},
         **{"teacher.batch": given.batch, "intra.batch": given.batch, "speed.precision": given.precision},
     }

@@ -25,6 +25,8 @@ def _relations(config: Config) -> Iterator[tuple[str, object, str]]:
     dilated = net.decoder == "deeplab_v2"
     yield "net.output_stride", dilated or net.output_stride is None, f"null, where decoder is {net.decoder}"
     yield "net.layout", dilated or net.layout == "timm", f"timm, where decoder is {net.decoder}"
+    expected = "a multiple of 32, where decoder is fpn"
+    yield "net.decoder_width", net.decoder != "fpn" or net.decoder_width % 32 == 0, expected
     clan = "clan" in (teacher.alignment, intra.alignment)
     expected = "last, where alignment is clan: its two classifiers read the same features"
     yield "net.aux_level", not clan or net.aux_level == "last", expected

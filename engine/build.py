@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -50,6 +51,12 @@ def build_segmenter(config: Config) -> Segmenter:
         return _segmenter(config)
     except (ConfigError, WeightsError) as error:
         raise type(error)(f"net: {error}") from error
+
+
+def require_network(config: Config) -> None:
+    """Raise ConfigError if the network cannot be built; nothing is read, and takes memory."""
+    with torch.device("meta"):
+        build_segmenter(replace(config, net=replace(config.net, weights=None, checkpoint=None)))
 
 
 def _segmenter(config: Config) -> Segmenter:

@@ -45,15 +45,18 @@ def build_decoder(name: str, strides: Sequence[int], channels: Sequence[int], wi
     if name == "dpt":
         return DPT(channels, width)
     if name == "fpn":
-        return _without_aligned_corners(FPNDecoder(maps, depth, width, width, dropout=0))
+        return _window_independent(FPNDecoder(maps, depth, width, width, dropout=0))
     if name == "unet":
         return UnetDecoder(maps, (4 * width, 2 * width, width, width), n_blocks=depth - 1)
     return {"segformer": SegformerDecoder, "upernet": UPerNetDecoder}[name](maps, depth, width)
 
 
-def _without_aligned_corners(decoder: FPNDecoder) -> FPNDecoder:
-    for block in decoder.modules():
-        if isinstance(block, Conv3x3GNReLU) and block.upsample:
+def _window_independent(decoder: FPNDecoder) -> FPNDecoder:
+    """The library's pyramid with batch in place of group normalisation, whose means are over all that it is shown, and
+    resized about the pixels' centres in place of aligned corners, which move with the size of what it is shown."""
+    for block in [module for module in decoder.modules() if isinstance(module, Conv3x3GNReLU)]:
+        block.block[1] = nn.BatchNorm2d(decoder.out_channels)
+        if block.upsample:
             block.upsample = False
             block.block.append(nn.Upsample(scale_factor=2, mode="bilinear"))
     return decoder

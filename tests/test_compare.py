@@ -85,7 +85,7 @@ def start(path: Path, *extra: str) -> subprocess.Popen[str]:
 def test_killed_and_started_again_repeats_nothing_and_gives_the_same_table(
     tmp_path: Path, comparison: Callable[..., Path]
 ) -> None:
-    path = comparison()
+    path = comparison(("source_only", "asda"))
     whole = start(path, "--out", str(tmp_path / "whole"), "--workers", "2")
     text, _ = whole.communicate(timeout=300)
     assert whole.returncode == 0, text
@@ -100,7 +100,7 @@ def test_killed_and_started_again_repeats_nothing_and_gives_the_same_table(
     first.communicate()
     done = {file: file.stat().st_mtime_ns for file in out.glob("tiny/seed0/*/result.json")}
     weights = {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
-    assert len(done) < 3
+    assert len(done) < 2
     time.sleep(1)  # the job ends with compare.py: nobody writes any more
     files = sorted(str(file) for file in out.rglob("*"))
     time.sleep(1)
@@ -109,7 +109,7 @@ def test_killed_and_started_again_repeats_nothing_and_gives_the_same_table(
     again = start(path, "--out", str(out))
     text, _ = again.communicate(timeout=300)
     assert again.returncode == 0, text
-    assert f"3 runs, {len(done)} of them finished before" in text
+    assert f"2 runs, {len(done)} of them finished before" in text
     assert all(file.stat().st_mtime_ns == changed for file, changed in {**done, **weights}.items())
     tables = [json.loads((folder / "table/results.json").read_text()) for folder in (tmp_path / "whole", out)]
     for row in (row for found in tables for row in found["tiny"]["table"]):

@@ -22,8 +22,10 @@ from config.schema import Config
 from engine.domains import training_images
 from engine.log import prediction_grid
 from engine.pseudo_labels import read_layer
+from export import export, read_request
 from losses.inputs import TrainingProgress
 from nets.weights import load_segmenter, load_weights
+from scenes import load_network, predict_array
 from utils.errors import ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -289,3 +291,38 @@ def test_the_main_head_gives_score_mask_and_what_the_pixel_classifier_learns(
     assert ranked.cloud_fraction == (cloud > 0.5)
     assert read_layer(tmp_path, "cloud", name) == pytest.approx(cloud * 65_535, abs=1)
     assert set(read_layer(tmp_path, "pseudo_labels", name).flat) == {255 * (cloud > 0.5)}
+
+
+def test_a_decoder_that_the_backbone_cannot_feed_stops_before_anything_is_written(
+    tmp_path: Path, tiny_arguments: Arguments
+) -> None:
+    arguments = tiny_arguments(tmp_path, "--net.backbone", "vit_tiny_patch16_224")
+    with pytest.raises(ConfigError, match=r"net: decoder fpn cannot be fed by .*; set decoder to dpt or deeplab_v2"):
+        train_teacher.train_teacher(load_config(arguments))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "decoder"),
+    [
+        ("vit_tiny_patch16_224", "dpt"),
+        ("swin_tiny_patch4_window7_224", "segformer"),
+        ("convnext_atto", "unet"),
+        ("resnet50", "fpn"),
+        ("mobilenetv3_small_050", "upernet"),
+        ("tf_efficientnet_lite0", "fpn"),
+    ],
+)
+def test_every_kind_of_network_trains_and_is_exported(
+    backbone: str, decoder: str, tmp_path: Path, tiny_arguments: Arguments
+) -> None:
+    """All three stages, and the student as ONNX gives the masks of the student."""
+    net = ["--net.backbone", backbone, "--net.decoder", decoder, "--net.decoder_width", "32"]
+    config = run_all(tiny_arguments(tmp_path, *net, "--teacher.steps", "1", "--intra.steps", "1"))
+    student = Path(config.out) / "intra" / "student.safetensors"
+    export(read_request(["--run", config.out, "--out", str(tmp_path / "exported")]))
+    image = np.random.default_rng(0).integers(0, 255, (45, 70, 3), np.uint8)
+    networks = [load_network(path, "cpu") for path in (student, tmp_path / "exported" / "student.onnx")]
+    by_torch, by_onnx = (predict_array(network, image) for network in networks)
+    np.testing.assert_allclose(by_onnx.probability, by_torch.probability, rtol=0, atol=1e-4)
+    assert ((by_torch.mask == by_onnx.mask) | (np.abs(by_torch.probability - 0.5) < 1e-4)).all()

@@ -28,7 +28,7 @@ class PerPixel(Segmenter):
     def forward(self, image: Tensor) -> Prediction:
         self.shown.append(tuple(image.shape))
         logits = torch.cat([torch.zeros_like(image[:, :1]), 8 * image[:, :1] - 4], 1)
-        return Prediction(main=logits, aux=-logits, features=image)
+        return Prediction(main=logits, aux=-logits, features=image, scores=logits)
 
 
 @pytest.mark.parametrize("length", [1, 31, 32, 33, 48, 64, 65, 100, 257])

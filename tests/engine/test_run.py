@@ -169,7 +169,7 @@ def test_checkpoint_that_is_missing_or_foreign(tmp_path: Path, load: Load) -> No
     with pytest.raises(WeightsError, match=r"gone\.pt: no such weights file; mend checkpoint"):
         build_segmenter(load(f"--net.checkpoint={tmp_path / 'gone.pt'}"))
     (tmp_path / "foreign.pt").write_text("text")
-    with pytest.raises(ConfigError, match=r"foreign\.pt: is no file of this project.*layout: deeplab_v2"):
+    with pytest.raises(ConfigError, match=r"foreign\.pt: is no file of this project.*decoder and layout deeplab_v2"):
         build_segmenter(load(f"--net.checkpoint={tmp_path / 'foreign.pt'}"))
 
 
