@@ -27,6 +27,9 @@ def _relations(config: Config) -> Iterator[tuple[str, object, str]]:
     yield "net.layout", dilated or net.layout == "timm", f"timm, where decoder is {net.decoder}"
     expected = "a multiple of 32, where decoder is fpn"
     yield "net.decoder_width", net.decoder != "fpn" or net.decoder_width % 32 == 0, expected
+    for stage, batch in (("teacher", teacher.batch), ("intra", intra.batch)):
+        expected = "more than speed.pieces where data.size is below 64, for batch normalisation of the coarsest level"
+        yield f"{stage}.batch", dilated or data.size >= 64 or batch > config.speed.pieces, expected
     clan = "clan" in (teacher.alignment, intra.alignment)
     expected = "last, where alignment is clan: its two classifiers read the same features"
     yield "net.aux_level", not clan or net.aux_level == "last", expected

@@ -133,6 +133,7 @@ def test_the_oracle_sees_target_labels_alone_and_refuses_to_be_scored_on_them(
     [
         (["--teacher.alignment", "clan"], "net.aux_level"),
         (["--net.decoder", "fnp"], "net.decoder is 'fnp', expected one of fpn, unet"),
+        (["--teacher.batch", "1"], "teacher.batch is 1, expected more than speed.pieces where data.size is below 64"),
         (["--net.decoder_width", "48"], "net.decoder_width is 48, expected a multiple of 32, where decoder is fpn"),
         (["--net.output_stride", "16"], "net.output_stride is 16, expected null, where decoder is fpn"),
         (["--net.layout", "deeplab_v2"], "net.layout is 'deeplab_v2', expected timm, where decoder is fpn"),
