@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import TypeVar, overload
 
@@ -42,12 +42,8 @@ class ImageSet(Sequence[Item]):
         return self.items[index]
 
     def read(self, item: Item, *, masked: bool = True) -> Decoded:
-        """Pixels of one of the images.
-
-        Args:
-            masked: False leaves the label as it is where the image is not valid; then nothing of an image that comes
-                from the cache is in memory before it is looked at.
-        """
+        """Pixels of one of the images. Without `masked` its label is left as it is where the image is not valid; then
+        nothing of an image that comes from the cache is in memory before it is looked at."""
         if self.cache is None or item.name not in self.keys:
             return self.decoder.read(item, masked=masked)
         image, label = self.keys[item.name]
@@ -63,11 +59,8 @@ class ImageSet(Sequence[Item]):
         return self.decoder.labelled(decoded, classes, item, masked=masked)
 
     def only(self, names: Iterable[str], listed_in: Path) -> "ImageSet":
-        """The images of these names, in their order here.
-
-        Raises:
-            DataError: there is none of some name, or there are no names, in the file that they are `listed_in`.
-        """
+        """The images of these names, in their order here; raises DataError if there is none of some name, or there are
+        no names, in the file that they are `listed_in`."""
         wanted = set(names)
         if not wanted:
             raise DataError(f"{listed_in}: names no image; make it again with the stage that wrote it")
@@ -86,14 +79,9 @@ class ImageSet(Sequence[Item]):
 def checked(
     items: Sequence[Item], decoder: Decoder, what: str, cache: Cache | None = None, tile: int | None = None
 ) -> "ImageSet":
-    """Decode every file once, several at a time, into the cache if there is one; leave images without data out.
-
-    Args:
-        tile: cut images with a side of more pixels than this; see `tiles`.
-
-    Raises:
-        DataError: lists all files that cannot be used.
-    """
+    """Decode every file once, several at a time, into the cache if there is one; leave images without data out, and
+    cut those with a side of more pixels than `tile` into `tiles`. Raises a DataError that lists all files that cannot
+    be used."""
 
     def inspect_item(item: Item) -> tuple[list[Item], Keys | None]:
         key = None if cache is None else cache.key(item, decoder)
@@ -124,12 +112,11 @@ def tiles(item: Item, decoded: Decoded, side: int | None) -> list[Item]:
     if side is None or max(height, width) <= side:
         return [item]
     cut = []
-    for top in corners(height, side):
-        for left in corners(width, side):
-            if decoded.valid[top : top + side, left : left + side].any():
-                window = Window(decoded.top + top, decoded.left + left, min(side, height), min(side, width))
-                name, scene = f"{item.name}_{top:05d}_{left:05d}", item.scene or item.name
-                cut.append(item._replace(name=name, window=window, label_window=window, scene=scene))
+    for top, left in product(corners(height, side), corners(width, side)):
+        if decoded.valid[top : top + side, left : left + side].any():
+            window = Window(decoded.top + top, decoded.left + left, min(side, height), min(side, width))
+            name, scene = f"{item.name}_{top:05d}_{left:05d}", item.scene or item.name
+            cut.append(item._replace(name=name, window=window, label_window=window, scene=scene))
     return cut
 
 
