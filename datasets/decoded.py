@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets.files import Window
-from datasets.geometry import Raster
 
 
 class Decoded(NamedTuple):
@@ -22,10 +21,6 @@ class Decoded(NamedTuple):
     left: int
     height: int
     width: int
-
-    @property
-    def raster(self) -> Raster:
-        return Raster(self.image, self.label, self.valid)
 
     def cut(self, window: Window) -> "Decoded":
         """The part inside a window of the file, without its rows and columns at the border that hold no data."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from datasets.augment import Amounts, colour_change, flip, tone_change
-from datasets.geometry import crop, fitted_size, letterbox, scale_to
+from datasets.geometry import Raster, crop, fitted_size, letterbox, scale_to
 from datasets.images import ImageSet
 from utils.labels import IGNORE
 
@@ -83,20 +83,19 @@ class EndlessSamples(Dataset[Sample]):
     def sample(self, position: int) -> Sample:
         item = self.images[self.index(position)]
         rng = np.random.default_rng([*self.key, 1, position])
-        raster = self.place(self.images.read(item, masked=False).raster, self.size, rng)
-        raster = flip(raster, self.amounts, rng)
-        planes = np.array(raster.image.transpose(2, 0, 1), order="C")  # (C, H, W), never the read-only cache itself
-        planes = tone_change(planes, self.amounts, rng)
-        valid = np.array(raster.valid)
-        raster = raster._replace(image=planes.transpose(1, 2, 0), valid=valid)
+        whole = Raster(*self.images.read(item, masked=False)[:3])
+        image, label, valid = flip(self.place(whole, self.size, rng), self.amounts, rng)
+        planes = np.array(image.transpose(2, 0, 1), order="C")  # (C, H, W), never the read-only cache itself
+        planes, valid = tone_change(planes, self.amounts, rng), np.array(valid)
+        colour = colour_change(Raster(planes.transpose(1, 2, 0), label, valid), self.amounts, rng)
         sample: Sample = {
             "image": torch.from_numpy(planes),
-            "colour": torch.from_numpy(colour_change(raster, self.amounts, rng)),
+            "colour": torch.from_numpy(colour),
             "valid": torch.from_numpy(valid),
             "name": item.name,
         }
-        if raster.label is not None:
-            sample["label"] = torch.from_numpy(np.where(valid, raster.label, np.uint8(IGNORE)))
+        if label is not None:
+            sample["label"] = torch.from_numpy(np.where(valid, label, np.uint8(IGNORE)))
         return sample
 
     def batches(
@@ -153,10 +152,8 @@ def _permutation(seed: int, stream: int, epoch: int, length: int) -> np.ndarray:
 
 
 def network_input(image: np.ndarray, size: int, geometry: Literal["letterbox", "crop"]) -> Tensor:
-    """The tensor (1, C, h, w) in [0, 1] on which a trained network predicts a whole 8-bit image (H, W, C).
-
-    Follows the training geometry without padding: the longer side scaled to `size`, or native resolution.
-    """
+    """The tensor (1, C, h, w) in [0, 1] on which a trained network predicts a whole 8-bit image (H, W, C): as in
+    training without padding, the longer side scaled to `size`, or at native resolution."""
     if geometry == "letterbox":
         image = scale_to(image, *fitted_size(image.shape[0], image.shape[1], size))
     return to_tensor(image)
