@@ -253,10 +253,8 @@ def make_pair(
     """Write `root/source` (sensor_a) and `root/target` (`sensor_at_strength(strength)`), scenes unpaired.
 
     Each holds `images/`, `labels/`, `train.txt` and `eval.txt`, whose rows read `images/fields_0007.png
-    labels/fields_0007.png`. Nothing happens when `root` already holds the same parameters.
-
-    Raises:
-        DataError: `root` exists with other parameters or without `generated.json`.
+    labels/fields_0007.png`. Nothing happens when `root` already holds the same parameters; raises DataError if it
+    exists with others or without `generated.json`.
     """
     domains = {"source": SENSORS["sensor_a"], "target": sensor_at_strength(strength)}
     counts = {"train": train, "eval": evaluation}
