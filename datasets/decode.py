@@ -50,10 +50,9 @@ def read_bands(
     """Decode an image file; raises DataError if it is missing, damaged, of a kind that would be misread, or has another
     number of bands.
 
-    Args:
-        names: of its bands, in the file's order; None takes those that the file gives, or gray, or red, green, blue. An
-            alpha band has no name unless as many names are given as there are bands.
-        wanted: the bands to give, in that order; None for all. The others do not decide where there is data.
+    `names` are of its bands, in the file's order; None takes those that the file gives, or gray, or red, green, blue.
+    An alpha band has no name unless as many names are given as there are bands. `wanted` are the bands to give, in that
+    order, None for all; the others do not decide where there is data.
     """
     if (kind := picture_kind(path)) is None:
         return _read_gdal(path, names, window, wanted)
@@ -84,10 +83,8 @@ def band_order(path: Path, names: Sequence[str], wanted: Sequence[str]) -> list[
 
 def size_of(path: Path) -> tuple[int, int]:
     """Height and width of an image file, from its header; raises DataError if it has none that can be read."""
-    if (kind := picture_kind(path)) is None:
-        with open_raster(path) as dataset:
-            return dataset.height, dataset.width
-    with _decoding(path), HEADERS[kind](path) as header:
+    kind = picture_kind(path)
+    with _decoding(path), HEADERS[kind](path) if kind else open_raster(path) as header:
         return header.height, header.width
 
 
@@ -224,12 +221,14 @@ def _read_gdal(path: Path, names: Sequence[str] | None, window: Window | None, w
 
 
 @lru_cache(maxsize=1)
-def _without_warnings() -> None:
-    """Images without coordinates are usual here, and a no-data tag beside alpha; rasterio would say so for each."""
-    from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning
+def _rasterio() -> Any:
+    """The module, a quarter of a second that only those pay who read such files. Images without coordinates are usual
+    here, and a no-data tag beside alpha; it would say so for each."""
+    import rasterio.errors
 
-    warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
-    warnings.filterwarnings("ignore", category=NodataShadowWarning)
+    warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
+    warnings.filterwarnings("ignore", category=rasterio.errors.NodataShadowWarning)
+    return rasterio
 
 
 @contextmanager
@@ -237,14 +236,11 @@ def open_raster(path: Path) -> Iterator[Any]:
     """Open a TIFF, or an ENVI file that has its header, by GDAL, which reads no other file but those that belong to it:
     .hdr, .aux.xml, and a mask, .msk, that is a TIFF. Raises DataError if it is nothing of this, or damaged, as far as
     that is met while it is open."""
-    import rasterio  # a quarter of a second, which only those pay who read such files
-
-    _without_warnings()
     is_tiff = _is_tiff(path)
     # GDAL is not left to guess: some of its formats, such as VRT, read other files than the one that is named.
     if not is_tiff and not path.with_suffix(".hdr").is_file():
         raise DataError(f"{path}: cannot be decoded as an image; expected PNG, JPEG, BMP, TIFF, or ENVI with its .hdr")
-    with _decoding(path), rasterio.open(path, driver="GTiff" if is_tiff else "ENVI") as dataset:
+    with _decoding(path), _rasterio().open(path, driver="GTiff" if is_tiff else "ENVI") as dataset:
         for mask in (Path(f"{path}{end}") for end in (".msk", ".MSK")):
             if mask.exists():
                 _require_mask(mask, dataset)
@@ -260,8 +256,7 @@ def _is_tiff(path: Path) -> bool:
 
 def _require_mask(path: Path, dataset: Any) -> None:
     """Refuse what GDAL would take for a mask by its name, and then open as whatever it is."""
-    import rasterio.errors
-
+    rasterio = _rasterio()
     try:
         if not _is_tiff(path):
             raise ValueError("it is no TIFF")
@@ -299,7 +294,6 @@ def _label_pixels(path: Path, window: Window | None) -> np.ndarray:
     with _decoding(path), HEADERS[kind](path) as image:
         _require_room_for(path, image)
         if image.mode == "L" and kind == "png":
-            image.close()
             return _by_opencv(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)[inside]  # no Pillow copy
         return np.asarray(image.convert("L") if image.mode == "1" else image)[inside]
 
