@@ -1,5 +1,6 @@
 """Random changes of a training sample; every draw comes from the generator that the sample is given."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import cv2
@@ -13,25 +14,18 @@ TO_YIQ = np.vstack([LUMA, [0.596, -0.275, -0.321], [0.212, -0.523, 0.311]])
 FROM_YIQ = np.linalg.inv(TO_YIQ)
 
 
+@dataclass(frozen=True)  # so that its fields are read and never set
 class Amounts(Protocol):
     """How much may change; `config.schema.AugmentConfig` documents each field."""
 
-    @property
-    def hflip(self) -> float: ...
-    @property
-    def vflip(self) -> float: ...
-    @property
-    def jitter(self) -> float: ...
-    @property
-    def brightness(self) -> float: ...
-    @property
-    def contrast(self) -> float: ...
-    @property
-    def saturation(self) -> float: ...
-    @property
-    def hue(self) -> float: ...
-    @property
-    def gamma(self) -> float: ...
+    hflip: float
+    vflip: float
+    jitter: float
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    gamma: float
 
 
 def flip(raster: Raster, amounts: Amounts, rng: np.random.Generator) -> Raster:
