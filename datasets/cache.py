@@ -38,14 +38,12 @@ class Cache:
         """The names of the entries of an image and of its label, whole: tiles of an image share them."""
         how = [decoder.bands, decoder.file_bands, decoder.scaling, decoder.nodata]
         image = _name(["image", *how], decoder.sources(item))
-        if item.label is None:
-            return image, None
-        return image, _name(["label", sorted(decoder.label_map.items())], (item.label,))
+        label = None if item.label is None else _name(["label", sorted(decoder.label_map.items())], (item.label,))
+        return image, label
 
     def image(self, key: str, bands: int, decode: Callable[[], Decoded]) -> Decoded:
         """The decoded image of a key, of so many bands, made if it is not there."""
-        entry = self._open(key)
-        if entry is None:
+        if (entry := self._open(key)) is None:
             decoded = decode()
             planes = decoded.image.transpose(2, 0, 1)
             if not decoded.valid.all():
@@ -58,8 +56,7 @@ class Cache:
 
     def label(self, key: str, decode: Callable[[], np.ndarray]) -> np.ndarray:
         """The decoded label of a key, made if it is not there."""
-        entry = self._open(key)
-        if entry is None:
+        if (entry := self._open(key)) is None:
             label = decode()
             self._write(key, label[None], (0, 0, *label.shape))
             return label

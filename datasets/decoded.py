@@ -32,8 +32,7 @@ class Decoded(NamedTuple):
 
     def placed(self, layer: np.ndarray, fill: int | tuple[int, ...]) -> np.ndarray:
         """A layer (h, w) or (h, w, k) on the grid of the whole file, `fill` where that has no data."""
-        whole = np.empty((self.height, self.width, *layer.shape[2:]), layer.dtype)
-        whole[:] = fill
+        whole = np.full((self.height, self.width, *layer.shape[2:]), fill, layer.dtype)
         self.taken(whole)[self.valid] = layer[self.valid]
         return whole
 

@@ -121,14 +121,13 @@ class Decoder:
 
     def require_type(self, dtype: np.dtype, item: Item) -> None:
         """Raise a DataError unless the type of stored values fits the scaling."""
-        if self.scaling is None:
-            fits, expected = dtype == np.uint8, "8 bits, or give the domain's scaling"
-        elif isinstance(self.scaling, str):
-            fits, expected = dtype == np.uint16, "16 bits for scaling shift8"
+        if isinstance(self.scaling, Stretch):
+            wanted, expected = self.scaling.dtype, f"{self.scaling.dtype}, on which the scaling was measured"
+        elif self.scaling is None:
+            wanted, expected = "uint8", "8 bits, or give the domain's scaling"
         else:
-            fits = self.scaling.dtype in (None, str(dtype))
-            expected = f"{self.scaling.dtype}, on which the scaling was measured"
-        if not fits:
+            wanted, expected = "uint16", "16 bits for scaling shift8"
+        if wanted not in (None, str(dtype)):
             raise DataError(f"{item.image}: found {dtype} pixels, expected {expected}")
 
 
