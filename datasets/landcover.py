@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float32]
 Colour = tuple[float, float, float]
+Direction = tuple[float, float]  # unit vector (x, y)
 
 
 def fractal_noise(
@@ -21,12 +22,9 @@ def fractal_noise(
 ) -> Array:
     """Periodic Gaussian noise with a power-law spectrum, zero mean and unit variance, (size, size).
 
-    Shaping white noise in the Fourier domain leaves no lattice to be seen, which summed value noise does.
-
-    Args:
-        wavelength: longest structure, in pixels.
-        slope: amplitude falls as frequency ** -slope; 1.3 is ragged, 1.8 cloud-like, 2.2 smooth hills.
-        stretch: elongation along `angle` (radians); 1 is isotropic.
+    Shaping white noise in the Fourier domain leaves no lattice to be seen, which summed value noise does. The longest
+    structure has `wavelength` pixels; amplitude falls as frequency ** -`slope`: 1.3 is ragged, 1.8 cloud-like, 2.2
+    smooth hills. `stretch` is the elongation along `angle` (radians); 1 is isotropic.
     """
     ky = np.fft.fftfreq(size).astype(np.float32)[:, None]
     kx = np.fft.rfftfreq(size).astype(np.float32)[None, :]
@@ -57,15 +55,14 @@ def ramp(t: Array, *colours: Colour) -> Array:
     return table[np.clip(t * 255, 0, 255).astype(np.uint8)]
 
 
-def hillshade(height: Array, sun: tuple[float, float], steepness: float, elevation: float = 0.8) -> Array:
+def hillshade(height: Array, sun: Direction, steepness: float, elevation: float = 0.8) -> Array:
     """Brightness of a lit surface relative to flat ground (1), about 0..1.6.
 
     `height` and `steepness` share a free unit; `sun` is the unit vector (x, y) towards the sun, `elevation` its sine.
     """
     gx, gy = (cv2.Sobel(height, cv2.CV_32F, dx, dy, scale=steepness / 8) for dx, dy in ((1, 0), (0, 1)))
     flat = np.sqrt(1 - elevation**2) / elevation
-    shade: Array = (1 - np.float32(flat) * (gx * sun[0] + gy * sun[1])) / np.sqrt(1 + gx * gx + gy * gy)
-    return np.clip(shade, 0, 1.7)
+    return np.clip((1 - np.float32(flat) * (gx * sun[0] + gy * sun[1])) / np.sqrt(1 + gx * gx + gy * gy), 0, 1.7)
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ class Ground:
     rng: np.random.Generator
     size: int
     pixel: float
-    sun: tuple[float, float]
+    sun: Direction
 
     def noise(self, wavelength: float, slope: float = 1.8, stretch: float = 1.0, angle: float = 0.0) -> Array:
         """Unit-variance noise (H, W), not periodic; `wavelength` in metres."""
@@ -111,8 +108,7 @@ def _canopy(ground: Ground) -> Array:
     crowns = ground.noise(7, 1.4)
     shade = hillshade(crowns, ground.sun, 0.75, 0.78) * (1 + 0.10 * crowns)
     hue = np.float32(ground.rng.uniform(0.25, 0.75)) + 0.13 * ground.noise(250)
-    leaves = ramp(hue, (0.14, 0.21, 0.14), (0.19, 0.26, 0.16), (0.27, 0.29, 0.18))
-    return leaves * np.clip(shade, 0.35, 1.4)[..., None]
+    return ramp(hue, (0.14, 0.21, 0.14), (0.19, 0.26, 0.16), (0.27, 0.29, 0.18)) * np.clip(shade, 0.35, 1.4)[..., None]
 
 
 def fields(ground: Ground) -> Array:
@@ -136,8 +132,7 @@ def fields(ground: Ground) -> Array:
     contrast = rng.uniform(0.01, 0.08, 2048).astype(np.float32)[plot] * visible
     texture = 1 + contrast * rows + 0.05 * ground.noise(120, 1.4) + 0.03 * ground.noise(6, 1.0)
     colour = colour * texture[..., None]
-    # Distance to the border of the plot, metres.
-    edge = np.minimum(np.minimum(across, depth - across), np.minimum(along, width[index] - along))
+    edge = np.minimum.reduce([across, depth - across, along, width[index] - along])  # metres to the border of the plot
     growth = ground.noise(60, 1.2)
     colour = mix(colour, (0.15, 0.21, 0.12), _line(edge, 3.0, ground.pixel) * smoothstep(-0.1, 0.6, growth) * 0.9)
     colour = mix(colour, (0.56, 0.51, 0.42), _line(edge, 2.0, ground.pixel) * smoothstep(0.3, 0.9, -growth) * 0.7)
@@ -262,8 +257,7 @@ def desert(ground: Ground) -> Array:
     relief = relief + 0.35 * ground.noise(160, 1.8)
     colour = colour * hillshade(relief, ground.sun, 1.1 / ground.pixel**0.3, 0.72)[..., None]
     colour = colour * (1 + 0.035 * ground.noise(10, 1.0))[..., None]
-    crag = ground.noise(420, 1.7)
-    outcrop = smoothstep(0.0, 0.25, crag - np.float32(rng.uniform(0.6, 2.2)))
+    outcrop = smoothstep(0.0, 0.25, ground.noise(420, 1.7) - np.float32(rng.uniform(0.6, 2.2)))
     rock = np.array((0.36, 0.29, 0.24), np.float32) * hillshade(ground.noise(250, 2.0), ground.sun, 9, 0.75)[..., None]
     colour = mix(colour, rock, outcrop)
     channel = smoothstep(0.93, 1.0, 1 - np.abs(ground.noise(700, 1.9))) * smoothstep(-0.3, 0.8, ground.noise(500))
