@@ -33,8 +33,7 @@ class Item(NamedTuple):
         files: one file with all bands, or one file a band in the order of the domain's bands.
         label: file of its label, or None.
         scene: the acquisition that it was cut from, or None where that is not known.
-        window: the part of the files that is meant, or None for all of it.
-        label_window: the same for the label.
+        window, label_window: the part of the files, and of the label, that is meant, or None for all of it.
     """
 
     name: str
@@ -62,12 +61,8 @@ def from_list(root: Path, rows: Path, labels: bool, partial: bool) -> Found:
 
     A row is `image` or `image label`, relative to and below `root`, separated by a tab or by white space; a row whose
     names hold spaces is understood where exactly those files exist. Byte order marks, CRLF and blank lines are fine.
-    Raises DataError if the list cannot be read.
-
-    Args:
-        rows: looked up below `root` first.
-        labels: whether labels are wanted; with False they are not even looked for.
-        partial: with `labels`, an image may lack its label.
+    `rows` is looked up below `root` first; DataError is raised if it cannot be read. Without `labels` they are not even
+    looked for; with `labels` and `partial` an image may lack its label.
     """
     path, lines = _read_lines(rows, root)
     read = [(n, _row(line, root, labels, partial)) for n, line in enumerate(lines, start=1) if line.strip()]

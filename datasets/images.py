@@ -61,8 +61,7 @@ class ImageSet(Sequence[Item]):
     def only(self, names: Iterable[str], listed_in: Path) -> "ImageSet":
         """The images of these names, in their order here; raises DataError if there is none of some name, or there are
         no names, in the file that they are `listed_in`."""
-        wanted = set(names)
-        if not wanted:
+        if not (wanted := set(names)):
             raise DataError(f"{listed_in}: names no image; make it again with the stage that wrote it")
         if missing := sorted(wanted - {item.name for item in self.items}):
             gone = f"{len(missing)} image(s) that are no longer there, such as {missing[0]!r}"
@@ -94,10 +93,9 @@ def checked(
     kept, twice = unique(part for parts, _ in found for part in parts)
     raise_all([*faults, *twice], what)
     keys = {part.name: key for parts, key in found if key is not None for part in parts}
-    empty = sum(not parts for parts, _ in found)
     if not kept:
         raise DataError(f"{what}: none of its {len(items)} image(s) holds a pixel of data; see the domain's nodata")
-    if empty:
+    if empty := sum(not parts for parts, _ in found):
         print(f"{what}: {empty} of {len(items)} images hold no data and are left out")
     return ImageSet(tuple(kept), decoder, cache, keys)
 
@@ -105,8 +103,8 @@ def checked(
 def tiles(item: Item, decoded: Decoded, side: int | None) -> list[Item]:
     """An image, or the tiles with data of one that has more than `side` pixels in a direction.
 
-    Tiles have at most `side` pixels in each direction and cover the part with data evenly, so that a margin without
-    data does not move them. A tile is an image of its own, named by the place of its corner in that part.
+    Tiles have at most `side` pixels in each direction and cover the part with data evenly, wherever that lies. A tile
+    is an image of its own, named by the place of its corner in that part.
     """
     height, width = decoded.valid.shape
     if side is None or max(height, width) <= side:

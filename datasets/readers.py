@@ -38,16 +38,13 @@ class Reader:
     Classes: as the config's `label_map` says; 0 clear and 255 cloud without it.
     """
 
+    # names of the bands, in the order of the file or, with a file a band, of the files; None: as the file says
     bands: tuple[str, ...] | None = None
-    """names of the bands, in the order of the file or, with a file a band, of the files; None: as the file says"""
     label_map: Mapping[int, int] = {0: 0, 255: 1}
     nodata: str = "file"
-    scene: str | None = None
-    """regular expression that finds the scene in an item's name by its first group that matches"""
-    parts: tuple[str, ...] = ()
-    """what may stand in place of a list file"""
-    listed_by: str = "file"
-    """what a row of a list file is: "file" for `image label`, "name" for the name of an image"""
+    scene: str | None = None  # regular expression that finds the scene in a name by its first group that matches
+    parts: tuple[str, ...] = ()  # what may stand in place of a list file
+    listed_by: str = "file"  # what a row of a list file is: "file" for `image label`, "name" for the name of an image
     published: Published | None = None
 
     def find(self, root: Path, rows: str | None, *, labels: bool, partial: bool = False) -> Found:
