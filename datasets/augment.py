@@ -1,5 +1,6 @@
 """Random changes of a training sample; every draw comes from the generator that the sample is given."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import cv2
@@ -13,25 +14,18 @@ TO_YIQ = np.vstack([LUMA, [0.596, -0.275, -0.321], [0.212, -0.523, 0.311]])
 FROM_YIQ = np.linalg.inv(TO_YIQ)
 
 
+@dataclass(frozen=True)  # so that its fields are read and never set
 class Amounts(Protocol):
     """How much may change; `config.schema.AugmentConfig` documents each field."""
 
-    @property
-    def hflip(self) -> float: ...
-    @property
-    def vflip(self) -> float: ...
-    @property
-    def jitter(self) -> float: ...
-    @property
-    def brightness(self) -> float: ...
-    @property
-    def contrast(self) -> float: ...
-    @property
-    def saturation(self) -> float: ...
-    @property
-    def hue(self) -> float: ...
-    @property
-    def gamma(self) -> float: ...
+    hflip: float
+    vflip: float
+    jitter: float
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    gamma: float
 
 
 def flip(raster: Raster, amounts: Amounts, rng: np.random.Generator) -> Raster:
@@ -69,10 +63,8 @@ def colour_change(raster: Raster, amounts: Amounts, rng: np.random.Generator) ->
 
     Brightness multiplies, contrast stretches about the mean grey of the valid pixels and, of three bands, saturation
     stretches about the grey of each pixel and hue turns the plane of equal grey. All four are linear, so one matrix is
-    the whole change, and whoever holds the pixels applies it, such as a GPU.
-
-    Returns:
-        (C, C + 1) float32, `A` beside `b`; the identity beside 0 where nothing changes.
+    the whole change, and whoever holds the pixels applies it, such as a GPU. It is (C, C + 1) float32, `A` beside `b`;
+    the identity beside 0 where nothing changes.
     """
     bands = raster.image.shape[2]
     draws = rng.uniform(-1, 1, size=4)  # drawn before any decision: later draws do not depend on it
@@ -87,12 +79,9 @@ def colour_change(raster: Raster, amounts: Amounts, rng: np.random.Generator) ->
     if bands == 3:
         saturation = 1 + amounts.saturation * draws[2]
         saturated = saturation * np.eye(3) + (1 - saturation) * np.outer(np.ones(3), LUMA)
-        linear = _turned(amounts.hue * draws[3]) @ saturated @ linear
+        angle = 2 * np.pi * (amounts.hue * draws[3])
+        cosine, sine = np.cos(angle), np.sin(angle)
+        turned = FROM_YIQ @ np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]]) @ TO_YIQ  # keeps the luma
+        linear = turned @ saturated @ linear
     offset = np.full((bands, 1), (1 - contrast) * brightness * grey)  # grey stays grey under saturation and hue
     return np.hstack([linear, offset]).astype(np.float32)
-
-
-def _turned(turns: float) -> np.ndarray:
-    """Rotation of the two chromas by a share of the circle; the luma of a pixel stays."""
-    cosine, sine = np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns)
-    return FROM_YIQ @ np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]]) @ TO_YIQ

@@ -24,7 +24,7 @@ from utils.files import whole
 
 VERSION = 5  # of the layout and of the decoding; an older entry is not found any more
 HEADER = struct.Struct("<8i")  # magic, planes, height, width, top, left, full height, full width
-CHECK = struct.Struct("<I")  # CRC-32 of these
+START = HEADER.size + 4  # bytes before the pixels: these and their CRC-32
 MAGIC = 0x41445341
 
 
@@ -38,14 +38,12 @@ class Cache:
         """The names of the entries of an image and of its label, whole: tiles of an image share them."""
         how = [decoder.bands, decoder.file_bands, decoder.scaling, decoder.nodata]
         image = _name(["image", *how], decoder.sources(item))
-        if item.label is None:
-            return image, None
-        return image, _name(["label", sorted(decoder.label_map.items())], (item.label,))
+        label = None if item.label is None else _name(["label", sorted(decoder.label_map.items())], (item.label,))
+        return image, label
 
     def image(self, key: str, bands: int, decode: Callable[[], Decoded]) -> Decoded:
         """The decoded image of a key, of so many bands, made if it is not there."""
-        entry = self._open(key)
-        if entry is None:
+        if (entry := self._open(key)) is None:
             decoded = decode()
             planes = decoded.image.transpose(2, 0, 1)
             if not decoded.valid.all():
@@ -53,14 +51,12 @@ class Cache:
             self._write(key, planes, (decoded.top, decoded.left, decoded.height, decoded.width))
             return decoded
         planes, place = entry
-        everywhere = len(planes) == bands
-        valid = np.broadcast_to(np.True_, planes.shape[1:]) if everywhere else planes[bands].view(bool)
+        valid = np.broadcast_to(np.True_, planes.shape[1:]) if len(planes) == bands else planes[bands].view(bool)
         return Decoded(planes[:bands].transpose(1, 2, 0), None, valid, *place)
 
     def label(self, key: str, decode: Callable[[], np.ndarray]) -> np.ndarray:
         """The decoded label of a key, made if it is not there."""
-        entry = self._open(key)
-        if entry is None:
+        if (entry := self._open(key)) is None:
             label = decode()
             self._write(key, label[None], (0, 0, *label.shape))
             return label
@@ -76,40 +72,37 @@ class Cache:
                 content = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
         except (OSError, ValueError):  # none, or an empty one
             return None
-        size = HEADER.size + CHECK.size
-        header = content[: HEADER.size].tobytes()
-        if content[HEADER.size : size].tobytes() != _check(header):  # of a short file too
+        start, pixels = content[:START].tobytes(), content[START:]
+        if start != _with_check(start[: HEADER.size]):  # of a short file too
             return None
-        magic, count, height, width, *place = HEADER.unpack(header)
-        top, left, full_height, full_width = place
+        magic, count, height, width, top, left, full_height, full_width = HEADER.unpack_from(start)
         inside = 0 <= top <= full_height - height and 0 <= left <= full_width - width
-        fits = min(count, height, width) >= 1 and len(content) == size + count * height * width
-        sound = magic == MAGIC and inside and fits
-        return (content[size:].reshape(count, height, width), tuple(place)) if sound else None
+        fits = min(count, height, width) >= 1 and len(pixels) == count * height * width
+        place = top, left, full_height, full_width
+        return (pixels.reshape(count, height, width), place) if magic == MAGIC and inside and fits else None
 
     def _write(self, key: str, planes: np.ndarray, place: tuple[int, ...]) -> None:
         path = self._path(key)
-        header = HEADER.pack(MAGIC, *planes.shape, *place)
+        start = _with_check(HEADER.pack(MAGIC, *planes.shape, *place))
         try:
-            with whole(path, len(header) + CHECK.size + planes.nbytes, shared=True) as temporary:
+            with whole(path, len(start) + planes.nbytes, shared=True) as temporary:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with open(temporary, "wb") as file:
-                    file.write(header + _check(header))
+                    file.write(start)
                     file.write(np.ascontiguousarray(planes).data)
         except DataError as error:
             raise DataError(f"{error}. Or set data.cache to another folder or to null") from None
 
 
-def _check(header: bytes) -> bytes:
-    return CHECK.pack(zlib.crc32(header))
+def _with_check(header: bytes) -> bytes:
+    return header + zlib.crc32(header).to_bytes(4, "little")
 
 
 def _name(settings: list[object], files: tuple[Path, ...]) -> str:
-    how = json.dumps([VERSION, *settings], default=str)
     beside = (Path(f"{path}{end}") for path in files for end in (".msk", ".aux.xml"))  # what GDAL reads with a file
     headers = (path.with_suffix(".hdr") for path in files if path.suffix == ".img")
     files = (*files, *(path for path in (*beside, *headers) if path.is_file()))
-    named = "\n".join([how, *map(content_hash, files)])
+    named = "\n".join([json.dumps([VERSION, *settings], default=str), *map(content_hash, files)])
     return hashlib.blake2b(named.encode(), digest_size=16).hexdigest()
 
 

@@ -28,6 +28,7 @@ DTYPES = ("uint8", "uint16", "int16", "float32")
 UPRIGHT = 1  # EXIF orientation
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # and BigTIFF
 PICTURES = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"BM": "bmp"}
+# of Pillow, each for one kind alone
 HEADERS: dict[str, type[ImageFile]] = {"jpeg": JpegImageFile, "png": PngImageFile, "bmp": BmpImageFile}
 GREY = ("1", "L", "I", "I;16")  # modes of one value a pixel
 LIMIT = 2048  # MiB that may be decoded at once
@@ -46,15 +47,12 @@ class Bands(NamedTuple):
 def read_bands(
     path: Path, names: Sequence[str] | None = None, window: Window | None = None, wanted: Sequence[str] | None = None
 ) -> Bands:
-    """Decode an image file.
+    """Decode an image file; raises DataError if it is missing, damaged, of a kind that would be misread, or has another
+    number of bands.
 
-    Args:
-        names: of its bands, in the file's order; None takes those that the file gives, or gray, or red, green, blue. An
-            alpha band has no name unless as many names are given as there are bands.
-        wanted: the bands to give, in that order; None for all. The others do not decide where there is data.
-
-    Raises:
-        DataError: it is missing, damaged, of a kind that would be misread, or has another number of bands.
+    `names` are of its bands, in the file's order; None takes those that the file gives, or gray, or red, green, blue.
+    An alpha band has no name unless as many names are given as there are bands. `wanted` are the bands to give, in that
+    order, None for all; the others do not decide where there is data.
     """
     if (kind := picture_kind(path)) is None:
         return _read_gdal(path, names, window, wanted)
@@ -62,7 +60,8 @@ def read_bands(
     known = _known_names(path, names, own, pixels.shape[2])
     if wanted is not None and (order := band_order(path, known, wanted)) != list(range(len(known))):
         pixels = pixels[..., order]
-    return Bands(_cut_array(pixels, window), tuple(wanted or known), _cut_array(mask, window))
+    inside = window.slices if window else ...
+    return Bands(pixels[inside], tuple(wanted or known), mask[inside])
 
 
 def _known_names(path: Path, given: Sequence[str] | None, own: tuple[str, ...], count: int) -> tuple[str, ...]:
@@ -84,20 +83,16 @@ def band_order(path: Path, names: Sequence[str], wanted: Sequence[str]) -> list[
 
 def size_of(path: Path) -> tuple[int, int]:
     """Height and width of an image file, from its header; raises DataError if it has none that can be read."""
-    if (kind := picture_kind(path)) is None:
-        with open_raster(path) as dataset:
-            return dataset.height, dataset.width
-    with _header(path, kind, path) as header:
+    kind = picture_kind(path)
+    with _decoding(path), HEADERS[kind](path) if kind else open_raster(path) as header:
         return header.height, header.width
 
 
 def read_label(path: Path, label_map: Mapping[int, int], window: Window | None = None) -> np.ndarray:
     """Decode a label image into classes (H, W) uint8: 0 clear, 1 cloud, 255 ignore.
 
-    A palette gives its indices, a one-bit image 0 and 255, grey saved as colour its grey.
-
-    Raises:
-        DataError: the file cannot be decoded, is not of one band, or holds a value outside `label_map`.
+    A palette gives its indices, a one-bit image 0 and 255, grey saved as colour its grey. Raises DataError if the file
+    cannot be decoded, is not of one band, or holds a value outside `label_map`.
     """
     pixels = _label_pixels(path, window)
     if pixels.ndim == 3 and (pixels.shape[2] == 1 or (pixels[..., :1] == pixels[..., :3]).all()):
@@ -121,11 +116,8 @@ def read_label(path: Path, label_map: Mapping[int, int], window: Window | None =
 
 
 def picture_kind(path: Path) -> str | None:
-    """The kind of a picture that OpenCV and Pillow are to read, jpeg, png or bmp; None for what is GDAL's.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """The kind of a picture that OpenCV and Pillow are to read, jpeg, png or bmp; None for what is GDAL's. Raises
+    DataError if it cannot be read."""
     try:
         if path.exists() and not path.is_file():
             raise DataError(f"{path}: cannot be read (it is a folder, a pipe or a device), expected an image file")
@@ -163,12 +155,6 @@ def _decoding(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: cannot be decoded as an image ({_reason(error)}); is the file truncated?") from None
 
 
-def _header(path: Path, kind: str, source: Path | io.BytesIO) -> ImageFile:
-    """The header of a picture, read by Pillow's parser for this kind alone."""
-    with _decoding(path):
-        return HEADERS[kind](source)
-
-
 def _require_room_for(path: Path, header: ImageFile) -> None:
     """As `require_room`; palettes become colours, and OpenCV may add a fourth band."""
     depth = 2 if any("16" in str(tile[3]) for tile in header.tile) else 1
@@ -178,12 +164,14 @@ def _require_room_for(path: Path, header: ImageFile) -> None:
 def _read_picture(path: Path, kind: str, names: Sequence[str] | None) -> Bands:
     """All of it, under its own names; alpha is a band only where four names are given."""
     content = path.read_bytes()
-    header = _header(path, kind, io.BytesIO(content))
-    _require_room_for(path, header)
-    # A colour JPEG is decoded to RGB at once; other files may hold more than the three 8-bit bands that this gives.
-    colour_jpeg = kind == "jpeg" and _jpeg_mode(path, header) != "L"
-    way = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION if colour_jpeg else cv2.IMREAD_UNCHANGED
     with _decoding(path):
+        header = HEADERS[kind](io.BytesIO(content))
+        _require_room_for(path, header)
+        # A colour JPEG is decoded to RGB at once; other files may hold more than the three 8-bit bands that this gives.
+        colour_jpeg = kind == "jpeg" and header.mode != "L"
+        if kind == "jpeg":
+            _require_as_seen(path, header)
+        way = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION if colour_jpeg else cv2.IMREAD_UNCHANGED
         pixels = _by_opencv(np.frombuffer(content, np.uint8), way)
     everywhere = np.ones(pixels.shape[:2], bool)
     if pixels.ndim == 2:
@@ -196,16 +184,13 @@ def _read_picture(path: Path, kind: str, names: Sequence[str] | None) -> Bands:
     return Bands(rgba[..., :3], RGB, rgba[..., 3] > 0)
 
 
-def _jpeg_mode(path: Path, header: ImageFile) -> str:
-    """How a JPEG holds its colours, if it is one that is read as it looks."""
-    with _decoding(path):
-        orientation = header.getexif().get(0x0112, UPRIGHT)
+def _require_as_seen(path: Path, header: ImageFile) -> None:
+    orientation = header.getexif().get(0x0112, UPRIGHT)
     if header.mode == "CMYK":
         raise DataError(f"{path}: found CMYK, inks instead of light, expected RGB or grey; save it again as RGB")
     if orientation != UPRIGHT:
         found = f"EXIF orientation {orientation}, so viewers turn it and its label may not fit"
         raise DataError(f"{path}: found {found}; expected upright pixels; turn the file itself and remove the tag")
-    return header.mode
 
 
 def _read_gdal(path: Path, names: Sequence[str] | None, window: Window | None, wanted: Sequence[str] | None) -> Bands:
@@ -236,30 +221,26 @@ def _read_gdal(path: Path, names: Sequence[str] | None, window: Window | None, w
 
 
 @lru_cache(maxsize=1)
-def _without_warnings() -> None:
-    """Images without coordinates are usual here, and a no-data tag beside alpha; rasterio would say so for each."""
-    from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning
+def _rasterio() -> Any:
+    """The module, a quarter of a second that only those pay who read such files. Images without coordinates are usual
+    here, and a no-data tag beside alpha; it would say so for each."""
+    import rasterio.errors
 
-    warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
-    warnings.filterwarnings("ignore", category=NodataShadowWarning)
+    warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
+    warnings.filterwarnings("ignore", category=rasterio.errors.NodataShadowWarning)
+    return rasterio
 
 
 @contextmanager
 def open_raster(path: Path) -> Iterator[Any]:
     """Open a TIFF, or an ENVI file that has its header, by GDAL, which reads no other file but those that belong to it:
-    .hdr, .aux.xml, and a mask, .msk, that is a TIFF.
-
-    Raises:
-        DataError: it is nothing of this, or damaged, as far as that is met while it is open.
-    """
-    import rasterio  # a quarter of a second, which only those pay who read such files
-
-    _without_warnings()
+    .hdr, .aux.xml, and a mask, .msk, that is a TIFF. Raises DataError if it is nothing of this, or damaged, as far as
+    that is met while it is open."""
     is_tiff = _is_tiff(path)
     # GDAL is not left to guess: some of its formats, such as VRT, read other files than the one that is named.
     if not is_tiff and not path.with_suffix(".hdr").is_file():
         raise DataError(f"{path}: cannot be decoded as an image; expected PNG, JPEG, BMP, TIFF, or ENVI with its .hdr")
-    with _decoding(path), rasterio.open(path, driver="GTiff" if is_tiff else "ENVI") as dataset:
+    with _decoding(path), _rasterio().open(path, driver="GTiff" if is_tiff else "ENVI") as dataset:
         for mask in (Path(f"{path}{end}") for end in (".msk", ".MSK")):
             if mask.exists():
                 _require_mask(mask, dataset)
@@ -275,9 +256,7 @@ def _is_tiff(path: Path) -> bool:
 
 def _require_mask(path: Path, dataset: Any) -> None:
     """Refuse what GDAL would take for a mask by its name, and then open as whatever it is."""
-    import rasterio
-    import rasterio.errors
-
+    rasterio = _rasterio()
     try:
         if not _is_tiff(path):
             raise ValueError("it is no TIFF")
@@ -311,12 +290,12 @@ def _label_pixels(path: Path, window: Window | None) -> np.ndarray:
                 raise DataError(f"{path}: found {dataset.count} bands, expected one of whole numbers")
             _require_room_in(path, dataset, dataset.count, window)
             return dataset.read(window=window and window.slices).transpose(1, 2, 0)
-    with _decoding(path), _header(path, kind, path) as image:
+    inside = window.slices if window else ...
+    with _decoding(path), HEADERS[kind](path) as image:
         _require_room_for(path, image)
         if image.mode == "L" and kind == "png":
-            image.close()
-            return _cut_array(_by_opencv(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED), window)  # no Pillow copy
-        return _cut_array(np.asarray(image.convert("L") if image.mode == "1" else image), window)
+            return _by_opencv(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)[inside]  # no Pillow copy
+        return np.asarray(image.convert("L") if image.mode == "1" else image)[inside]
 
 
 def _by_opencv(content: np.ndarray, way: int) -> np.ndarray:
@@ -324,7 +303,3 @@ def _by_opencv(content: np.ndarray, way: int) -> np.ndarray:
     if pixels is None:
         raise ValueError(f"{len(content)} bytes")
     return pixels
-
-
-def _cut_array(array: np.ndarray, window: Window | None) -> np.ndarray:
-    return array if window is None else array[window.slices]

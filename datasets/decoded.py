@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets.files import Window
-from datasets.geometry import Raster
 
 
 class Decoded(NamedTuple):
@@ -23,10 +22,6 @@ class Decoded(NamedTuple):
     height: int
     width: int
 
-    @property
-    def raster(self) -> Raster:
-        return Raster(self.image, self.label, self.valid)
-
     def cut(self, window: Window) -> "Decoded":
         """The part inside a window of the file, without its rows and columns at the border that hold no data."""
         top, left = self.top - window.top, self.left - window.left  # of this image in the window
@@ -37,8 +32,7 @@ class Decoded(NamedTuple):
 
     def placed(self, layer: np.ndarray, fill: int | tuple[int, ...]) -> np.ndarray:
         """A layer (h, w) or (h, w, k) on the grid of the whole file, `fill` where that has no data."""
-        whole = np.empty((self.height, self.width, *layer.shape[2:]), layer.dtype)
-        whole[:] = fill
+        whole = np.full((self.height, self.width, *layer.shape[2:]), fill, layer.dtype)
         self.taken(whole)[self.valid] = layer[self.valid]
         return whole
 

@@ -17,8 +17,6 @@ from datasets.scaling import Stretch
 from utils.errors import DataError
 from utils.labels import IGNORE
 
-MASK_BAND = "band:"  # begins the no-data rule that names one
-
 
 @dataclass(frozen=True)
 class Decoder:
@@ -45,7 +43,7 @@ class Decoder:
     def wanted(self) -> tuple[str, ...]:
         """The bands that are read: `bands` and, at the end, the one that says where there is data, if one does."""
         rule = str(self.nodata)
-        return (*self.bands, rule.removeprefix(MASK_BAND)) if rule.startswith(MASK_BAND) else self.bands
+        return (*self.bands, rule.removeprefix("band:")) if rule.startswith("band:") else self.bands
 
     def read(self, item: Item, *, masked: bool = True) -> Decoded:
         """Decode one image and, where it has one, its label; raises DataError if a file cannot be used."""
@@ -94,7 +92,13 @@ class Decoder:
         if len(item.files) == 1:
             layers, _, valid = read_bands(item.files[0], self.file_bands, item.window, wanted)
         else:
-            layers, valid = self._file_a_band(item, wanted)
+            files = zip(self.sources(item), wanted, strict=True)
+            read = [read_bands(path, (band,), item.window) for path, band in files]
+            if len(shapes := {file.mask.shape for file in read}) > 1:
+                sizes = ", ".join(f"{width}x{height}" for height, width in sorted(shapes))
+                raise DataError(f"{item.image}: found bands of {sizes} pixels, expected one size; leave a band out")
+            layers = np.dstack([file.pixels for file in read])
+            valid = np.logical_and.reduce([file.mask for file in read])
         if len(wanted) > len(self.bands):
             valid = layers[..., -1] != 0
         pixels = layers[..., : len(self.bands)]
@@ -108,13 +112,6 @@ class Decoder:
             valid = valid & np.isfinite(pixels).all(2)
         return pixels, valid
 
-    def _file_a_band(self, item: Item, wanted: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-        layers = [read_bands(path, (band,), item.window) for path, band in zip(self.sources(item), wanted, strict=True)]
-        if len(shapes := {layer.mask.shape for layer in layers}) > 1:
-            sizes = ", ".join(f"{width}x{height}" for height, width in sorted(shapes))
-            raise DataError(f"{item.image}: found bands of {sizes} pixels, expected one size; leave a band out")
-        return np.dstack([layer.pixels for layer in layers]), np.logical_and.reduce([layer.mask for layer in layers])
-
     def scaled(self, pixels: np.ndarray, item: Item) -> np.ndarray:
         """Stored values (H, W, C), of a type that fits the scaling, in 8 bits."""
         self.require_type(pixels.dtype, item)
@@ -124,14 +121,13 @@ class Decoder:
 
     def require_type(self, dtype: np.dtype, item: Item) -> None:
         """Raise a DataError unless the type of stored values fits the scaling."""
-        if self.scaling is None:
-            fits, expected = dtype == np.uint8, "8 bits, or give the domain's scaling"
-        elif isinstance(self.scaling, str):
-            fits, expected = dtype == np.uint16, "16 bits for scaling shift8"
+        if isinstance(self.scaling, Stretch):
+            wanted, expected = self.scaling.dtype, f"{self.scaling.dtype}, on which the scaling was measured"
+        elif self.scaling is None:
+            wanted, expected = "uint8", "8 bits, or give the domain's scaling"
         else:
-            fits = self.scaling.dtype in (None, str(dtype))
-            expected = f"{self.scaling.dtype}, on which the scaling was measured"
-        if not fits:
+            wanted, expected = "uint16", "16 bits for scaling shift8"
+        if wanted not in (None, str(dtype)):
             raise DataError(f"{item.image}: found {dtype} pixels, expected {expected}")
 
 

@@ -33,8 +33,7 @@ class Item(NamedTuple):
         files: one file with all bands, or one file a band in the order of the domain's bands.
         label: file of its label, or None.
         scene: the acquisition that it was cut from, or None where that is not known.
-        window: the part of the files that is meant, or None for all of it.
-        label_window: the same for the label.
+        window, label_window: the part of the files, and of the label, that is meant, or None for all of it.
     """
 
     name: str
@@ -62,14 +61,8 @@ def from_list(root: Path, rows: Path, labels: bool, partial: bool) -> Found:
 
     A row is `image` or `image label`, relative to and below `root`, separated by a tab or by white space; a row whose
     names hold spaces is understood where exactly those files exist. Byte order marks, CRLF and blank lines are fine.
-
-    Args:
-        rows: looked up below `root` first.
-        labels: whether labels are wanted; with False they are not even looked for.
-        partial: with `labels`, an image may lack its label.
-
-    Raises:
-        DataError: the list cannot be read.
+    `rows` is looked up below `root` first; DataError is raised if it cannot be read. Without `labels` they are not even
+    looked for; with `labels` and `partial` an image may lack its label.
     """
     path, lines = _read_lines(rows, root)
     read = [(n, _row(line, root, labels, partial)) for n, line in enumerate(lines, start=1) if line.strip()]
@@ -87,10 +80,10 @@ def _row(line: str, root: Path, labels: bool, partial: bool) -> Item | str:
     if outside := [c for c in columns if Path(c).is_absolute() or ".." in Path(c).parts]:
         return f"found {outside[0]}, expected a path below and relative to {root}"
     image = root / columns[0]
-    if not _is_file(image):
+    if not os.path.isfile(image):
         return f"the image {image} does not exist"
     label = root / columns[1] if labels and len(columns) == 2 else None
-    there = label is not None and _is_file(label)
+    there = label is not None and os.path.isfile(label)
     if labels and not there and not partial:
         return f"the label {label} does not exist" if label else "has no label column, expected 'image label'"
     name = Path(columns[0]).with_suffix("").as_posix().removeprefix("./").removeprefix("images/")
@@ -100,25 +93,19 @@ def _row(line: str, root: Path, labels: bool, partial: bool) -> Item | str:
 def from_folders(root: Path, labels: bool, partial: bool) -> Found:
     """The images in `images/` and its sub-folders, each with the label of the same path and stem in `labels/`.
 
-    The arguments are those of `from_list`; with `partial` the folder of labels may be missing.
-
-    Raises:
-        DataError: a folder is missing.
+    The arguments are those of `from_list`; with `partial` the folder of labels may be missing. Raises DataError if a
+    folder is missing.
     """
     image_folder, label_folder = root / "images", root / "labels"
-    found = by_name(image_folder)
-    faults = duplicates(found)
-    masks: dict[str, list[Path]] = {}
-    if labels and (label_folder.is_dir() or not partial):
-        masks = by_name(label_folder)
-        faults += duplicates(masks)
-        missing = [] if partial else sorted(found.keys() - masks.keys())
-        faults += [f"{found[name][0]}: has no label in {label_folder}" for name in missing]
-        extra = sorted(masks.keys() - found.keys())
-        faults += [f"{masks[name][0]}: is a label without its image in {image_folder}" for name in extra]
-        found = {name: paths for name, paths in found.items() if name in masks or partial}
-    items = [Item(name, (paths[0],), masks[name][0] if name in masks else None) for name, paths in found.items()]
-    return Found(items, faults)
+    images = by_name(image_folder)
+    masks = by_name(label_folder) if labels and (label_folder.is_dir() or not partial) else {}
+    missing = images.keys() - masks.keys() if labels and not partial else set()
+    faults = duplicates(images) + duplicates(masks)
+    faults += [f"{images[name][0]}: has no label in {label_folder}" for name in sorted(missing)]
+    extra = sorted(masks.keys() - images.keys())
+    faults += [f"{masks[name][0]}: is a label without its image in {image_folder}" for name in extra]
+    paired = ((name, paths[0], masks.get(name, [None])[0]) for name, paths in images.items() if name not in missing)
+    return Found([Item(name, (image,), mask) for name, image, mask in paired], faults)
 
 
 def by_name(folder: Path) -> dict[str, list[Path]]:
@@ -217,21 +204,14 @@ def _columns(line: str, root: Path, labels: bool) -> list[str]:
     if "\t" in line:
         return [column.strip() for column in line.split("\t") if column.strip()]
     words = line.split()
-    if len(words) > 1 and _is_file(root / line):
+    if len(words) > 1 and os.path.isfile(root / line):
         return [line]
     if len(words) > 2:
         for space in reversed([place for place, sign in enumerate(line) if sign == " "]):
             image, label = line[:space].strip(), line[space:].strip()
-            if _is_file(root / image) and (not labels or _is_file(root / label)):
+            if os.path.isfile(root / image) and (not labels or os.path.isfile(root / label)):
                 return [image, label]
     return words
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # such as a name that is too long
-        return False
 
 
 def duplicates(files: Mapping[str, list[Path]]) -> list[str]:

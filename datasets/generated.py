@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from datasets.landcover import PAINTERS, Array, Ground, fractal_noise, hillshade, mix, ramp, smoothstep
+from datasets.landcover import PAINTERS, Array, Direction, Ground, fractal_noise, hillshade, mix, ramp, smoothstep
 from utils.errors import DataError
 from utils.files import write_bytes, write_text
 
@@ -39,11 +39,9 @@ class Sensor:
 
     Attributes:
         name: telling name, stored with the data.
-        pixel: ground size of one pixel, metres.
-        blur: standard deviation of the point spread function, pixels.
-        haze: share of the signal replaced by scattered light, on average; a scene has 0.4 to 1.6 times as much, and it
-            varies smoothly by up to 40 % inside the scene.
-        haze_colour: RGB of that light.
+        pixel, blur: ground size of one pixel, metres; standard deviation of the point spread function, pixels.
+        haze, haze_colour: share of the signal replaced by scattered light of this RGB, on average; a scene has 0.4 to
+            1.6 times as much, and it varies smoothly by up to 40 % inside the scene.
         response: 3x3 colour response, row by row; output R = first row times scene RGB.
         gain: exposure, multiplies the scene.
         gain_spread: standard deviation of log(gain) between scenes, cut at 1.6 of them.
@@ -74,19 +72,15 @@ SENSORS: dict[str, Sensor] = {
         name="sensor_a", pixel=2.0, blur=0.6, haze=0.03, haze_colour=(0.72, 0.78, 0.86),
         response=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0),
         gain=1.0, gain_spread=0.14, black_level=0.01, gamma=0.95, noise=0.012, veil=0.8,
-        land_cover=(
-            ("fields", 0.32), ("town", 0.24), ("forest", 0.12), ("snow", 0.07),
-            ("mountains", 0.09), ("coast", 0.08), ("desert", 0.08),
-        ),
+        land_cover=(("fields", 0.32), ("town", 0.24), ("forest", 0.12), ("snow", 0.07),
+                    ("mountains", 0.09), ("coast", 0.08), ("desert", 0.08)),
     ),
     "sensor_b": Sensor(
         name="sensor_b", pixel=4.0, blur=1.0, haze=0.10, haze_colour=(0.55, 0.68, 0.86),
         response=(0.86, 0.10, 0.02, 0.05, 0.92, 0.05, 0.0, 0.12, 0.95),
         gain=0.70, gain_spread=0.20, black_level=0.02, gamma=1.15, noise=0.016, veil=0.9,
-        land_cover=(
-            ("fields", 0.12), ("town", 0.07), ("forest", 0.14), ("snow", 0.04),
-            ("mountains", 0.18), ("coast", 0.23), ("desert", 0.22),
-        ),
+        land_cover=(("fields", 0.12), ("town", 0.07), ("forest", 0.14), ("snow", 0.04),
+                    ("mountains", 0.18), ("coast", 0.23), ("desert", 0.22)),
     ),
 }  # fmt: skip
 
@@ -103,8 +97,7 @@ def sensor_at_strength(strength: float) -> Sensor:
         values[item.name] = tuple(value) if a.ndim else value
     a_cover, b_cover = dict(first.land_cover), dict(second.land_cover)
     weights = {n: max(0.0, (1 - strength) * a_cover.get(n, 0) + strength * b_cover.get(n, 0)) for n in PAINTERS}
-    total = sum(weights.values())
-    cover = tuple((name, weight / total) for name, weight in weights.items())
+    cover = tuple((name, weight / sum(weights.values())) for name, weight in weights.items())
     names = {0.0: first.name, 1.0: second.name}
     return Sensor(name=names.get(float(strength), f"strength_{strength:g}"), land_cover=cover, **values)
 
@@ -135,9 +128,7 @@ def _layer(rng: np.random.Generator, canvas: int, kind: str, pixel: float) -> tu
     return opacity, np.sqrt(thickness + np.float32(0.02)) - np.float32(0.22) * billow
 
 
-def _clouds(
-    rng: np.random.Generator, sensor: Sensor, size: int, sun: tuple[float, float]
-) -> tuple[Array, Array, Array]:
+def _clouds(rng: np.random.Generator, sensor: Sensor, size: int, sun: Direction) -> tuple[Array, Array, Array]:
     """Clouds of one scene: opacity (H, W), colour (H, W, 3) and the light that reaches the ground (H, W)."""
     weights = np.array([w * (sensor.veil if n in ("veil", "mixed") else 1.0) for n, w in CLOUD_KINDS.items()])
     kind = list(CLOUD_KINDS)[rng.choice(len(weights), p=weights / weights.sum())]
@@ -167,8 +158,7 @@ def _compose(sensor: Sensor, seed: int, size: int) -> tuple[Array, Array, str]:
     cover = sensor.land_cover[rng.choice(len(weights), p=weights / weights.sum())][0]
     azimuth = rng.uniform(0, 2 * np.pi)
     sun = (float(np.cos(azimuth)), float(np.sin(azimuth)))
-    pixel = sensor.pixel * rng.uniform(0.8, 1.25)
-    ground = np.clip(PAINTERS[cover](Ground(rng, size, pixel, sun)), 0, 1)
+    ground = np.clip(PAINTERS[cover](Ground(rng, size, sensor.pixel * rng.uniform(0.8, 1.25), sun)), 0, 1)
     alpha, colour, light = _clouds(rng, sensor, size, sun)
     shadow = light[..., None] + (1 - light)[..., None] * np.array((0.0, 0.03, 0.07), np.float32)  # lit by blue sky
     return mix(ground * shadow, colour, alpha), alpha, cover
@@ -253,10 +243,8 @@ def make_pair(
     """Write `root/source` (sensor_a) and `root/target` (`sensor_at_strength(strength)`), scenes unpaired.
 
     Each holds `images/`, `labels/`, `train.txt` and `eval.txt`, whose rows read `images/fields_0007.png
-    labels/fields_0007.png`. Nothing happens when `root` already holds the same parameters.
-
-    Raises:
-        DataError: `root` exists with other parameters or without `generated.json`.
+    labels/fields_0007.png`. Nothing happens when `root` already holds the same parameters; raises DataError if it
+    exists with others or without `generated.json`.
     """
     domains = {"source": SENSORS["sensor_a"], "target": sensor_at_strength(strength)}
     counts = {"train": train, "eval": evaluation}

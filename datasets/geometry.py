@@ -3,6 +3,7 @@
 Labels are resampled by nearest neighbour. Pixels that padding adds are invalid: label 255 and `valid` False.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import cv2
@@ -37,10 +38,7 @@ def fitted_size(height: int, width: int, size: int) -> tuple[int, int]:
 def letterbox(raster: Raster, size: int, rng: np.random.Generator) -> Raster:
     """Scale the longer side to `size` and pad to a square; with equal chance centred or at the bottom right."""
     height, width = fitted_size(raster.valid.shape[0], raster.valid.shape[1], size)
-
-    def nearest(layer: np.ndarray) -> np.ndarray:
-        return cv2.resize(layer, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-
+    nearest = partial(cv2.resize, dsize=(width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     label, valid = raster.label, nearest(raster.valid.astype(np.uint8)).astype(bool)
     scaled = Raster(scale_to(raster.image, height, width), None if label is None else nearest(label), valid)
     rows, columns = size - height, size - width

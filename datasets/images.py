@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import TypeVar, overload
 
@@ -42,12 +42,8 @@ class ImageSet(Sequence[Item]):
         return self.items[index]
 
     def read(self, item: Item, *, masked: bool = True) -> Decoded:
-        """Pixels of one of the images.
-
-        Args:
-            masked: False leaves the label as it is where the image is not valid; then nothing of an image that comes
-                from the cache is in memory before it is looked at.
-        """
+        """Pixels of one of the images. Without `masked` its label is left as it is where the image is not valid; then
+        nothing of an image that comes from the cache is in memory before it is looked at."""
         if self.cache is None or item.name not in self.keys:
             return self.decoder.read(item, masked=masked)
         image, label = self.keys[item.name]
@@ -63,13 +59,9 @@ class ImageSet(Sequence[Item]):
         return self.decoder.labelled(decoded, classes, item, masked=masked)
 
     def only(self, names: Iterable[str], listed_in: Path) -> "ImageSet":
-        """The images of these names, in their order here.
-
-        Raises:
-            DataError: there is none of some name, or there are no names, in the file that they are `listed_in`.
-        """
-        wanted = set(names)
-        if not wanted:
+        """The images of these names, in their order here; raises DataError if there is none of some name, or there are
+        no names, in the file that they are `listed_in`."""
+        if not (wanted := set(names)):
             raise DataError(f"{listed_in}: names no image; make it again with the stage that wrote it")
         if missing := sorted(wanted - {item.name for item in self.items}):
             gone = f"{len(missing)} image(s) that are no longer there, such as {missing[0]!r}"
@@ -86,14 +78,9 @@ class ImageSet(Sequence[Item]):
 def checked(
     items: Sequence[Item], decoder: Decoder, what: str, cache: Cache | None = None, tile: int | None = None
 ) -> "ImageSet":
-    """Decode every file once, several at a time, into the cache if there is one; leave images without data out.
-
-    Args:
-        tile: cut images with a side of more pixels than this; see `tiles`.
-
-    Raises:
-        DataError: lists all files that cannot be used.
-    """
+    """Decode every file once, several at a time, into the cache if there is one; leave images without data out, and
+    cut those with a side of more pixels than `tile` into `tiles`. Raises a DataError that lists all files that cannot
+    be used."""
 
     def inspect_item(item: Item) -> tuple[list[Item], Keys | None]:
         key = None if cache is None else cache.key(item, decoder)
@@ -106,10 +93,9 @@ def checked(
     kept, twice = unique(part for parts, _ in found for part in parts)
     raise_all([*faults, *twice], what)
     keys = {part.name: key for parts, key in found if key is not None for part in parts}
-    empty = sum(not parts for parts, _ in found)
     if not kept:
         raise DataError(f"{what}: none of its {len(items)} image(s) holds a pixel of data; see the domain's nodata")
-    if empty:
+    if empty := sum(not parts for parts, _ in found):
         print(f"{what}: {empty} of {len(items)} images hold no data and are left out")
     return ImageSet(tuple(kept), decoder, cache, keys)
 
@@ -117,19 +103,18 @@ def checked(
 def tiles(item: Item, decoded: Decoded, side: int | None) -> list[Item]:
     """An image, or the tiles with data of one that has more than `side` pixels in a direction.
 
-    Tiles have at most `side` pixels in each direction and cover the part with data evenly, so that a margin without
-    data does not move them. A tile is an image of its own, named by the place of its corner in that part.
+    Tiles have at most `side` pixels in each direction and cover the part with data evenly, wherever that lies. A tile
+    is an image of its own, named by the place of its corner in that part.
     """
     height, width = decoded.valid.shape
     if side is None or max(height, width) <= side:
         return [item]
     cut = []
-    for top in corners(height, side):
-        for left in corners(width, side):
-            if decoded.valid[top : top + side, left : left + side].any():
-                window = Window(decoded.top + top, decoded.left + left, min(side, height), min(side, width))
-                name, scene = f"{item.name}_{top:05d}_{left:05d}", item.scene or item.name
-                cut.append(item._replace(name=name, window=window, label_window=window, scene=scene))
+    for top, left in product(corners(height, side), corners(width, side)):
+        if decoded.valid[top : top + side, left : left + side].any():
+            window = Window(decoded.top + top, decoded.left + left, min(side, height), min(side, width))
+            name, scene = f"{item.name}_{top:05d}_{left:05d}", item.scene or item.name
+            cut.append(item._replace(name=name, window=window, label_window=window, scene=scene))
     return cut
 
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float32]
 Colour = tuple[float, float, float]
+Direction = tuple[float, float]  # unit vector (x, y)
 
 
 def fractal_noise(
@@ -21,12 +22,9 @@ def fractal_noise(
 ) -> Array:
     """Periodic Gaussian noise with a power-law spectrum, zero mean and unit variance, (size, size).
 
-    Shaping white noise in the Fourier domain leaves no lattice to be seen, which summed value noise does.
-
-    Args:
-        wavelength: longest structure, in pixels.
-        slope: amplitude falls as frequency ** -slope; 1.3 is ragged, 1.8 cloud-like, 2.2 smooth hills.
-        stretch: elongation along `angle` (radians); 1 is isotropic.
+    Shaping white noise in the Fourier domain leaves no lattice to be seen, which summed value noise does. The longest
+    structure has `wavelength` pixels; amplitude falls as frequency ** -`slope`: 1.3 is ragged, 1.8 cloud-like, 2.2
+    smooth hills. `stretch` is the elongation along `angle` (radians); 1 is isotropic.
     """
     ky = np.fft.fftfreq(size).astype(np.float32)[:, None]
     kx = np.fft.rfftfreq(size).astype(np.float32)[None, :]
@@ -57,16 +55,14 @@ def ramp(t: Array, *colours: Colour) -> Array:
     return table[np.clip(t * 255, 0, 255).astype(np.uint8)]
 
 
-def hillshade(height: Array, sun: tuple[float, float], steepness: float, elevation: float = 0.8) -> Array:
+def hillshade(height: Array, sun: Direction, steepness: float, elevation: float = 0.8) -> Array:
     """Brightness of a lit surface relative to flat ground (1), about 0..1.6.
 
     `height` and `steepness` share a free unit; `sun` is the unit vector (x, y) towards the sun, `elevation` its sine.
     """
-    gx = cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=steepness / 8)
-    gy = cv2.Sobel(height, cv2.CV_32F, 0, 1, scale=steepness / 8)
+    gx, gy = (cv2.Sobel(height, cv2.CV_32F, dx, dy, scale=steepness / 8) for dx, dy in ((1, 0), (0, 1)))
     flat = np.sqrt(1 - elevation**2) / elevation
-    shade: Array = (1 - np.float32(flat) * (gx * sun[0] + gy * sun[1])) / np.sqrt(1 + gx * gx + gy * gy)
-    return np.clip(shade, 0, 1.7)
+    return np.clip((1 - np.float32(flat) * (gx * sun[0] + gy * sun[1])) / np.sqrt(1 + gx * gx + gy * gy), 0, 1.7)
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ class Ground:
     rng: np.random.Generator
     size: int
     pixel: float
-    sun: tuple[float, float]
+    sun: Direction
 
     def noise(self, wavelength: float, slope: float = 1.8, stretch: float = 1.0, angle: float = 0.0) -> Array:
         """Unit-variance noise (H, W), not periodic; `wavelength` in metres."""
@@ -100,9 +96,9 @@ def _line(distance: Array, half_width: float, pixel: float) -> Array:
     return np.clip((np.float32(half_width) - np.abs(distance)) / np.float32(pixel) + np.float32(0.5), 0, 1)
 
 
-def _table(rng: np.random.Generator, colours: list[Colour], weights: list[float], spread: float) -> Array:
+def _table(rng: np.random.Generator, colours: list[Colour], weights: ArrayLike, spread: float) -> Array:
     """2048 colours (2048, 3) drawn from a weighted palette, each jittered in lightness and hue."""
-    picks = np.array(colours, np.float32)[rng.choice(len(colours), 2048, p=np.array(weights) / np.sum(weights))]
+    picks = np.array(colours, np.float32)[rng.choice(len(colours), 2048, p=np.divide(weights, np.sum(weights)))]
     jitter = 1 + spread * rng.standard_normal((2048, 1)) + spread / 3 * rng.standard_normal((2048, 3))
     return (picks * jitter).astype(np.float32)
 
@@ -112,8 +108,7 @@ def _canopy(ground: Ground) -> Array:
     crowns = ground.noise(7, 1.4)
     shade = hillshade(crowns, ground.sun, 0.75, 0.78) * (1 + 0.10 * crowns)
     hue = np.float32(ground.rng.uniform(0.25, 0.75)) + 0.13 * ground.noise(250)
-    leaves = ramp(hue, (0.14, 0.21, 0.14), (0.19, 0.26, 0.16), (0.27, 0.29, 0.18))
-    return leaves * np.clip(shade, 0.35, 1.4)[..., None]
+    return ramp(hue, (0.14, 0.21, 0.14), (0.19, 0.26, 0.16), (0.27, 0.29, 0.18)) * np.clip(shade, 0.35, 1.4)[..., None]
 
 
 def fields(ground: Ground) -> Array:
@@ -126,20 +121,18 @@ def fields(ground: Ground) -> Array:
     width, start = rng.uniform(35, 170, 512).astype(np.float32), rng.uniform(0, 999, 512).astype(np.float32)
     strip, along = np.divmod(v + start[index], width[index])
     plot = (index * 389 + strip.astype(np.int64) * 53) % 2048
-    season = rng.dirichlet([2.5, 1.8, 1.2, 1.5, 0.9, 0.5])
     palette: list[Colour] = [
         (0.26, 0.34, 0.20), (0.36, 0.42, 0.26), (0.19, 0.26, 0.18),
         (0.47, 0.40, 0.31), (0.62, 0.56, 0.42), (0.38, 0.31, 0.25),
     ]  # fmt: skip
-    colour = _table(rng, palette, list(season), 0.09)[plot]
+    colour = _table(rng, palette, rng.dirichlet([2.5, 1.8, 1.2, 1.5, 0.9, 0.5]), 0.09)[plot]
     period = rng.uniform(5, 11, 2048).astype(np.float32)[plot]
     rows = np.sin(2 * np.pi * np.where(plot % 2 == 0, u, v) / period)
     visible = float(np.clip(8 / ground.pixel / 1.5 - 1.0, 0, 1))  # 1 for well sampled rows, 0 for too fine ones
     contrast = rng.uniform(0.01, 0.08, 2048).astype(np.float32)[plot] * visible
     texture = 1 + contrast * rows + 0.05 * ground.noise(120, 1.4) + 0.03 * ground.noise(6, 1.0)
     colour = colour * texture[..., None]
-    # Distance to the border of the plot, metres.
-    edge = np.minimum(np.minimum(across, depth - across), np.minimum(along, width[index] - along))
+    edge = np.minimum.reduce([across, depth - across, along, width[index] - along])  # metres to the border of the plot
     growth = ground.noise(60, 1.2)
     colour = mix(colour, (0.15, 0.21, 0.12), _line(edge, 3.0, ground.pixel) * smoothstep(-0.1, 0.6, growth) * 0.9)
     colour = mix(colour, (0.56, 0.51, 0.42), _line(edge, 2.0, ground.pixel) * smoothstep(0.3, 0.9, -growth) * 0.7)
@@ -180,13 +173,11 @@ def town(ground: Ground) -> Array:
     ju, x = np.divmod(iu, lot_u)
     jv, y = np.divmod(iv, lot_v)
     lot = (block * 41 + ju.astype(np.int64) * 7 + jv.astype(np.int64) * 211) % 2048
-    fill = rng.uniform(0.24, 0.43, (2, 2048))
-    shift = rng.uniform(-0.07, 0.07, (2, 2048))
-    dx, dy = x / lot_u - 0.5 - shift[0][lot], y / lot_v - 0.5 - shift[1][lot]
+    fill, shift = rng.uniform(0.24, 0.43, (2, 2048))[:, lot], rng.uniform(-0.07, 0.07, (2, 2048))[:, lot]
+    dx, dy = x / lot_u - 0.5 - shift[0], y / lot_v - 0.5 - shift[1]
     street = np.minimum(np.minimum(iu, long - iu), np.minimum(iv, short - iv)).astype(np.float32)
     present = (rng.random(2048) < 0.9)[lot] & (street > 6)
-    roof = ((np.abs(dx) < fill[0][lot]) & (np.abs(dy) < fill[1][lot]) & present).astype(np.float32)
-
+    roof = ((np.abs(dx) < fill[0]) & (np.abs(dy) < fill[1]) & present).astype(np.float32)
     soil = ramp(0.5 + 0.22 * ground.noise(60, 1.3), (0.20, 0.26, 0.15), (0.34, 0.34, 0.26), (0.48, 0.44, 0.37))
     colour = mix(soil, (0.44, 0.43, 0.41), industrial.astype(np.float32) * 0.8)
     trees = smoothstep(0.1, 0.5, ground.noise(26, 1.3) - np.float32(rng.uniform(0.0, 1.0)))
@@ -215,8 +206,7 @@ def coast(ground: Ground) -> Array:
     height = ground.noise(900, 2.0) + 0.10 * ground.noise(60, 1.5) - np.float32(rng.choice([-0.4, 0.5, 2.0, 9.0]))
     depth = np.clip(0.15 - height * np.float32(rng.uniform(0.25, 0.6)), 0, 1)
     sea = ramp(depth, (0.35, 0.50, 0.47), (0.13, 0.29, 0.36), (0.07, 0.17, 0.27), (0.05, 0.13, 0.23))
-    wind = rng.uniform(0, np.pi)
-    waves = ground.noise(22, 1.2, 4.0, wind)
+    waves = ground.noise(22, 1.2, 4.0, rng.uniform(0, np.pi))
     sea = sea * (1 + 0.10 * waves + 0.06 * ground.noise(300))[..., None]
     if rng.random() < 0.35:
         glint = smoothstep(-0.6, 2.2, ground.noise(900, 2.4)) * np.float32(rng.uniform(0.4, 0.9))
@@ -267,10 +257,8 @@ def desert(ground: Ground) -> Array:
     relief = relief + 0.35 * ground.noise(160, 1.8)
     colour = colour * hillshade(relief, ground.sun, 1.1 / ground.pixel**0.3, 0.72)[..., None]
     colour = colour * (1 + 0.035 * ground.noise(10, 1.0))[..., None]
-    crag = ground.noise(420, 1.7)
-    outcrop = smoothstep(0.0, 0.25, crag - np.float32(rng.uniform(0.6, 2.2)))
-    rock: Array = np.array((0.36, 0.29, 0.24), np.float32)
-    rock = rock * hillshade(ground.noise(250, 2.0), ground.sun, 9, 0.75)[..., None]
+    outcrop = smoothstep(0.0, 0.25, ground.noise(420, 1.7) - np.float32(rng.uniform(0.6, 2.2)))
+    rock = np.array((0.36, 0.29, 0.24), np.float32) * hillshade(ground.noise(250, 2.0), ground.sun, 9, 0.75)[..., None]
     colour = mix(colour, rock, outcrop)
     channel = smoothstep(0.93, 1.0, 1 - np.abs(ground.noise(700, 1.9))) * smoothstep(-0.3, 0.8, ground.noise(500))
     colour = mix(colour, (0.46, 0.42, 0.31), 0.7 * channel)

@@ -53,14 +53,8 @@ def matched_stretch(
 
 
 def drawn_values(items: Sequence[Item], decoder: Decoder, *, scaled: bool = False) -> tuple[np.ndarray, str]:
-    """Values (N, C) float64 of valid pixels from all over a domain, and the type they are stored in.
-
-    Args:
-        scaled: in 8 bits, by the decoder's scaling, in place of the stored values.
-
-    Raises:
-        DataError: no pixel is valid.
-    """
+    """Values (N, C) float64 of valid pixels from all over a domain, as they are stored or `scaled` to 8 bits by the
+    decoder, and the type they are stored in; raises DataError if no pixel is valid."""
     step = max(1, math.ceil(len(items) / STRETCH_IMAGES))
     samples: list[np.ndarray] = []
     dtype = None

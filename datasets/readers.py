@@ -9,7 +9,7 @@ import csv
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 
 from datasets.files import Found, Item, by_name, duplicates, fenced, from_folders, from_list, read_names, unique
@@ -38,16 +38,13 @@ class Reader:
     Classes: as the config's `label_map` says; 0 clear and 255 cloud without it.
     """
 
+    # names of the bands, in the order of the file or, with a file a band, of the files; None: as the file says
     bands: tuple[str, ...] | None = None
-    """names of the bands, in the order of the file or, with a file a band, of the files; None: as the file says"""
     label_map: Mapping[int, int] = {0: 0, 255: 1}
     nodata: str = "file"
-    scene: str | None = None
-    """regular expression that finds the scene in an item's name by its first group that matches"""
-    parts: tuple[str, ...] = ()
-    """what may stand in place of a list file"""
-    listed_by: str = "file"
-    """what a row of a list file is: "file" for `image label`, "name" for the name of an image"""
+    scene: str | None = None  # regular expression that finds the scene in a name by its first group that matches
+    parts: tuple[str, ...] = ()  # what may stand in place of a list file
+    listed_by: str = "file"  # what a row of a list file is: "file" for `image label`, "name" for the name of an image
     published: Published | None = None
 
     def find(self, root: Path, rows: str | None, *, labels: bool, partial: bool = False) -> Found:
@@ -137,11 +134,10 @@ class HRCWHU(Reader):
                 faults.append(f"{', '.join(map(str, mask))}: are several masks of {paths[0].name}; keep one of them")
             else:
                 items.append(Item(name, (paths[0],), mask[0] if mask else None))
-        covers: dict[str, set[str]] = {}
-        for item in items:
-            covers.setdefault(item.name.split("_")[0], set()).add(_picture(item))
         # Every fifth image of each cover; tiles of one image stay together.
-        held_back = {name for names in covers.values() for name in sorted(names, key=_natural)[4::5]}
+        pictures = sorted({_picture(item) for item in items}, key=_natural)
+        covers = groupby(pictures, key=lambda picture: picture.split("_")[0])
+        held_back = {picture for _, of_cover in covers for picture in [*of_cover][4::5]}
 
         def part(item: Item) -> str:
             given = [part for part in self.parts if part in item.image.relative_to(root).parts]
@@ -156,8 +152,7 @@ class Cloud38(Reader):
     Format: `38-Cloud_training/train_{red,green,blue,nir,gt}/<band>_patch_<n>_<row>_by_<column>_<scene>.TIF`, 16 bits, a
     file a band; `38-Cloud_test/test_{red,green,blue,nir}` of 20 other scenes, whose truth is whole scenes,
     `Entire_scene_gts/edited_corrected_gts_<scene>.TIF`.
-    Classes: 0 clear, 255 cloud.
-    No data: all bands 0; about a third of all patches hold none.
+    Classes: 0 clear, 255 cloud. No data: all bands 0; about a third of all patches hold none.
     Parts: `train` is what `training_patches_38-cloud_nonempty.csv` names where that file is there, else as `all`: every
     training patch. `test`: the test patches, without labels; `eval.parts: scenes` scores them by the official rule.
     Source: github.com/SorourMo/38-Cloud-A-Cloud-Segmentation-Dataset, Kaggle data sets of the user sorour.
@@ -172,23 +167,24 @@ class Cloud38(Reader):
     scene = r"(LC08_\w+)$"
     parts: tuple[str, ...] = ("train", "all", "test")
     published = Published({"all": 8400, "train": 8400, "train, nonempty": 5155, "test": 9201}, note="official README")
-    folders: Mapping[str, str] = {"38": "38-Cloud_training/train_{}", "test": "38-Cloud_test/test_{}"}  # of a band
-    halves: Mapping[str, tuple[str, ...]] = {"train": ("38",), "all": ("38",), "test": ("test",)}
+    training: tuple[str, ...] = ("38-Cloud_training/train_{}",)  # folders of a band, as is the next
+    test = "38-Cloud_test/test_{}"
     nonempty = "training_patches_38-cloud_nonempty.csv"
 
     def find(self, root: Path, rows: str | None, *, labels: bool, partial: bool = False) -> Found:
         listed = rows if rows not in self.parts else None
         part = "all" if listed is not None else rows or "train"
-        halves = {half: root / Path(self.folders[half]).parent for half in self.halves[part]}
-        there = [half for half, folder in halves.items() if part == "test" or folder.is_dir()]
+        chosen = {"test": (self.test,), "additional": self.training[1:]}.get(part, self.training)
+        folders = [root / folder for folder in chosen]
+        there = [folder for folder in folders if part == "test" or folder.parent.is_dir()]
         if not there:
-            expected = " or ".join(folder.name for folder in halves.values())
+            expected = " or ".join(folder.parent.name for folder in folders)
             raise DataError(f"{root}: has no folder {expected}; set the domain's root to the folder that holds it")
-        patches = [patch for half in there for patch in self._patches(root / self.folders[half])]
+        patches = [patch for folder in there for patch in self._patches(folder)]
         if listed is not None:
             return _found(patches, labels, partial, set(self._listed(Path(listed), root)), listed)
-        chosen = self._nonempty(root) if part not in ("all", "test") else None
-        return _found(patches, labels and part != "test", partial, chosen)
+        names = self._nonempty(root) if part not in ("all", "test") else None
+        return _found(patches, labels and part != "test", partial, names)
 
     def _patches(self, folders: Path) -> Iterator[tuple[Item, str]]:
         places = {band: folders.with_name(folders.name.format(band)) for band in (*self.bands, "gt")}
@@ -219,12 +215,11 @@ class Cloud38(Reader):
     def _listed(self, rows: Path, root: Path = Path()) -> list[str]:
         """The names in a list: a column `name` as in the official files, or a name a line."""
         lines = read_names(rows, root)
-        if lines and "name" in (header := next(csv.reader([lines[0]]))):
-            return [row["name"] for row in csv.DictReader(lines, fieldnames=header)][1:]
-        return lines
+        table = csv.DictReader(lines)
+        return [row["name"] for row in table] if "name" in (table.fieldnames or ()) else lines
 
     def scene_truth(self, root: Path) -> dict[str, Path]:
-        start, folder = "edited_corrected_gts_", (root / self.folders["test"]).with_name("Entire_scene_gts")
+        start, folder = "edited_corrected_gts_", (root / self.test).with_name("Entire_scene_gts")
         return {path.stem.removeprefix(start): path for path in sorted(folder.glob(f"{start}*")) if path.is_file()}
 
 
@@ -241,21 +236,12 @@ class Cloud95(Cloud38):
 
     parts = ("train", "all", "additional", "test")
     published = Published(
-        {
-            **{"all": 34701, "train": 34701, "train, nonempty": 21502, "test": 9201},
-            **{"additional": 26301, "additional, nonempty": 21502 - 5155},
-        },
+        {"all": 34701, "train": 34701, "additional": 26301, "test": 9201}
+        | {"train, nonempty": 21502, "additional, nonempty": 21502 - 5155},
         cloud=27.90,
         note="official README; cloud: the held-back patches of the ASDA authors",
     )
-    folders: Mapping[str, str] = {
-        **Cloud38.folders,
-        "95": "95-cloud_training_only_additional_to38-cloud/train_{}_additional_to38cloud",
-    }
-    halves: Mapping[str, tuple[str, ...]] = {
-        **Cloud38.halves,
-        **{"train": ("38", "95"), "all": ("38", "95"), "additional": ("95",)},
-    }
+    training = (*Cloud38.training, "95-cloud_training_only_additional_to38-cloud/train_{}_additional_to38cloud")
     nonempty = "training_patches_95-cloud_nonempty.csv"
 
 
@@ -285,9 +271,8 @@ class L8Biome(ScenesByPattern):
     """L8 Biome: 96 whole Landsat-8 scenes, 30 m, in eight biomes.
 
     Format: a folder a scene (`BC/<scene>/`), `<scene>_B1.TIF` to `_B11.TIF`, 16 bits, and `<scene>_fixedmask.img`. The
-    panchromatic band 8 is of another size and left out.
+    panchromatic band 8 is of another size and left out. No data: all bands 0.
     Classes: 0 fill, 64 shadow, 128 clear, 192 thin cloud, 255 cloud. Shadow is not labelled in every scene.
-    No data: all bands 0.
     Source: landsat.usgs.gov, Landsat 8 cloud cover assessment validation data, doi 10.5066/F7251GDH; about 88 GB.
     Citation: Foga et al., Remote Sensing of Environment 194 (2017) 379-390, doi 10.1016/j.rse.2017.03.026.
     Licence: public domain.
@@ -312,8 +297,7 @@ class SPARCS(ScenesByPattern):
 
     Format: `<scene>_<n>_data.tif`, ten bands of 16 bits, with `<scene>_<n>_mask.png` (USGS, a palette) or `_labels.tif`
     (Oregon State University), anywhere below the root.
-    Classes: 0 shadow, 1 shadow over water, 2 water, 3 snow, 4 land, 5 cloud, 6 flooded.
-    No data: all bands 0.
+    Classes: 0 shadow, 1 shadow over water, 2 water, 3 snow, 4 land, 5 cloud, 6 flooded. No data: all bands 0.
     Source: landsat.usgs.gov, SPARCS validation data, doi 10.5066/F7FB5146.
     Citation: Hughes, Kennedy, Remote Sensing 11 (2019) 2591, doi 10.3390/rs11212591.
     Licence: public domain.
@@ -337,8 +321,7 @@ class CloudSEN12(ScenesByPattern):
 
     Format: `{high,scribble,no-label}/ROI_<n>/<image>/S2L1C.tif`, 13 bands of 16 bits (reflectance times 10,000), and
     `labels/manual_hq.tif` beside it.
-    Classes: 0 clear, 1 thick cloud, 2 thin cloud, 3 shadow, 99 no label.
-    No data: all bands 0.
+    Classes: 0 clear, 1 thick cloud, 2 thin cloud, 3 shadow, 99 no label. No data: all bands 0.
     Parts: `high` has a label for every pixel; `scribble` and `no-label` serve as unlabelled images.
     Source: cloudsen12.github.io, doi 10.34911/rdnt.y3xeg3; about 1 TB in all.
     Citation: Aybar et al., Scientific Data 9 (2022) 782, doi 10.1038/s41597-022-01878-2.
@@ -381,11 +364,7 @@ def find_images(
 ) -> Found:
     """The images of a domain in the order of their names, with their scenes, and all that is wrong with the listing.
 
-    Args:
-        scene: regular expression in place of the reader's own.
-
-    Raises:
-        DataError: a folder or list is missing.
+    `scene` is a regular expression in place of the reader's own. Raises DataError if a folder or list is missing.
     """
     root = Path(root)
     if not root.is_dir():
@@ -411,12 +390,8 @@ def _scene(pattern: str, name: str) -> str | None:
 def _found(
     images: Sequence[tuple[Item, str]], labels: bool, partial: bool, names: set[str] | None, listed: str | None = None
 ) -> Found:
-    """The images of these names, or all, each with its label if that is wanted and there.
-
-    Args:
-        images: each with the label that it should have, and what to say where that is missing.
-        listed: the list that the names come from, if an image of each must be there.
-    """
+    """The images of these names, or all, each with its label if that is wanted and there. `images` come with the label
+    that each should have and what to say where that is missing; `listed` is the list of names, if all must be there."""
     items, faults = [], []
     for item, fault in (image for image in images if names is None or image[0].name in names):
         there = labels and item.label is not None and item.label.is_file()

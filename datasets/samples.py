@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from datasets.augment import Amounts, colour_change, flip, tone_change
-from datasets.geometry import crop, fitted_size, letterbox, scale_to
+from datasets.geometry import Raster, crop, fitted_size, letterbox, scale_to
 from datasets.images import ImageSet
 from utils.labels import IGNORE
 
@@ -27,13 +27,12 @@ IDLE = -1
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 DIED = re.compile(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)")
 HANGS = "DataLoader timed out"
-LAG = 1  # second
 
 
 class Sample(TypedDict, total=False):
     """What a loader process sends, in few bytes: `image` (C, H, W) uint8, `colour` (C, C + 1) float32, the change of it
-    that is left to `engine.batches.ready`, `valid` (H, W) bool, `name`, and `label` (H, W) uint8 with classes and 255
-    where nothing is known; `label` is absent in an unlabelled domain."""
+    that is left to `engine.batches.ready`, `valid` (H, W) bool, `name` and, in a labelled domain alone, `label` (H, W)
+    uint8 with classes and 255 where nothing is known."""
 
     image: Tensor
     colour: Tensor
@@ -47,11 +46,8 @@ class EndlessSamples(Dataset[Sample]):
     """An endless shuffled stream of one domain's samples; position n is always the same sample, changed the same way.
 
     Every pass over the images is a new permutation, so that each image is seen once per pass, and two domains of
-    different length do not pair the same images again and again.
-
-    Attributes:
-        stream: which of `STREAMS` it is; streams of one seed are independent.
-        size: side of the square sample in pixels.
+    different length do not pair the same images again and again. `stream` is one of `STREAMS`, of which those of one
+    seed are independent; `size` is the side of the square sample in pixels.
     """
 
     images: ImageSet
@@ -83,20 +79,19 @@ class EndlessSamples(Dataset[Sample]):
     def sample(self, position: int) -> Sample:
         item = self.images[self.index(position)]
         rng = np.random.default_rng([*self.key, 1, position])
-        raster = self.place(self.images.read(item, masked=False).raster, self.size, rng)
-        raster = flip(raster, self.amounts, rng)
-        planes = np.array(raster.image.transpose(2, 0, 1), order="C")  # (C, H, W), never the read-only cache itself
-        planes = tone_change(planes, self.amounts, rng)
-        valid = np.array(raster.valid)
-        raster = raster._replace(image=planes.transpose(1, 2, 0), valid=valid)
+        whole = Raster(*self.images.read(item, masked=False)[:3])
+        image, label, valid = flip(self.place(whole, self.size, rng), self.amounts, rng)
+        planes = np.array(image.transpose(2, 0, 1), order="C")  # (C, H, W), never the read-only cache itself
+        planes, valid = tone_change(planes, self.amounts, rng), np.array(valid)
+        colour = colour_change(Raster(planes.transpose(1, 2, 0), label, valid), self.amounts, rng)
         sample: Sample = {
             "image": torch.from_numpy(planes),
-            "colour": torch.from_numpy(colour_change(raster, self.amounts, rng)),
+            "colour": torch.from_numpy(colour),
             "valid": torch.from_numpy(valid),
             "name": item.name,
         }
-        if raster.label is not None:
-            sample["label"] = torch.from_numpy(np.where(valid, raster.label, np.uint8(IGNORE)))
+        if label is not None:
+            sample["label"] = torch.from_numpy(np.where(valid, label, np.uint8(IGNORE)))
         return sample
 
     def batches(
@@ -104,10 +99,9 @@ class EndlessSamples(Dataset[Sample]):
     ) -> Iterator[Sample]:
         """Batches `start` to `stop` of the stream, each stacked along a new first axis.
 
-        Args:
-            batch: samples of all processes together, a multiple of their number.
-            timeout: seconds after which a loader process that gives nothing is taken for dead; 0: never.
-            rank, processes: this process gets the samples `rank`, `rank + processes` and so on of a batch.
+        A batch has `batch` samples of all `processes` together, a multiple of their number; this one gets the samples
+        `rank`, `rank + processes` and so on. After `timeout` seconds, unless 0, a loader process that gives nothing is
+        taken for dead.
         """
         self.places = torch.zeros(workers, 2, dtype=torch.int64).share_memory_()
         loader = DataLoader(
@@ -122,7 +116,7 @@ class EndlessSamples(Dataset[Sample]):
         try:
             yield from loader
         except (EOFError, ConnectionError, FileNotFoundError) as error:  # a loader died as it handed over a batch
-            time.sleep(LAG)  # in which PyTorch's handler of SIGCHLD may raise what is raised below
+            time.sleep(1)  # second, in which PyTorch's handler of SIGCHLD may raise what is raised below
             alive = {child.pid for child in multiprocessing.active_children()}
             dead = ", ".join(str(pid) for pid in self.places[:, 0].tolist() if pid not in alive)
             raise RuntimeError(f"DataLoader worker (pid(s) {dead}) exited unexpectedly") from error
@@ -130,8 +124,7 @@ class EndlessSamples(Dataset[Sample]):
     def culprit(self, error: Exception) -> str | None:
         """The image at which a loader process of this stream was, or all it may have been, if `error` says that one
         died or hangs."""
-        died = DIED.search(str(error))
-        pids = {int(pid) for pid in died[1].split(",")} if died else set[int]()
+        pids = {int(pid) for died in DIED.findall(str(error)) for pid in died.split(",")}
         mine = [position for pid, position in self.places.tolist() if pid and (pid in pids or HANGS in str(error))]
         if not mine:
             return None
@@ -140,8 +133,8 @@ class EndlessSamples(Dataset[Sample]):
 
 
 def _end_with_parent(worker: int) -> None:
-    """Have Linux kill this loader process when the run dies, hanging or not; and leave to the run what is sent to all
-    of a terminal or a batch job, such as Ctrl-C: it needs the loaders to end its step."""
+    """Have Linux kill this loader process when the run dies, hanging or not; and leave to the run, which needs the
+    loaders to end its step, what is sent to all of a terminal or a batch job, such as Ctrl-C."""
     os.setpgid(0, 0)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -153,10 +146,8 @@ def _permutation(seed: int, stream: int, epoch: int, length: int) -> np.ndarray:
 
 
 def network_input(image: np.ndarray, size: int, geometry: Literal["letterbox", "crop"]) -> Tensor:
-    """The tensor (1, C, h, w) in [0, 1] on which a trained network predicts a whole 8-bit image (H, W, C).
-
-    Follows the training geometry without padding: the longer side scaled to `size`, or native resolution.
-    """
+    """The tensor (1, C, h, w) in [0, 1] on which a trained network predicts a whole 8-bit image (H, W, C): as in
+    training without padding, the longer side scaled to `size`, or at native resolution."""
     if geometry == "letterbox":
         image = scale_to(image, *fitted_size(image.shape[0], image.shape[1], size))
     return to_tensor(image)

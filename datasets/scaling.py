@@ -36,14 +36,8 @@ class Stretch(NamedTuple):
 
 
 def recorded_scaling(value: Any, bands: int) -> Stretch | str | None:
-    """A scaling as a weights file holds it in JSON: a list of what `Stretch` is made of, a name, or nothing.
-
-    Args:
-        bands: their number.
-
-    Raises:
-        TypeError, ValueError: it is something else.
-    """
+    """A scaling of so many bands as a weights file holds it in JSON: a list of what `Stretch` is made of, a name, or
+    nothing; raises TypeError or ValueError for anything else."""
     if value in (None, "shift8"):
         return value
     low, high, *rest = value
