@@ -5,8 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from config.schema import Config, DomainConfig
 from datasets.check import PartSummary, against_published, inspect_part, warnings_of
 from datasets.images import ImageSet
@@ -15,10 +13,9 @@ from datasets.readers import READERS
 from engine.domains import Role, SetName, domain_of, rules_of, search
 from engine.pictures import as_rgb, colour_mask
 from engine.run import make_generated
-from report.plots import picture_grid
+from report.plots import evenly_spaced, picture_grid, whole_label
 from utils.errors import DataError, printable
 from utils.files import write_text
-from utils.labels import IGNORE
 from utils.records import write_json
 
 SAMPLES = 8  # in the sheet of a domain
@@ -114,14 +111,13 @@ def draw_samples(images: ImageSet, path: Path) -> None:
     """A sheet of evenly spaced training images, scaled as in training, with their labels."""
     if not len(images):
         return
-    chosen = [images[i] for i in np.linspace(0, len(images) - 1, min(SAMPLES, len(images))).round().astype(int)]
+    chosen = evenly_spaced(images, SAMPLES)
     decoder = images.decoder
     if decoder.scaling is None and not has_8_bits(chosen, decoder):
         decoder = replace(decoder, scaling=measured_stretch(images.items, decoder))
     decoded = [decoder.read(item) for item in chosen]
-    labels = [np.full(d.valid.shape, IGNORE, np.uint8) if d.label is None else d.label for d in decoded]
     columns = {
-        "image": [d.placed(as_rgb(d.image), 0) for d in decoded],
-        "label": [colour_mask(d.placed(label, IGNORE)) for d, label in zip(decoded, labels, strict=True)],
+        "image": [one.placed(as_rgb(one.image), 0) for one in decoded],
+        "label": [colour_mask(whole_label(one)) for one in decoded],
     }
     picture_grid(path, [item.name for item in chosen], columns)

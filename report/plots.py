@@ -6,8 +6,22 @@ from typing import Any
 
 import numpy as np
 
+from datasets.decoded import Decoded
+from datasets.files import Item
 from engine.pictures import colour_entropy
 from utils.files import whole
+from utils.labels import IGNORE
+
+
+def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` of the items, the first and the last among them."""
+    return [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)]
+
+
+def whole_label(decoded: Decoded) -> np.ndarray:
+    """The label (H, W) uint8 of a whole image file, 255 where there is none."""
+    label = np.full(decoded.valid.shape, IGNORE, np.uint8) if decoded.label is None else decoded.label
+    return decoded.placed(label, IGNORE)
 
 
 def picture_grid(
@@ -19,7 +33,7 @@ def picture_grid(
     key: Sequence[tuple[str, tuple[int, int, int]]] = (),
     entropy_bar: bool = False,
 ) -> None:
-    """Draw pictures side by side, one row per image, as a PNG for a paper.
+    """Draw pictures side by side as a PNG for a paper.
 
     Args:
         names: one per row.
