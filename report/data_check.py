@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from config.schema import Config, DomainConfig
+from config.schema import Config
 from datasets.check import PartSummary, against_published, inspect_part, warnings_of
 from datasets.images import ImageSet
 from datasets.measured_scaling import has_8_bits, measured_stretch
@@ -27,8 +27,7 @@ def check(config: Config) -> None:
     folder = Path(config.out) / "check"
     folder.mkdir(parents=True, exist_ok=True)
     record: dict[str, dict[str, Any]] = {}
-    roles: tuple[Role, ...] = ("source", "target")
-    for role in roles:
+    for role in get_args(Role):
         domain = domain_of(config, role)
         if not domain.root:
             continue
@@ -37,12 +36,15 @@ def check(config: Config) -> None:
             draw_samples(images, folder / f"{role}.png")
         except DataError as error:
             parts["train"].problems.append(str(error))
-        published = READERS[domain.reader].published
+        reader, lists = READERS[domain.reader], {"both" if domain.eval_share else "train": domain.train}
+        if domain.eval is not None:
+            lists = {"train": domain.train, "eval": domain.eval}
+        keys = {name: reader.published_key(Path(domain.root), rows) for name, rows in lists.items()}
         record[role] = {
             "root": domain.root,
             "reader": domain.reader,
             "parts": {name: part.facts(images.decoder.bands) for name, part in parts.items()},
-            "notes": warnings_of(parts) + against_published(parts, published_keys(domain), published),
+            "notes": warnings_of(parts) + against_published(parts, keys, reader.published),
             "problems": sorted({problem for part in parts.values() for problem in part.problems}),
         }
     write_json(folder / "report.json", record)
@@ -76,14 +78,6 @@ def check_domain(config: Config, role: Role) -> tuple[dict[str, PartSummary], Im
             if domain.gamma != 1 and decoder.scaling is None and domain.scaling is None and "uint8" in part.dtypes:
                 part.problems.append(f"{role}.gamma is {domain.gamma}, but the files have 8 bits; give scaling: train")
     return parts, usable
-
-
-def published_keys(domain: DomainConfig) -> dict[str, str]:
-    """Which of the published counts each part, or both together, should have."""
-    root, key = Path(domain.root), READERS[domain.reader].published_key
-    if domain.eval is None:
-        return {"both" if domain.eval_share else "train": key(root, domain.train)}
-    return {"train": key(root, domain.train), "eval": key(root, domain.eval)}
 
 
 def section(role: str, found: Mapping[str, Any]) -> str:

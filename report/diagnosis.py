@@ -91,11 +91,8 @@ class Diagnosis:
 
 
 def diagnose(folder: Path) -> Diagnosis:
-    """Compare the stages of one finished run with the labels.
-
-    Raises:
-        DataError: the run has no student or no stored masks, or its target lacks labels.
-    """
+    """Compare the stages of one finished run with the labels; a DataError if it has no student or no stored masks, or
+    its target lacks labels."""
     record, split = folder / "intra" / "config.yaml", folder / "split"
     if not record.is_file():
         raise DataError(f"{record}: does not exist; give the folder of a run whose stage 3 is finished")

@@ -109,10 +109,8 @@ def evaluate_domain(
 ) -> DomainScores:
     """Predict every image of a domain with every model.
 
-    Args:
-        folder: receives the pictures.
-        pictures: with "masks", masks/ROLE/MODEL/NAME.png and, for labelled images, errors/ROLE/MODEL/NAME.png; with
-            "entropy", entropy/ROLE/MODEL/NAME.png.
+    Into `folder` go, for `pictures` with "masks", masks/ROLE/MODEL/NAME.png and, of labelled images, the same below
+    errors/; with "entropy", the same below entropy/.
     """
     predict = partial(evaluate_image, domain, models, config, folder, pictures)
     images = processes.divided(predict, list(domain.images), desc=f"predict {domain.role}", unit="image")
@@ -142,14 +140,13 @@ def evaluate_image(
         chosen = decided(probability, config.eval.head)
         uncertain = normalised_entropy(chosen[None])[0].numpy()
         same = (decide(probability, "main") == decide(probability, "aux")).numpy()
-        classes = chosen.argmax(0)
+        confidence, classes = chosen.max(0)
         mask = classes.byte().numpy()
         predicted[name] = mask[valid]
         matrix, calibration = None, np.zeros(())
         if label is not None:
             matrix = confusion_matrix(label=label, prediction=mask)
-            confidence = chosen.gather(0, classes[None])[0].numpy()
-            calibration = calibration_bins(label=label, prediction=mask, confidence=confidence)
+            calibration = calibration_bins(label=label, prediction=mask, confidence=confidence.numpy())
         scores[name] = ImageScores(
             matrix,
             calibration,

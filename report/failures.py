@@ -42,11 +42,10 @@ class FinishedRun(NamedTuple):
         """Label, mask (H, W) and share of wrong pixels among the known, NaN of none, of an image that has a label."""
         decoded = self.images.read(item)
         assert decoded.label is not None
-        mask = decide(probabilities(self.network, decoded.image, self.config.data), self.config.eval.head)
-        predicted = mask.byte().numpy()
-        known = decoded.label != IGNORE
-        share = float((predicted != decoded.label)[known].mean()) if known.any() else math.nan
-        return decoded.placed(decoded.label, IGNORE), decoded.placed(predicted, IGNORE), share
+        probability = probabilities(self.network, decoded.image, self.config.data)
+        mask, known = decide(probability, self.config.eval.head).byte().numpy(), decoded.label != IGNORE
+        share = float((mask != decoded.label)[known].mean()) if known.any() else math.nan
+        return decoded.placed(decoded.label, IGNORE), decoded.placed(mask, IGNORE), share
 
 
 def finished_run(folder: Path) -> FinishedRun:
@@ -59,9 +58,8 @@ def finished_run(folder: Path) -> FinishedRun:
 def draw_failures(runs: Sequence[Path], picture: Path, count: int = 5) -> None:
     """Write a grid as PNG: image, label, and for each run where its mask is wrong, with its share over these images.
 
-    Raises:
-        DataError: a run holds no network, the runs have other evaluation images than the last one, none of them has a
-            label, or `picture` exists or cannot be written.
+    A DataError if a run holds no network or has other evaluation images than the last one, none of them has a label, or
+    `picture` exists or cannot be written.
     """
     if picture.exists():
         raise DataError(f"{picture}: exists and is left as it is; give another name, or remove it")
@@ -73,9 +71,8 @@ def draw_failures(runs: Sequence[Path], picture: Path, count: int = 5) -> None:
     if not worst:
         raise DataError(f"{judge.config.target.root}: no evaluation image has a label, so there is nothing to judge by")
     columns: dict[str, list[np.ndarray]] = {"image": [visible(judge.images.read(items[name])) for name in worst]}
-    titles = [folder.name for folder in runs]
-    if len(set(titles)) < len(titles):
-        titles = [str(folder) for folder in runs]
+    names_differ = len({folder.name for folder in runs}) == len(runs)
+    titles = [folder.name if names_differ else str(folder) for folder in runs]
     for folder, title in zip(runs, titles, strict=True):
         one = judge if folder == runs[-1] else finished_run(folder)
         found = {item.name: item for item in one.images if item.label is not None}

@@ -18,12 +18,11 @@ def confusion_matrix(*, label: np.ndarray, prediction: np.ndarray, classes: int 
     """Count pixels: element [i, j] is the number of pixels of class i that were predicted as j; label 255 never counts.
 
     Args:
-        label: integers of any shape in [0, classes) or 255.
-        prediction: integers of the same shape in [0, classes).
+        label, prediction: integers of any one shape, in [0, classes); the label may be 255 as well.
         classes: K, at most 15.
 
     Returns:
-        (classes, classes) int64.
+        (K, K) int64.
 
     Raises:
         ValueError: the shapes differ, or a value is out of range.
@@ -37,9 +36,9 @@ def confusion_matrix(*, label: np.ndarray, prediction: np.ndarray, classes: int 
     if wrapped or (true.size and (found.max() >= classes or not ((true < classes) | (true == IGNORE)).all())):
         raise ValueError(f"found classes outside 0..{classes - 1} that are not {IGNORE}")
     # In eight bits 255 * K wraps round to 256 - K: the ignored pixels take the last K codes, beyond all K * K pairs.
-    code = true * np.uint8(classes) + found
+    code = (true * np.uint8(classes) + found).reshape(-1, 1)
     counts = np.zeros(256, np.int64)
-    for part in np.array_split(code.reshape(-1, 1), max(1, -(-code.size >> 24))):  # a histogram is exact up to 2**24
+    for part in np.array_split(code, max(1, -(-code.size >> 24))):  # a histogram is exact up to 2**24
         counts += cv2.calcHist([part], [0], None, [256], [0, 256]).ravel().astype(np.int64) if part.size else 0
     return counts[: classes * classes].reshape(classes, classes)
 
@@ -65,10 +64,8 @@ def calibration_bins(
 
 
 def calibration_error(binned: np.ndarray) -> float:
-    """The expected calibration error in [0, 1]: mean distance of confidence and accuracy, bins weighted by pixels.
-
-    Source: Guo et al., ICML 2017.
-    """
+    """The expected calibration error in [0, 1] (Guo et al., ICML 2017): mean distance of confidence and accuracy, bins
+    weighted by pixels."""
     pixels, confidence, correct = binned
     return float(np.abs(confidence - correct).sum() / pixels.sum()) if pixels.sum() else float("nan")
 
@@ -104,12 +101,10 @@ def brightness_counts(image: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def best_threshold(counts: np.ndarray) -> tuple[int, np.ndarray]:
-    """The brightness above which calling everything cloud gives the highest mIoU, and its confusion matrix.
-
-    It is chosen on the labels that it is scored on, so it is the best that brightness alone can do.
-    """
-    above = counts.sum(1, keepdims=True) - counts.cumsum(1)  # (2, 256), pixels brighter than each threshold
-    matrices = np.stack([counts.cumsum(1), above], 2).transpose(1, 0, 2)  # (256, 2, 2)
+    """The brightness above which calling everything cloud gives the highest mIoU, and its confusion matrix: chosen on
+    the labels that it is scored on, so it is the best that brightness alone can do."""
+    below = counts.cumsum(1)  # (2, 256), pixels no brighter than each threshold
+    matrices = np.stack([below, below[:, -1:] - below], 2).transpose(1, 0, 2)  # (256, 2, 2)
     best = int(np.nanargmax([scores(matrix)["miou"] for matrix in matrices]))
     return best, matrices[best]
 

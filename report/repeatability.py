@@ -57,11 +57,8 @@ def kappa(counts: np.ndarray) -> float:
 
 
 def adaptation_warnings(scores: Mapping[str, float]) -> list[str]:
-    """Warnings where an adapted model's masks are less repeatable than those of the model trained on the source alone.
-
-    Args:
-        scores: repeatability of a run's models on its target, by the names that `eval.py` gives them.
-    """
+    """Warnings where an adapted model's masks are less repeatable than those of the model trained on the source alone,
+    by the repeatability of a run's models on its target."""
     before = scores.get("source_only", math.nan)
     return [
         f"{name}: adaptation may have harmed. Its masks are less repeatable ({100 * scores[name]:.1f}) than those of "
