@@ -36,9 +36,9 @@ def check(config: Config) -> None:
             draw_samples(images, folder / f"{role}.png")
         except DataError as error:
             parts["train"].problems.append(str(error))
-        reader, lists = READERS[domain.reader], {"both" if domain.eval_share else "train": domain.train}
-        if domain.eval is not None:
-            lists = {"train": domain.train, "eval": domain.eval}
+        reader, lists = READERS[domain.reader], {"train": domain.train, "eval": domain.eval}
+        if domain.eval is None:  # a published count is of all that is shared out
+            lists = {"both" if domain.eval_share else "train": domain.train}
         keys = {name: reader.published_key(Path(domain.root), rows) for name, rows in lists.items()}
         record[role] = {
             "root": domain.root,

@@ -176,8 +176,8 @@ def draw_tsne(evaluation: Evaluation) -> list[Picture]:
         f"domain, the same in each panel; each panel is one joint embedding of both domains.{_part_of_image(config)} "
         f"Classes are {classes}. The domain probe is the balanced accuracy of a linear classifier that tells source "
         "from target on images it was not fitted to: 50 % where the domains are aligned. The silhouette (-1 to 1) is "
-        "high where the classes are apart. Both are taken in the first 50 principal components. "
-        "Distances between islands mean little in t-SNE."
+        "high where the classes are apart. Both are taken in the first 50 principal components. Distances between "
+        "islands mean little in t-SNE."
     )
     return [Picture("tsne.png", "t-SNE of the backbone's features", caption)]
 

@@ -71,10 +71,8 @@ def read_scenes(folder: Path) -> list[list[str]]:
 def read_log(stage: Path) -> list[dict[str, float]]:
     """The rows of a stage's metrics.jsonl; none where it is not there."""
     path = stage / "metrics.jsonl"
-    if not path.exists():
-        return []
     with reading(path, "the log of a stage", "finish the stage with the command that began it, or train again"):
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
         return [{key: float(row[key]) for key in ("step", *rows[0])} for row in rows]
 
 
