@@ -15,14 +15,11 @@ CLASSES = ("clear", "cloud")
 
 
 def confusion_matrix(*, label: np.ndarray, prediction: np.ndarray, classes: int = 2) -> np.ndarray:
-    """Count pixels: element [i, j] is the number of pixels of class i that were predicted as j; label 255 never counts.
+    """Count pixels: element [i, j] of (K, K) int64 is how many of class i were predicted as j; label 255 never counts.
 
     Args:
-        label, prediction: integers of any one shape, in [0, classes); the label may be 255 as well.
+        label, prediction: integers of any one shape, in [0, K); the label may be 255 as well.
         classes: K, at most 15.
-
-    Returns:
-        (K, K) int64.
 
     Raises:
         ValueError: the shapes differ, or a value is out of range.
@@ -48,13 +45,9 @@ def calibration_bins(
 ) -> np.ndarray:
     """Sum pixels by confidence, for the reliability curve and its error; label 255 never counts.
 
-    Args:
-        label, prediction: classes, of any one shape.
-        confidence: the predicted class's probability, in [0, 1], of the same shape.
-        bins: of equal width over [0, 1].
-
-    Returns:
-        (3, bins) float64: pixels, summed confidence, correct pixels. Bins of several images add up.
+    `label`, `prediction` and `confidence`, the predicted class's probability in [0, 1], are of any one shape; bins are
+    of equal width over [0, 1]. Gives (3, bins) float64: pixels, summed confidence, correct pixels; those of several
+    images add up.
     """
     known = label != IGNORE
     confidence = confidence[known].astype(np.float64)
@@ -71,14 +64,11 @@ def calibration_error(binned: np.ndarray) -> float:
 
 
 def bootstrap(groups: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
-    """mIoU of `draws` resamples, groups drawn with replacement.
+    """mIoU (..., draws) in [0, 1] of resamples, groups drawn with replacement.
 
     Args:
         groups: (..., G, 2, 2) confusion matrices of G images or scenes; leading axes are models that share each draw,
             so that their differences can be taken draw by draw.
-
-    Returns:
-        (..., draws) in [0, 1].
     """
     count = groups.shape[-3]
     times = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)  # (draws, G)
@@ -110,13 +100,11 @@ def best_threshold(counts: np.ndarray) -> tuple[int, np.ndarray]:
 
 
 def scores(matrix: np.ndarray) -> dict[str, Any]:
-    """IoU, precision, recall and F1 per class, pixel accuracy, balanced accuracy and mIoU, all in [0, 1].
+    """IoU, precision, recall and F1 per class, pixel accuracy, balanced accuracy and mIoU, all in [0, 1], of counts
+    (2, 2), rows true, columns predicted.
 
     A class that is neither present nor predicted has no score (NaN), and means are taken over the others; recall of an
     absent class and precision of a class that is never predicted are NaN as well.
-
-    Args:
-        matrix: (2, 2) counts, rows true, columns predicted.
     """
     counts = matrix.astype(np.float64)
     hit, true, found = np.diag(counts), counts.sum(1), counts.sum(0)

@@ -36,8 +36,7 @@ def picture_grid(
     """Draw pictures side by side as a PNG for a paper.
 
     Args:
-        names: one per row.
-        columns: title -> one picture (H, W, 3) uint8 per row.
+        names, columns: one name per row; title -> one picture (H, W, 3) uint8 per row.
         key: (text, RGB colour) for a legend below.
         entropy_bar: draw the colour bar of `colour_entropy`.
     """
@@ -125,8 +124,8 @@ def embedding_panels(
         probe = "not possible, one image" if np.isnan(panel.probe) else f"{panel.probe:.0%}"
         silhouette = f", silhouette {panel.silhouette:.2f}" if silhouettes else ""
         axis.set_xlabel(f"domain probe {probe}{silhouette}", fontsize=7)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=7, markerscale=3, frameon=False)
+    shown = axes[0].get_legend_handles_labels()
+    figure.legend(*shown, loc="outside lower center", ncols=4, fontsize=7, markerscale=3, frameon=False)
     save_figure(figure, path)
 
 
