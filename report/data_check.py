@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-import numpy as np
-
-from config.schema import Config, DomainConfig
+from config.schema import Config
 from datasets.check import PartSummary, against_published, inspect_part, warnings_of
 from datasets.images import ImageSet
 from datasets.measured_scaling import has_8_bits, measured_stretch
@@ -15,10 +13,9 @@ from datasets.readers import READERS
 from engine.domains import Role, SetName, domain_of, rules_of, search
 from engine.pictures import as_rgb, colour_mask
 from engine.run import make_generated
-from report.plots import picture_grid
+from report.plots import evenly_spaced, picture_grid, whole_label
 from utils.errors import DataError, printable
 from utils.files import write_text
-from utils.labels import IGNORE
 from utils.records import write_json
 
 SAMPLES = 8  # in the sheet of a domain
@@ -30,8 +27,7 @@ def check(config: Config) -> None:
     folder = Path(config.out) / "check"
     folder.mkdir(parents=True, exist_ok=True)
     record: dict[str, dict[str, Any]] = {}
-    roles: tuple[Role, ...] = ("source", "target")
-    for role in roles:
+    for role in get_args(Role):
         domain = domain_of(config, role)
         if not domain.root:
             continue
@@ -40,12 +36,15 @@ def check(config: Config) -> None:
             draw_samples(images, folder / f"{role}.png")
         except DataError as error:
             parts["train"].problems.append(str(error))
-        published = READERS[domain.reader].published
+        reader, lists = READERS[domain.reader], {"train": domain.train, "eval": domain.eval}
+        if domain.eval is None:  # a published count is of all that is shared out
+            lists = {"both" if domain.eval_share else "train": domain.train}
+        keys = {name: reader.published_key(Path(domain.root), rows) for name, rows in lists.items()}
         record[role] = {
             "root": domain.root,
             "reader": domain.reader,
             "parts": {name: part.facts(images.decoder.bands) for name, part in parts.items()},
-            "notes": warnings_of(parts) + against_published(parts, published_keys(domain), published),
+            "notes": warnings_of(parts) + against_published(parts, keys, reader.published),
             "problems": sorted({problem for part in parts.values() for problem in part.problems}),
         }
     write_json(folder / "report.json", record)
@@ -81,14 +80,6 @@ def check_domain(config: Config, role: Role) -> tuple[dict[str, PartSummary], Im
     return parts, usable
 
 
-def published_keys(domain: DomainConfig) -> dict[str, str]:
-    """Which of the published counts each part, or both together, should have."""
-    root, key = Path(domain.root), READERS[domain.reader].published_key
-    if domain.eval is None:
-        return {"both" if domain.eval_share else "train": key(root, domain.train)}
-    return {"train": key(root, domain.train), "eval": key(root, domain.eval)}
-
-
 def section(role: str, found: Mapping[str, Any]) -> str:
     """A domain's record, in Markdown."""
     facts = found["parts"]
@@ -114,14 +105,13 @@ def draw_samples(images: ImageSet, path: Path) -> None:
     """A sheet of evenly spaced training images, scaled as in training, with their labels."""
     if not len(images):
         return
-    chosen = [images[i] for i in np.linspace(0, len(images) - 1, min(SAMPLES, len(images))).round().astype(int)]
+    chosen = evenly_spaced(images, SAMPLES)
     decoder = images.decoder
     if decoder.scaling is None and not has_8_bits(chosen, decoder):
         decoder = replace(decoder, scaling=measured_stretch(images.items, decoder))
     decoded = [decoder.read(item) for item in chosen]
-    labels = [np.full(d.valid.shape, IGNORE, np.uint8) if d.label is None else d.label for d in decoded]
     columns = {
-        "image": [d.placed(as_rgb(d.image), 0) for d in decoded],
-        "label": [colour_mask(d.placed(label, IGNORE)) for d, label in zip(decoded, labels, strict=True)],
+        "image": [one.placed(as_rgb(one.image), 0) for one in decoded],
+        "label": [colour_mask(whole_label(one)) for one in decoded],
     }
     picture_grid(path, [item.name for item in chosen], columns)

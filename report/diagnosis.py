@@ -38,8 +38,7 @@ class Diagnosis:
     Attributes:
         matrices: (2, 2) of teacher, stored masks and student, rows true, columns predicted; of the stored masks
             without the pixels that they leave open.
-        pixels: (LEVELS, 2), pixels by the teacher's entropy, where it is right and where it is wrong.
-        stored: (LEVELS, 2), the same of the stored masks, by the teacher's entropy too.
+        pixels, stored: (LEVELS, 2), pixels by the teacher's entropy, where it, or the stored mask, is right and wrong.
         entropy, error: of each image, the teacher's mean entropy and its share of wrong pixels.
         changes: (2, 2), pixels by teacher right or wrong, student right or wrong.
     """
@@ -91,11 +90,8 @@ class Diagnosis:
 
 
 def diagnose(folder: Path) -> Diagnosis:
-    """Compare the stages of one finished run with the labels.
-
-    Raises:
-        DataError: the run has no student or no stored masks, or its target lacks labels.
-    """
+    """Compare the stages of one finished run with the labels; a DataError if it has no student or no stored masks, or
+    its target lacks labels."""
     record, split = folder / "intra" / "config.yaml", folder / "split"
     if not record.is_file():
         raise DataError(f"{record}: does not exist; give the folder of a run whose stage 3 is finished")

@@ -7,7 +7,7 @@ from functools import partial
 from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -93,26 +93,13 @@ class Evaluation(NamedTuple):
     scores: Sequence[DomainScores]
 
 
-class ImageScores(NamedTuple):
-    """What one model said about one image, as in `ModelScores`, and its probability of cloud (N,) at some pixels."""
-
-    matrix: np.ndarray | None
-    calibration: np.ndarray | float
-    entropy: float
-    heads: float
-    cloud: float
-    drawn: np.ndarray
-
-
 def evaluate_domain(
     domain: Domain, models: Mapping[str, Segmenter], config: Config, folder: Path, pictures: Collection[str] = ()
 ) -> DomainScores:
     """Predict every image of a domain with every model.
 
-    Args:
-        folder: receives the pictures.
-        pictures: with "masks", masks/ROLE/MODEL/NAME.png and, for labelled images, errors/ROLE/MODEL/NAME.png; with
-            "entropy", entropy/ROLE/MODEL/NAME.png.
+    Into `folder` go, for `pictures` with "masks", masks/ROLE/MODEL/NAME.png and, of labelled images, the same below
+    errors/; with "entropy", the same below entropy/.
     """
     predict = partial(evaluate_image, domain, models, config, folder, pictures)
     images = processes.divided(predict, list(domain.images), desc=f"predict {domain.role}", unit="image")
@@ -129,12 +116,13 @@ def evaluate_domain(
 
 def evaluate_image(
     domain: Domain, models: Mapping[str, Segmenter], config: Config, folder: Path, pictures: Collection[str], item: Item
-) -> tuple[dict[str, ImageScores], dict[tuple[str, str], float], np.ndarray, np.ndarray]:
-    """Predict one image with every model: its part of `DomainScores`, and the features (N, F) of the drawn pixels."""
+) -> tuple[dict[str, tuple[Any, ...]], dict[tuple[str, str], float], np.ndarray, np.ndarray]:
+    """Predict one image with every model: its part of `DomainScores`, and the features (N, F) of the drawn pixels; with
+    what each model said, in the order of the fields of `ModelScores`, its probability of cloud (N,) at these."""
     decoded = domain.images.read(item)
     image, label, valid = decoded.image, decoded.label, decoded.valid
     predicted: dict[str, np.ndarray] = {}
-    scores: dict[str, ImageScores] = {}
+    scores: dict[str, tuple[Any, ...]] = {}
     places = drawn_places(item.name, int(valid.sum()), len(domain.images))
     for name, model in models.items():
         seen = domain.views[name].read(item).image if name in domain.views else image
@@ -142,22 +130,16 @@ def evaluate_image(
         chosen = decided(probability, config.eval.head)
         uncertain = normalised_entropy(chosen[None])[0].numpy()
         same = (decide(probability, "main") == decide(probability, "aux")).numpy()
-        classes = chosen.argmax(0)
+        confidence, classes = chosen.max(0)
         mask = classes.byte().numpy()
         predicted[name] = mask[valid]
         matrix, calibration = None, np.zeros(())
         if label is not None:
             matrix = confusion_matrix(label=label, prediction=mask)
-            confidence = chosen.gather(0, classes[None])[0].numpy()
-            calibration = calibration_bins(label=label, prediction=mask, confidence=confidence)
-        scores[name] = ImageScores(
-            matrix,
-            calibration,
-            entropy=float(uncertain[valid].mean(dtype=np.float64)),
-            heads=float(same[valid].mean()),
-            cloud=float(predicted[name].mean()),
-            drawn=chosen[1].numpy()[valid][places],
-        )
+            calibration = calibration_bins(label=label, prediction=mask, confidence=confidence.numpy())
+        entropy, heads = float(uncertain[valid].mean(dtype=np.float64)), float(same[valid].mean())
+        drawn = chosen[1].numpy()[valid][places]
+        scores[name] = (matrix, calibration, entropy, heads, float(predicted[name].mean()), drawn)
         file = Path(domain.role, name, f"{item.name}.png")
         if "masks" in pictures:
             whole = decoded.placed(mask, IGNORE)

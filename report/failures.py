@@ -10,78 +10,65 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from config.load import load_config
-from config.schema import Config
-from datasets.files import Item
-from datasets.images import ImageSet
 from engine.build import trained
 from engine.cli import run
 from engine.domains import evaluation_images
 from engine.inference import decide, probabilities
 from engine.layout import best_model
 from engine.pictures import ERROR_KEY, colour_errors, colour_mask, thinned, visible
-from nets.segmenter import Segmenter
 from report.plots import picture_grid
 from utils.errors import DataError
 from utils.labels import IGNORE
 
 
-class FinishedRun(NamedTuple):
-    """The last network of a run of bash.sh or compare.py, and the target's evaluation images as it sees them."""
+class FinishedRun:
+    """The last network of a run of bash.sh or compare.py, and the target's labelled evaluation images as it sees them,
+    by name; a DataError where the folder holds no network."""
 
-    config: Config
-    network: Segmenter
-    images: ImageSet
+    def __init__(self, folder: Path) -> None:
+        model = best_model(folder)
+        self.config = load_config(["--config", str(folder / model.stage / "config.yaml"), "--out", str(folder)])
+        self.network = trained(self.config, model.name)
+        self.images = evaluation_images(self.config, "target")
+        self.labelled = {item.name: item for item in self.images if item.label is not None}
 
-    def errors(self, item: Item) -> tuple[np.ndarray, np.ndarray, float]:
-        """Label, mask (H, W) and share of wrong pixels among the known, NaN of none, of an image that has a label."""
-        decoded = self.images.read(item)
+    def errors(self, name: str) -> tuple[np.ndarray, np.ndarray, float]:
+        """Label, mask (H, W) and share of wrong pixels among the known, NaN of none, of a labelled image."""
+        decoded = self.images.read(self.labelled[name])
         assert decoded.label is not None
-        mask = decide(probabilities(self.network, decoded.image, self.config.data), self.config.eval.head)
-        predicted = mask.byte().numpy()
-        known = decoded.label != IGNORE
-        share = float((predicted != decoded.label)[known].mean()) if known.any() else math.nan
-        return decoded.placed(decoded.label, IGNORE), decoded.placed(predicted, IGNORE), share
-
-
-def finished_run(folder: Path) -> FinishedRun:
-    """Raises DataError where the folder holds no network."""
-    model = best_model(folder)
-    config = load_config(["--config", str(folder / model.stage / "config.yaml"), "--out", str(folder)])
-    return FinishedRun(config, trained(config, model.name), evaluation_images(config, "target"))
+        probability = probabilities(self.network, decoded.image, self.config.data)
+        mask, known = decide(probability, self.config.eval.head).byte().numpy(), decoded.label != IGNORE
+        share = float((mask != decoded.label)[known].mean()) if known.any() else math.nan
+        return decoded.placed(decoded.label, IGNORE), decoded.placed(mask, IGNORE), share
 
 
 def draw_failures(runs: Sequence[Path], picture: Path, count: int = 5) -> None:
     """Write a grid as PNG: image, label, and for each run where its mask is wrong, with its share over these images.
 
-    Raises:
-        DataError: a run holds no network, the runs have other evaluation images than the last one, none of them has a
-            label, or `picture` exists or cannot be written.
+    A DataError if a run holds no network or has other evaluation images than the last one, none of them has a label, or
+    `picture` exists or cannot be written.
     """
     if picture.exists():
         raise DataError(f"{picture}: exists and is left as it is; give another name, or remove it")
-    judge = finished_run(runs[-1])
-    items = {item.name: item for item in judge.images if item.label is not None}
-    shares = {name: judge.errors(item)[2] for name, item in tqdm(items.items(), desc=str(runs[-1]), unit="image")}
+    judge = FinishedRun(runs[-1])
+    shares = {name: judge.errors(name)[2] for name in tqdm(judge.labelled, desc=str(runs[-1]), unit="image")}
     judged = [name for name, share in shares.items() if not math.isnan(share)]
     worst = sorted(judged, key=lambda name: (-shares[name], name))[:count]
     if not worst:
         raise DataError(f"{judge.config.target.root}: no evaluation image has a label, so there is nothing to judge by")
-    columns: dict[str, list[np.ndarray]] = {"image": [visible(judge.images.read(items[name])) for name in worst]}
-    titles = [folder.name for folder in runs]
-    if len(set(titles)) < len(titles):
-        titles = [str(folder) for folder in runs]
+    columns = {"image": [visible(judge.images.read(judge.labelled[name])) for name in worst]}
+    names_differ = len({folder.name for folder in runs}) == len(runs)
+    titles = [folder.name if names_differ else str(folder) for folder in runs]
     for folder, title in zip(runs, titles, strict=True):
-        one = judge if folder == runs[-1] else finished_run(folder)
-        found = {item.name: item for item in one.images if item.label is not None}
-        if found.keys() != items.keys():
+        one = judge if folder == runs[-1] else FinishedRun(folder)
+        if one.labelled.keys() != judge.labelled.keys():
             raise DataError(f"{folder}: has other labelled evaluation images than {runs[-1]}; give runs on one target")
-        labels, masks, wrong = zip(*(one.errors(found[name]) for name in worst), strict=True)
+        labels, masks, wrong = zip(*map(one.errors, worst), strict=True)
         columns.setdefault("label", [thinned(colour_mask(label)) for label in labels])
         errors = [thinned(colour_errors(label, mask)) for label, mask in zip(labels, masks, strict=True)]
         columns[f"{title}: {100 * np.mean(wrong):.0f} %"] = errors

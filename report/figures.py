@@ -1,10 +1,12 @@
 """The pictures of an evaluation: masks and errors, entropy maps, t-SNE and Grad-CAM, each with its caption."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from itertools import zip_longest
+from itertools import product, zip_longest
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import numpy as np
@@ -21,14 +23,14 @@ from engine.inference import decided, probabilities
 from engine.pictures import CLOUD, ERROR_KEY, as_rgb, colour_mask, laid_over, outlined, read_png, thinned, visible
 from engine.pseudo_labels import RANKING, read_ranking
 from losses.entropy import normalised_entropy
-from nets.segmenter import Head, Segmenter
+from nets.segmenter import Head
 from report.embedding import Patch, embed, features_at, sample_pixels
-from report.evaluation import Domain, DomainScores, Evaluation
+from report.evaluation import Evaluation
 from report.gradcam import grad_cam
-from report.plots import embedding_panels, entropy_histograms, picture_grid
+from report.metrics import CLASSES
+from report.plots import embedding_panels, entropy_histograms, evenly_spaced, picture_grid, whole_label
 from report.records import Picture
 from utils.errors import MissingError
-from utils.labels import IGNORE
 from utils.records import reading, write_json
 
 SPLIT_IMAGES = 12  # of each split in the histograms of entropy
@@ -40,53 +42,45 @@ TSNE_IMAGES = 60  # of each domain; more would only cost memory, a few pixels ar
 
 def draw_masks(evaluation: Evaluation) -> list[Picture]:
     """Image, label and every model's mask; then outlines, and where each model is wrong."""
-    config, folder = evaluation.config, evaluation.folder
-    return [picture for result in evaluation.scores for picture in _masks_of(result, config, folder)]
+    config, folder, *_, results = evaluation
+    figures = []
+    for result in results:
+        domain, role = result.domain, result.domain.role
+        chosen = evenly_spaced(domain.images, config.eval.pictures)
+        names, images, labels = [item.name for item in chosen], [], []
+        for decoded in map(domain.images.read, chosen):
+            images.append(visible(decoded))
+            labels.append(thinned(whole_label(decoded)))
+        masks = _stored(folder / "masks" / role, result.models, chosen)
+        truth = {"label": [colour_mask(label) for label in labels]} if domain.labelled else {}
+        columns = {"image": images, **truth, **masks}
+        picture_grid(folder / "masks" / f"{role}.png", names, columns, f"{role}: {domain.protocol}")
+        colours = (
+            "Clear ground is pale green, cloud white; grey, where there is any, is not known. Evenly spaced images of "
+            "the evaluation list, not chosen by result."
+        )
+        figures.append(Picture(f"masks/{role}.png", f"Masks on the {role}", colours))
 
-
-def _masks_of(result: DomainScores, config: Config, folder: Path) -> list[Picture]:
-    domain, role = result.domain, result.domain.role
-    chosen = _evenly(domain.images, config.eval.pictures)
-    names = [item.name for item in chosen]
-    images, labels = [], []
-    for item in chosen:
-        decoded = domain.images.read(item)
-        images.append(visible(decoded))
-        label = np.full(decoded.valid.shape, IGNORE, np.uint8) if decoded.label is None else decoded.label
-        labels.append(thinned(decoded.placed(label, IGNORE)))
-    masks = _stored(folder / "masks" / role, result.models, chosen)
-    truth = {"label": [colour_mask(label) for label in labels]} if domain.labelled else {}
-    caption = f"{role}: {domain.protocol}"
-    picture_grid(folder / "masks" / f"{role}.png", names, {"image": images, **truth, **masks}, caption)
-
-    title, last = list(masks.items())[-1]
-    columns = {f"{title}, outline": [outlined(i, (m == CLOUD).all(2)) for i, m in zip(images, last, strict=True)]}
-    note = "The outline of the cloud drawn over the image."
-    if domain.labelled:
-        outlines = {"label, outline": [outlined(i, k) for i, k in zip(images, labels, strict=True)]}
-        columns = outlines | columns | _stored(folder / "errors" / role, result.models, chosen, truth["label"])
-        note += " In the error views red is cloud that the model missed, blue is clear ground that it calls cloud."
-    key = ERROR_KEY if domain.labelled else ()
-    picture_grid(folder / "masks" / f"{role}_errors.png", names, columns, key=key)
-    colours = (
-        "Clear ground is pale green, cloud white; grey, where there is any, is not known. Evenly spaced images of the "
-        "evaluation list, not chosen by result."
-    )
-    return [
-        Picture(f"masks/{role}.png", f"Masks on the {role}", colours),
-        Picture(f"masks/{role}_errors.png", f"Outlines and errors on the {role}", note),
-    ]
+        title, last = list(masks.items())[-1]
+        columns = {f"{title}, outline": [outlined(i, (m == CLOUD).all(2)) for i, m in zip(images, last, strict=True)]}
+        note = "The outline of the cloud drawn over the image."
+        if domain.labelled:
+            outlines = {"label, outline": [outlined(i, k) for i, k in zip(images, labels, strict=True)]}
+            columns = outlines | columns | _stored(folder / "errors" / role, result.models, chosen, truth["label"])
+            note += " In the error views red is cloud that the model missed, blue is clear ground that it calls cloud."
+        key = ERROR_KEY if domain.labelled else ()
+        picture_grid(folder / "masks" / f"{role}_errors.png", names, columns, key=key)
+        figures.append(Picture(f"masks/{role}_errors.png", f"Outlines and errors on the {role}", note))
+    return figures
 
 
 def draw_entropy(evaluation: Evaluation) -> list[Picture]:
     """Entropy maps of every model; where there is a split, the distributions over easy and hard images."""
-    config, folder, models, _, results = evaluation
+    config, folder, *_, results = evaluation
     figures = []
-    views: dict[str, ImageSet] = {}
     for result in results:
         domain, role = result.domain, result.domain.role
-        views |= domain.views  # those of the target, the source has none
-        chosen = _evenly(domain.images, config.eval.pictures)
+        chosen = evenly_spaced(domain.images, config.eval.pictures)
         columns = {"image": [visible(domain.images.read(item)) for item in chosen]}
         columns |= _stored(folder / "entropy" / role, result.models, chosen)
         picture_grid(folder / "entropy" / f"{role}.png", [i.name for i in chosen], columns, entropy_bar=True)
@@ -95,13 +89,12 @@ def draw_entropy(evaluation: Evaluation) -> list[Picture]:
             "equally likely). Sure is not right: compare with the errors above."
         )
         figures.append(Picture(f"entropy/{role}.png", f"Entropy on the {role}", caption))
-    return figures + _draw_split(models, config, folder, views)
+    return figures + _draw_split(evaluation)
 
 
-def _draw_split(
-    models: Mapping[str, Segmenter], config: Config, folder: Path, views: Mapping[str, ImageSet]
-) -> list[Picture]:
+def _draw_split(evaluation: Evaluation) -> list[Picture]:
     """The most and least certain images, and each model's entropy on easy and hard ones; nothing without a split."""
+    config, folder, models, domains, _ = evaluation
     split = Path(config.out) / "split"
     if config.eval.weights is not None or not (split / RANKING).exists():
         return []
@@ -119,17 +112,17 @@ def _draw_split(
     }
     picture_grid(folder / "entropy" / "split.png", [f"{i + 1}." for i in range(count)], columns)
 
-    chosen = {half: _evenly(sorted(items[image.name] for image in of), SPLIT_IMAGES) for half, of in halves.items()}
-    values: dict[str, dict[str, np.ndarray]] = {}
-    with tqdm(total=len(models) * sum(map(len, chosen.values())), desc="easy and hard images", unit="image") as bar:
-        for name, model in models.items():
-            seen = replace(images, decoder=views[name].decoder, cache=None) if name in views else images
-            for half, of in chosen.items():
-                pixels = []
-                for item in of:
-                    pixels.append(_entropies(model, seen, item, config))
-                    bar.update()
-                values.setdefault(_title(name), {})[half] = np.concatenate(pixels)
+    views = {name: view for domain in domains for name, view in domain.views.items()}  # the source has none
+    chosen = {half: evenly_spaced(sorted(items[i.name] for i in of), SPLIT_IMAGES) for half, of in halves.items()}
+    shown = [(name, half, item) for name in models for half, of in chosen.items() for item in of]
+    pixels: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
+    for name, half, item in tqdm(shown, desc="easy and hard images", unit="image"):
+        seen = replace(images, decoder=views[name].decoder, cache=None) if name in views else images
+        decoded = seen.read(item)
+        probability = decided(probabilities(models[name], decoded.image, config.data), config.eval.head)
+        entropy = normalised_entropy(probability[None])[0].numpy()[decoded.valid]
+        pixels[name, half].append(entropy[:: math.ceil(len(entropy) / SPLIT_PIXELS)])
+    values = {_title(name): {half: np.concatenate(pixels[name, half]) for half in chosen} for name in models}
     entropy_histograms(folder / "entropy" / "easy_hard.png", values)
     caption = (
         f"Entropy of the pixels of up to {SPLIT_IMAGES} easy and as many hard target images, on a logarithmic axis. "
@@ -143,25 +136,22 @@ def _draw_split(
     ]
 
 
-def _entropies(model: Segmenter, images: ImageSet, item: Item, config: Config) -> np.ndarray:
-    decoded = images.read(item)
-    chosen = decided(probabilities(model, decoded.image, config.data), config.eval.head)
-    pixels = normalised_entropy(chosen[None])[0].numpy()[decoded.valid]
-    return pixels[:: max(1, -(-len(pixels) // SPLIT_PIXELS))]
-
-
 def draw_tsne(evaluation: Evaluation) -> list[Picture]:
     """One joint embedding of both domains' features per model, of the same pixels; a MissingError without a source."""
     config, folder, models, domains, _ = evaluation
-    target = next(domain for domain in domains if domain.role == "target")
-    source = next((domain.images for domain in domains if domain.role == "source"), None)
-    if source is None:
-        if not config.source.root:
-            raise MissingError("t-SNE compares two domains; give source.root, a folder of labelled images")
-        source = training_images(config, "source", labels=True)
+    by_role = {domain.role: domain for domain in domains}
+    target = by_role["target"]
+    if "source" not in by_role and not config.source.root:
+        raise MissingError("t-SNE compares two domains; give source.root, a folder of labelled images")
+    source = by_role["source"].images if "source" in by_role else training_images(config, "source", labels=True)
 
     def patches(images: ImageSet) -> list[Patch]:
-        return [_patch(item, images, config) for item in _evenly(images, TSNE_IMAGES)]
+        found = []
+        for decoded in map(images.read, evenly_spaced(images, TSNE_IMAGES)):
+            label = None if decoded.label is None else thinned(_middle(decoded.label, config))
+            patch = network_input(_middle(decoded.image, config), config.data.size, config.data.geometry)
+            found.append(Patch(patch, label, thinned(_middle(decoded.valid, config))))
+        return found
 
     reference = list(models)[-1]
     known = {"source": patches(source), "target": patches(target.seen_by(reference))}
@@ -173,20 +163,21 @@ def draw_tsne(evaluation: Evaluation) -> list[Picture]:
         panels[_title(name)] = embed(features_at(model, [*known["source"], *seen], pixels), pixels, config.seed)
     embedding_panels(folder / "tsne.png", panels, pixels.source, pixels.cloud, silhouettes=not predicted)
     classes = "labels" if not predicted else f"labels and, where an image has none, what the {reference} predicts"
-    numbers: dict[str, dict[str, float | None]] = {}
-    for name, panel in panels.items():
-        probe = None if math.isnan(panel.probe) else panel.probe
-        silhouette = None if predicted else panel.silhouette  # of one model's predictions: no fair comparison
-        numbers[name] = {"domain_probe": probe, "silhouette": silhouette}
-    record = {"pixels": len(pixels.source), "classes": classes, "models": numbers}
-    write_json(folder / "tsne.json", record)
+    numbers = {
+        name: {
+            "domain_probe": None if math.isnan(panel.probe) else panel.probe,
+            "silhouette": None if predicted else panel.silhouette,  # of one model's predictions: no fair comparison
+        }
+        for name, panel in panels.items()
+    }
+    write_json(folder / "tsne.json", {"pixels": len(pixels.source), "classes": classes, "models": numbers})
     caption = (
         f"{len(pixels.source)} feature pixels of at most {TSNE_IMAGES} images a domain, as many of each class and "
         f"domain, the same in each panel; each panel is one joint embedding of both domains.{_part_of_image(config)} "
         f"Classes are {classes}. The domain probe is the balanced accuracy of a linear classifier that tells source "
         "from target on images it was not fitted to: 50 % where the domains are aligned. The silhouette (-1 to 1) is "
-        "high where the classes are apart. Both are taken in the first 50 principal components. "
-        "Distances between islands mean little in t-SNE."
+        "high where the classes are apart. Both are taken in the first 50 principal components. Distances between "
+        "islands mean little in t-SNE."
     )
     return [Picture("tsne.png", "t-SNE of the backbone's features", caption)]
 
@@ -194,37 +185,33 @@ def draw_tsne(evaluation: Evaluation) -> list[Picture]:
 def draw_gradcam(evaluation: Evaluation) -> list[Picture]:
     """Where each head of the last model finds clear ground and cloud."""
     config, folder, models, domains, _ = evaluation
-    return [_gradcam_of(domain, models, config, folder) for domain in domains]
-
-
-def _gradcam_of(domain: Domain, models: Mapping[str, Segmenter], config: Config, folder: Path) -> Picture:
     name, model = list(models.items())[-1]
-    chosen = _evenly(domain.images, min(config.eval.pictures, CAM_IMAGES))
-    device = next(model.parameters()).device
-    columns: dict[str, list[np.ndarray]] = {"image": []}
-    heads: tuple[Head, ...] = ("main", "aux")
-    for item in tqdm(chosen, desc=f"Grad-CAM {domain.role}", unit="image"):
-        decoded = domain.seen_by(name).read(item)
-        image, valid = _middle(decoded.image, config), _middle(decoded.valid, config)
-        patch, known = network_input(image, config.data.size, config.data.geometry), torch.from_numpy(valid.copy())
-        picture = thinned(as_rgb(image))
-        columns["image"].append(picture)
-        for head in heads:
-            for target, kind in enumerate(("clear", "cloud")):
-                cam = grad_cam(model, patch.to(device), target, head, config.eval.cam_layer, known).cpu().numpy()
+    device, layer = next(model.parameters()).device, config.eval.cam_layer
+    caption = (
+        f"Grad-CAM of the {_title(name)} at {layer or 'the features that each head reads'}: bright where the layer "
+        "speaks for the class, summed over the pixels that the head gives to that class, or over all of them if there "
+        f"is none.{_part_of_image(config)} Each map is scaled by its own maximum."
+    )
+    figures = []
+    for domain in domains:
+        chosen = evenly_spaced(domain.images, min(config.eval.pictures, CAM_IMAGES))
+        columns: dict[str, list[np.ndarray]] = {"image": []}
+        for item in tqdm(chosen, desc=f"Grad-CAM {domain.role}", unit="image"):
+            decoded = domain.seen_by(name).read(item)
+            image, valid = _middle(decoded.image, config), _middle(decoded.valid, config)
+            patch = network_input(image, config.data.size, config.data.geometry).to(device)
+            picture, known = thinned(as_rgb(image)), torch.from_numpy(valid.copy())
+            columns["image"].append(picture)
+            for head, (target, kind) in product(get_args(Head), enumerate(CLASSES)):
+                cam = grad_cam(model, patch, target, head, layer, known).cpu().numpy()
                 cam = cv2.resize(cam, picture.shape[1::-1]) if cam.shape != picture.shape[:2] else cam
                 heat = laid_over(picture, np.where(thinned(valid), cam, 0))
                 columns.setdefault(f"{head} head: {kind}", []).append(heat)
-    (folder / "gradcam").mkdir(exist_ok=True)
-    file = f"gradcam/{domain.role}.png"
-    picture_grid(folder / file, [item.name for item in chosen], columns, f"{_title(name)} on the {domain.role}")
-    layer = config.eval.cam_layer or "the features that each head reads"
-    caption = (
-        f"Grad-CAM of the {_title(name)} at {layer}: bright where the layer speaks for the class, summed over the "
-        f"pixels that the head gives to that class, or over all of them if there is none.{_part_of_image(config)} "
-        "Each map is scaled by its own maximum."
-    )
-    return Picture(file, f"Class activation on the {domain.role}", caption)
+        (folder / "gradcam").mkdir(exist_ok=True)
+        file = f"gradcam/{domain.role}.png"
+        picture_grid(folder / file, [item.name for item in chosen], columns, f"{_title(name)} on the {domain.role}")
+        figures.append(Picture(file, f"Class activation on the {domain.role}", caption))
+    return figures
 
 
 FIGURES: dict[str, tuple[Callable[[Evaluation], list[Picture]], ...]] = {  # part of the report -> what draws it
@@ -233,13 +220,6 @@ FIGURES: dict[str, tuple[Callable[[Evaluation], list[Picture]], ...]] = {  # par
     "tsne": (draw_tsne,),
     "gradcam": (draw_gradcam,),
 }
-
-
-def _patch(item: Item, images: ImageSet, config: Config) -> Patch:
-    decoded = images.read(item)
-    image, valid = _middle(decoded.image, config), _middle(decoded.valid, config)
-    label = None if decoded.label is None else thinned(_middle(decoded.label, config))
-    return Patch(network_input(image, config.data.size, config.data.geometry), label, thinned(valid))
 
 
 def _middle(raster: np.ndarray, config: Config) -> np.ndarray:
@@ -265,10 +245,6 @@ def _stored(
         ]
         for model in models
     }
-
-
-def _evenly(items: Sequence[Item], count: int) -> list[Item]:
-    return [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)]
 
 
 def _title(model: str) -> str:

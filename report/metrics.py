@@ -15,15 +15,11 @@ CLASSES = ("clear", "cloud")
 
 
 def confusion_matrix(*, label: np.ndarray, prediction: np.ndarray, classes: int = 2) -> np.ndarray:
-    """Count pixels: element [i, j] is the number of pixels of class i that were predicted as j; label 255 never counts.
+    """Count pixels: element [i, j] of (K, K) int64 is how many of class i were predicted as j; label 255 never counts.
 
     Args:
-        label: integers of any shape in [0, classes) or 255.
-        prediction: integers of the same shape in [0, classes).
+        label, prediction: integers of any one shape, in [0, K); the label may be 255 as well.
         classes: K, at most 15.
-
-    Returns:
-        (classes, classes) int64.
 
     Raises:
         ValueError: the shapes differ, or a value is out of range.
@@ -37,9 +33,9 @@ def confusion_matrix(*, label: np.ndarray, prediction: np.ndarray, classes: int 
     if wrapped or (true.size and (found.max() >= classes or not ((true < classes) | (true == IGNORE)).all())):
         raise ValueError(f"found classes outside 0..{classes - 1} that are not {IGNORE}")
     # In eight bits 255 * K wraps round to 256 - K: the ignored pixels take the last K codes, beyond all K * K pairs.
-    code = true * np.uint8(classes) + found
+    code = (true * np.uint8(classes) + found).reshape(-1, 1)
     counts = np.zeros(256, np.int64)
-    for part in np.array_split(code.reshape(-1, 1), max(1, -(-code.size >> 24))):  # a histogram is exact up to 2**24
+    for part in np.array_split(code, max(1, -(-code.size >> 24))):  # a histogram is exact up to 2**24
         counts += cv2.calcHist([part], [0], None, [256], [0, 256]).ravel().astype(np.int64) if part.size else 0
     return counts[: classes * classes].reshape(classes, classes)
 
@@ -49,13 +45,9 @@ def calibration_bins(
 ) -> np.ndarray:
     """Sum pixels by confidence, for the reliability curve and its error; label 255 never counts.
 
-    Args:
-        label, prediction: classes, of any one shape.
-        confidence: the predicted class's probability, in [0, 1], of the same shape.
-        bins: of equal width over [0, 1].
-
-    Returns:
-        (3, bins) float64: pixels, summed confidence, correct pixels. Bins of several images add up.
+    `label`, `prediction` and `confidence`, the predicted class's probability in [0, 1], are of any one shape; bins are
+    of equal width over [0, 1]. Gives (3, bins) float64: pixels, summed confidence, correct pixels; those of several
+    images add up.
     """
     known = label != IGNORE
     confidence = confidence[known].astype(np.float64)
@@ -65,23 +57,18 @@ def calibration_bins(
 
 
 def calibration_error(binned: np.ndarray) -> float:
-    """The expected calibration error in [0, 1]: mean distance of confidence and accuracy, bins weighted by pixels.
-
-    Source: Guo et al., ICML 2017.
-    """
+    """The expected calibration error in [0, 1] (Guo et al., ICML 2017): mean distance of confidence and accuracy, bins
+    weighted by pixels."""
     pixels, confidence, correct = binned
     return float(np.abs(confidence - correct).sum() / pixels.sum()) if pixels.sum() else float("nan")
 
 
 def bootstrap(groups: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
-    """mIoU of `draws` resamples, groups drawn with replacement.
+    """mIoU (..., draws) in [0, 1] of resamples, groups drawn with replacement.
 
     Args:
         groups: (..., G, 2, 2) confusion matrices of G images or scenes; leading axes are models that share each draw,
             so that their differences can be taken draw by draw.
-
-    Returns:
-        (..., draws) in [0, 1].
     """
     count = groups.shape[-3]
     times = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)  # (draws, G)
@@ -104,24 +91,20 @@ def brightness_counts(image: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def best_threshold(counts: np.ndarray) -> tuple[int, np.ndarray]:
-    """The brightness above which calling everything cloud gives the highest mIoU, and its confusion matrix.
-
-    It is chosen on the labels that it is scored on, so it is the best that brightness alone can do.
-    """
-    above = counts.sum(1, keepdims=True) - counts.cumsum(1)  # (2, 256), pixels brighter than each threshold
-    matrices = np.stack([counts.cumsum(1), above], 2).transpose(1, 0, 2)  # (256, 2, 2)
+    """The brightness above which calling everything cloud gives the highest mIoU, and its confusion matrix: chosen on
+    the labels that it is scored on, so it is the best that brightness alone can do."""
+    below = counts.cumsum(1)  # (2, 256), pixels no brighter than each threshold
+    matrices = np.stack([below, below[:, -1:] - below], 2).transpose(1, 0, 2)  # (256, 2, 2)
     best = int(np.nanargmax([scores(matrix)["miou"] for matrix in matrices]))
     return best, matrices[best]
 
 
 def scores(matrix: np.ndarray) -> dict[str, Any]:
-    """IoU, precision, recall and F1 per class, pixel accuracy, balanced accuracy and mIoU, all in [0, 1].
+    """IoU, precision, recall and F1 per class, pixel accuracy, balanced accuracy and mIoU, all in [0, 1], of counts
+    (2, 2), rows true, columns predicted.
 
     A class that is neither present nor predicted has no score (NaN), and means are taken over the others; recall of an
     absent class and precision of a class that is never predicted are NaN as well.
-
-    Args:
-        matrix: (2, 2) counts, rows true, columns predicted.
     """
     counts = matrix.astype(np.float64)
     hit, true, found = np.diag(counts), counts.sum(1), counts.sum(0)

@@ -26,9 +26,7 @@ def write_report(
 ) -> list[Picture]:
     """Write `folder`/report.html from what this and earlier evaluations left there; returns the curves of training.
 
-    Args:
-        failures: part -> why it failed.
-        missing: part -> what it would have needed.
+    `failures` has why a part failed, `missing` what a part that is left out would have needed.
     """
     out, stale = Path(config.out), {"scores", "predictions"} & set(failures)
     curves = _curves(folder, out)
@@ -42,7 +40,7 @@ def write_report(
         domains=[] if stale else [_domain(role, entry) for role, entry in read_metrics(folder).items()],
         figures=[(figure, _embedded(folder / figure.file)) for figure in shown],
         scenes=[] if "scenes" in failures else read_scenes(folder),
-        split=_split(out),
+        split=read_ranking(out / "split") if (out / "split" / RANKING).exists() else None,
         failures=failures,
         missing=missing or {},
         warnings=[f"{model.name}: {line}" for model in MODELS.values() for line in read_warnings(out / model.stage)],
@@ -80,20 +78,15 @@ def _domain(role: str, entry: dict[str, Any]) -> dict[str, Any]:
         label, *cells = row(name, values)
         wins = [title in best and shown[title].get(name) == best[title] for title in HEADER[1:]]
         rows.append((label, list(zip(cells, wins, strict=True)), name in trained))
-    gains = {
-        name: (100 * values["gain"], [100 * edge for edge in values["gain_interval"] or ()])
-        for name, values in models.items()
-        if "gain" in values
-    }
-    return {"role": role, **entry, "header": HEADER, "rows": rows, "signs": sign_rows(entry), "gains": gains}
+    return {"role": role, **entry, "header": HEADER, "rows": rows, "signs": sign_rows(entry)}
 
 
 def _embedded(path: Path) -> str:
     """The picture as a data address, in WebP, which is a fifth of the PNG's size."""
     with reading(path, "a picture", AGAIN), Image.open(path) as picture, io.BytesIO() as packed:
-        small = max(picture.size) <= 16383  # the limit of WebP
-        picture.convert("RGB").save(packed, "webp" if small else "png", quality=88)
-        return f"data:image/{'webp' if small else 'png'};base64," + base64.b64encode(packed.getvalue()).decode("ascii")
+        kind = "webp" if max(picture.size) <= 16383 else "png"  # the limit of WebP
+        picture.convert("RGB").save(packed, kind, quality=88)
+        return f"data:image/{kind};base64," + base64.b64encode(packed.getvalue()).decode("ascii")
 
 
 def _curves(folder: Path, out: Path) -> list[Picture]:
@@ -108,12 +101,3 @@ def _curves(folder: Path, out: Path) -> list[Picture]:
         "backbone's learning rate."
     )
     return [Picture("curves.png", "Training", caption)]
-
-
-def _split(out: Path) -> dict[str, Any] | None:
-    """Counts of the entropy split, and its most and least certain images."""
-    if not (out / "split" / RANKING).exists():
-        return None
-    easy, hard = read_ranking(out / "split").values()
-    ranked = [*easy, *hard]
-    return {"easy": len(easy), "hard": len(hard), "certain": ranked[:5], "uncertain": ranked[:-6:-1]}

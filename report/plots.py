@@ -6,8 +6,22 @@ from typing import Any
 
 import numpy as np
 
+from datasets.decoded import Decoded
+from datasets.files import Item
 from engine.pictures import colour_entropy
 from utils.files import whole
+from utils.labels import IGNORE
+
+
+def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` of the items, the first and the last among them."""
+    return [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)]
+
+
+def whole_label(decoded: Decoded) -> np.ndarray:
+    """The label (H, W) uint8 of a whole image file, 255 where there is none."""
+    label = np.full(decoded.valid.shape, IGNORE, np.uint8) if decoded.label is None else decoded.label
+    return decoded.placed(label, IGNORE)
 
 
 def picture_grid(
@@ -19,11 +33,10 @@ def picture_grid(
     key: Sequence[tuple[str, tuple[int, int, int]]] = (),
     entropy_bar: bool = False,
 ) -> None:
-    """Draw pictures side by side, one row per image, as a PNG for a paper.
+    """Draw pictures side by side as a PNG for a paper.
 
     Args:
-        names: one per row.
-        columns: title -> one picture (H, W, 3) uint8 per row.
+        names, columns: one name per row; title -> one picture (H, W, 3) uint8 per row.
         key: (text, RGB colour) for a legend below.
         entropy_bar: draw the colour bar of `colour_entropy`.
     """
@@ -34,13 +47,13 @@ def picture_grid(
     side = 1.55
     figure = new_figure(side * len(columns) + 0.6 * entropy_bar, side * len(names) + 0.45 + 0.3 * bool(key))
     axes = figure.subplots(len(names), len(columns), squeeze=False)
-    for j, (title, pictures) in enumerate(columns.items()):
-        axes[0][j].set_title(title, fontsize=8)
-        for i, picture in enumerate(pictures):
-            axes[i][j].imshow(picture)
-            axes[i][j].set(xticks=[], yticks=[])
-            if j == 0:
-                axes[i][j].set_ylabel(_short(names[i]), fontsize=6)
+    for column, (title, pictures) in zip(axes.T, columns.items(), strict=True):
+        column[0].set_title(title, fontsize=8)
+        for axis, picture in zip(column, pictures, strict=True):
+            axis.imshow(picture)
+            axis.set(xticks=[], yticks=[])
+    for axis, name in zip(axes[:, 0], names, strict=True):
+        axis.set_ylabel(name if len(name) <= 24 else f"{name[:8]}…{name[-15:]}", fontsize=6)
     if caption:
         (figure.suptitle if key else figure.supxlabel)(caption, fontsize=7)  # a legend takes the place below
     if entropy_bar:
@@ -53,10 +66,6 @@ def picture_grid(
         patches = [Patch(facecolor="#{:02x}{:02x}{:02x}".format(*of), edgecolor="0.6", label=text) for text, of in key]
         figure.legend(handles=patches, loc="outside lower center", ncols=len(key), fontsize=7, frameon=False)
     save_figure(figure, path)
-
-
-def _short(name: str, length: int = 24) -> str:
-    return name if len(name) <= length else f"{name[: length // 3]}…{name[-(length - length // 3 - 1) :]}"
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -73,11 +82,8 @@ def save_figure(figure: Any, path: Path, **options: Any) -> None:
 
 
 def entropy_histograms(path: Path, values: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """Distributions of pixel entropy, one panel per model, one line per split.
-
-    Args:
-        values: model -> {"easy": pixels, "hard": pixels}, normalised entropies in [0, 1].
-    """
+    """Distributions of pixels' normalised entropy in [0, 1], model -> {"easy": pixels, "hard": pixels}: one panel per
+    model, one line per split."""
     figure = new_figure(2.6 * len(values), 2.3)
     axes = figure.subplots(1, len(values), squeeze=False, sharey=True)[0]
     for panel, (model, splits) in zip(axes, values.items(), strict=True):
@@ -105,12 +111,8 @@ EMBEDDED = (  # (is source, is cloud) -> name and colour
 def embedding_panels(
     path: Path, panels: Mapping[str, Any], source: np.ndarray, cloud: np.ndarray, *, silhouettes: bool = True
 ) -> None:
-    """The t-SNE of every model, side by side; see `report.embedding.Panel`.
-
-    Args:
-        source, cloud: (N,) bool, domain and class of each point.
-        silhouettes: write the silhouette below each panel.
-    """
+    """The t-SNE of every model, a `report.embedding.Panel`, side by side, with its silhouette where `silhouettes`;
+    `source` and `cloud`, (N,) bool, are domain and class of each point."""
     figure = new_figure(2.9 * len(panels), 3.4)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (model, panel) in zip(axes, panels.items(), strict=True):
@@ -122,8 +124,8 @@ def embedding_panels(
         probe = "not possible, one image" if np.isnan(panel.probe) else f"{panel.probe:.0%}"
         silhouette = f", silhouette {panel.silhouette:.2f}" if silhouettes else ""
         axis.set_xlabel(f"domain probe {probe}{silhouette}", fontsize=7)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=7, markerscale=3, frameon=False)
+    shown = axes[0].get_legend_handles_labels()
+    figure.legend(*shown, loc="outside lower center", ncols=4, fontsize=7, markerscale=3, frameon=False)
     save_figure(figure, path)
 
 
@@ -131,11 +133,8 @@ CURVES = {"raw/": "losses (unweighted)", "stats/": "shares", "lr": "learning rat
 
 
 def training_curves(path: Path, stages: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-    """Losses, shares (entropies, accepted pseudo-labels) and learning rates by step, a row of panels per stage.
-
-    Args:
-        stages: name -> the rows of its metrics.jsonl.
-    """
+    """Losses, shares (entropies, accepted pseudo-labels) and learning rates by step, a row of panels for each stage's
+    rows of metrics.jsonl."""
     figure = new_figure(8.6, 2.2 * len(stages))
     rows = figure.subplots(len(stages), 3, squeeze=False)
     for axes, (stage, log) in zip(rows, stages.items(), strict=True):

@@ -32,11 +32,8 @@ def seen_as_trained(domain: Domain, config: Config) -> Domain:
 
 
 def check_view(config: Config, stage: Path) -> None:
-    """Refuse to show a network images in another way than in training, or training images as held-back ones.
-
-    Raises:
-        ConfigError: a setting differs from the stage's own config.yaml, where there is one, or that is damaged.
-    """
+    """Raise a ConfigError where a setting differs from the stage's own config.yaml, or that is damaged: a network would
+    be shown images in another way than in training, or training images would pass for held-back ones."""
     record = stage / "config.yaml"
     if not record.exists():
         return
@@ -48,8 +45,8 @@ def check_view(config: Config, stage: Path) -> None:
                 keys[role] = ["eval_share", "bands", "nodata"] + ["scene"] * bool(domain.eval_share)
                 keys[role] += ["scaling", "gamma"] * (role == "source")  # of the target, each model brings its own
         known = [(section, name) for section, names in keys.items() for name in names if name in before[section]]
-        trained_with = {(section, name): before[section][name] for section, name in known}
-    for (section, name), then in trained_with.items():
+        trained_with = [(section, name, before[section][name]) for section, name in known]
+    for section, name, then in trained_with:
         if then != (now := getattr(getattr(config, section), name)):
             raise ConfigError(
                 f"{section}.{name} is {now!r}, but {stage} was trained with {then!r}; "
@@ -64,12 +61,10 @@ def held_back(domain: DomainConfig) -> bool:
 
 def evaluation_domains(config: Config) -> list[Domain]:
     """The target, and the source where it has held-back images."""
+    roles: list[Role] = ["target", "source"] if config.source.root and held_back(config.source) else ["target"]
     domains = []
-    roles: tuple[Role, ...] = ("target", "source")
     for role in roles:
         domain = domain_of(config, role)
-        if role == "source" and not (held_back(domain) and domain.root):
-            continue
         protocol = HELD_BACK if held_back(domain) else TRANSDUCTIVE
         if config.eval.weights is not None:
             protocol = "given images; whether the weights were trained on them is not known"

@@ -2,18 +2,17 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from engine.run import command_line
 from report.metrics import score_at
 from report.scene_scores import scene_table
 from report.tables import MEASURES
-from utils.files import write_text
 from utils.records import read_json, reading, write_json
 
-T = TypeVar("T")
 AGAIN = "remove it, and run eval.py again"
 
 
@@ -28,63 +27,53 @@ class Picture(NamedTuple):
 def remember_pictures(folder: Path, part: str, pictures: Sequence[Picture]) -> None:
     """Note a part's pictures in `folder`/pictures.json, in place of those it made before, and its command."""
     known = read_pictures(folder) | {part: [*pictures]}
-    text = json.dumps({name: [picture._asdict() for picture in made] for name, made in known.items()}, indent=2)
-    write_text(folder / "pictures.json", text + "\n")
-    commands = read_commands(folder) | {part: command_line()}
-    write_json(folder / "commands.json", commands)
+    write_json(folder / "pictures.json", {name: [one._asdict() for one in made] for name, made in known.items()})
+    write_json(folder / "commands.json", read_commands(folder) | {part: command_line()})
 
 
 def read_pictures(folder: Path) -> dict[str, list[Picture]]:
     """The pictures of each part that was made."""
-
-    def parts(found: Any) -> dict[str, list[Picture]]:
+    path = folder / "pictures.json"
+    with reading(path, "the pictures of an evaluation", AGAIN):
+        found = read_json(path) if path.exists() else {}
         made = {part: [Picture(**picture) for picture in pictures] for part, pictures in found.items()}
-        for picture in (picture for pictures in made.values() for picture in pictures):
+        for picture in chain.from_iterable(made.values()):
             if not all(isinstance(text, str) for text in picture):
                 raise ValueError(f"found {picture}, expected texts")
             if Path(picture.file).is_absolute() or ".." in Path(picture.file).parts:
                 raise ValueError(f"found {picture.file!r}, expected a file below {folder}")
         return made
 
-    return _read(folder / "pictures.json", "the pictures of an evaluation", parts) or {}
-
 
 def read_commands(folder: Path) -> dict[str, str]:
     """The command that made each part."""
-    taken = _read(folder / "commands.json", "the commands of an evaluation", lambda found: [*found.items()])
-    return {str(part): str(command) for part, command in taken or ()}
+    path = folder / "commands.json"
+    with reading(path, "the commands of an evaluation", AGAIN):
+        found = read_json(path) if path.exists() else {}
+        return {str(part): str(command) for part, command in found.items()}
 
 
 def read_metrics(folder: Path) -> dict[str, dict[str, Any]]:
     """The entry of each domain in metrics.json, see `tables.report_of`."""
-
-    def domains(found: Any) -> dict[str, dict[str, Any]]:
-        return {role: _domain(entry) for role, entry in found["domains"].items()}
-
-    return _read(folder / "metrics.json", "the scores of an evaluation", domains) or {}
+    path = folder / "metrics.json"
+    with reading(path, "the scores of an evaluation", AGAIN):
+        found = read_json(path)["domains"] if path.exists() else {}
+        return {role: _domain(entry) for role, entry in found.items()}
 
 
 def read_scenes(folder: Path) -> list[list[str]]:
     """The table of the official score by scenes."""
-    return _read(folder / "scenes.json", "the scores of whole scenes", scene_table) or []
+    path = folder / "scenes.json"
+    with reading(path, "the scores of whole scenes", AGAIN):
+        return scene_table(read_json(path)) if path.exists() else []
 
 
 def read_log(stage: Path) -> list[dict[str, float]]:
     """The rows of a stage's metrics.jsonl; none where it is not there."""
     path = stage / "metrics.jsonl"
-    if not path.exists():
-        return []
     with reading(path, "the log of a stage", "finish the stage with the command that began it, or train again"):
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
         return [{key: float(row[key]) for key in ("step", *rows[0])} for row in rows]
-
-
-def _read(path: Path, what: str, taken: Callable[[Any], T]) -> T | None:
-    """What is taken from a JSON file, None where there is none."""
-    if not path.exists():
-        return None
-    with reading(path, what, AGAIN):
-        return taken(read_json(path))
 
 
 def _domain(entry: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,8 @@ PARTS = 8  # of a domain's scenes, each predicted from the others; with two the 
 def repeatability(
     features: Sequence[np.ndarray], cloud: Sequence[np.ndarray], scenes: Sequence[str] | None = None
 ) -> float:
-    """Cohen's kappa of a model's masks and what they say of one another, on drawn pixels.
+    """Cohen's kappa of a model's masks and what they say of one another, on drawn pixels: at most 1, 0 for masks that
+    are unrelated or all of one class, NaN for fewer than two images or scenes.
 
     Scenes, or images where scenes are unknown, are dealt in turn to `PARTS` parts, as many as there are scenes where
     these are fewer; a classifier predicts the masks of each part, having learnt those of all others.
@@ -32,9 +33,6 @@ def repeatability(
         features: (N, F) of each image, see `pixel_classifier.pixel_features`.
         cloud: (N,) of each image, the model's probability of cloud in [0, 1].
         scenes: of each image, if known.
-
-    Returns:
-        At most 1, 0 for masks that are unrelated or all of one class; NaN for fewer than two images or scenes.
     """
     places = {name: place for place, name in enumerate(dict.fromkeys(scenes or map(str, range(len(cloud)))))}
     if len(places) < 2:
@@ -57,11 +55,8 @@ def kappa(counts: np.ndarray) -> float:
 
 
 def adaptation_warnings(scores: Mapping[str, float]) -> list[str]:
-    """Warnings where an adapted model's masks are less repeatable than those of the model trained on the source alone.
-
-    Args:
-        scores: repeatability of a run's models on its target, by the names that `eval.py` gives them.
-    """
+    """Warnings where an adapted model's masks are less repeatable than those of the model trained on the source alone,
+    by the repeatability of a run's models on its target."""
     before = scores.get("source_only", math.nan)
     return [
         f"{name}: adaptation may have harmed. Its masks are less repeatable ({100 * scores[name]:.1f}) than those of "

@@ -22,10 +22,7 @@ def summary(runs: Sequence[Path]) -> str:
     """One table per evaluated domain: models by row, mean ± standard deviation over the runs in percent.
 
     The standard deviation is that of a sample (n - 1); with one run it is left out. The last column lists each run's
-    mIoU in the order given.
-
-    Raises:
-        DataError: a run has no metrics.json or a damaged one, or the runs do not hold the same domains and models.
+    mIoU in the order given. A DataError if a metrics.json is missing or damaged, or of other domains or models.
     """
     paths = [run / "eval" / "metrics.json" for run in runs]
     if missing := [path for path in paths if not path.is_file()]:

@@ -38,10 +38,6 @@ PAPER = {  # the columns of the published tables, by their true names
     "BA": COLUMNS["balanced accuracy"],  # MCAP
 }
 FEW = 10  # images or scenes, below which a bootstrap interval is too narrow
-IMAGE_HEADER = (
-    *("model", "image", "scene", "error", "missed", "false_alarm", "iou_cloud", "cloud_true", "cloud_predicted"),
-    *("mean_entropy", "head_agreement"),
-)
 NAMING = (
     "The published tables of this method call precision of a class its recall ('Re'), and recall its CPA; "
     "their MCAP is balanced accuracy. Here every column has its true name."
@@ -215,9 +211,10 @@ def latex(report: dict[str, Any]) -> str:
     return "".join(parts)
 
 
-def image_rows(result: DomainScores) -> list[Sequence[str]]:
+def image_rows(result: DomainScores) -> list[list[str]]:
     """A header, and one row per model and image, by the share of wrong pixels, the largest of a model first."""
-    table: list[Sequence[str]] = [IMAGE_HEADER]
+    numbers_of = ["error", "missed", "false_alarm", "iou_cloud", "cloud_true", "cloud_predicted"]
+    table = [["model", "image", "scene", *numbers_of, "mean_entropy", "head_agreement"]]
     scenes = result.domain.scenes or [""] * len(result.domain.images)
     for name, model in result.models.items():
         rows = []
