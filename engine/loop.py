@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from config.schema import Config
+from datasets.samples import EndlessSamples
 from engine import processes
 from engine.batches import ready
 from engine.build import device_of
@@ -32,6 +33,7 @@ from nets.weights import save_segmenter
 from utils.errors import ConfigError, Interrupted, TrainingError
 from utils.files import write_text
 
+Streams = Mapping[str, EndlessSamples]  # by name
 EARLY = 50  # steps after which a term that was always 0 is reported for the first time
 
 
@@ -69,21 +71,9 @@ class Ledger(nn.Module):
         ]
 
 
-class Stream(Protocol):
-    """An endless stream of samples, cut into batches, of which each of several processes gets its share."""
-
-    def batches(
-        self, batch: int, start: int, stop: int, workers: int, timeout: int, rank: int, processes: int
-    ) -> Iterator[Any]: ...
-
-    def culprit(self, error: Exception) -> str | None:
-        """The image at which a loader process of this stream was, if `error` says that one died or hangs."""
-        ...
-
-
 def fit(
     stage: TrainingStage,
-    streams: Mapping[str, Stream],
+    streams: Streams,
     folder: Path,
     config: Config,
     *,
@@ -227,7 +217,7 @@ def _section(folder: Path) -> str:
 
 @contextmanager
 def _explained(
-    streams: Mapping[str, Stream], folder: Path, config: Config, batch: int, device: torch.device, noted: Sequence[int]
+    streams: Streams, folder: Path, config: Config, batch: int, device: torch.device, noted: Sequence[int]
 ) -> Iterator[None]:
     """Within it, PyTorch's errors of memory and of loader processes say which setting or file to look at."""
     try:
