@@ -24,9 +24,9 @@ NO_MEMORY = re.compile(
 )
 
 
-def peak_mib(device: torch.device) -> float:
+def peak_mib(device: torch.device | None) -> float:
     """Peak so far in MiB: of PyTorch's tensors on a GPU, else of the whole process."""
-    if device.type == "cuda":
+    if device is not None and device.type == "cuda":
         import torch
 
         return torch.cuda.max_memory_allocated(device) / 2**20
@@ -84,7 +84,6 @@ def memory_explained(place: object, doing: str, device: torch.device | None, adv
     except Exception as error:
         if isinstance(error, AsdaError) or not ran_out(error):
             raise
-        peak = process_peak_mib() if device is None else peak_mib(device)
         raise EvaluationError(
-            f"{place}: {device or 'cpu'} has not enough memory for {doing} (peak {peak:,.0f} MiB). {advice}"
+            f"{place}: {device or 'cpu'} has not enough memory for {doing} (peak {peak_mib(device):,.0f} MiB). {advice}"
         ) from error
