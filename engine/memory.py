@@ -76,8 +76,7 @@ def ran_out(error: BaseException) -> bool:
 def memory_explained(place: object, doing: str, device: torch.device | None, advice: str) -> Iterator[None]:
     """Within it, an error that memory ran out becomes an EvaluationError: where, for what, and what to do about it.
 
-    Args:
-        device: that of the network; None where PyTorch is not in use.
+    `device` is that of the network, None where PyTorch is not in use.
     """
     try:
         yield
