@@ -109,13 +109,10 @@ def prediction_grid(segmenter: Segmenter, batch: Mapping[str, Mapping[str, Any]]
         image: Tensor = samples["image"][:images]
         with evaluating(segmenter):
             prob = segmenter(image).main.softmax(1)
-        rows.append([_pixels(i) for i in image])
+        shown = (image.permute(0, 2, 3, 1).clamp(0, 1) * 255).byte().cpu().numpy()
+        rows.append([as_rgb(pixels) for pixels in shown])
         if "label" in samples:
             rows.append([colour_mask(label.cpu().numpy()) for label in samples["label"][:images]])
         rows.append([colour_mask(mask.cpu().numpy()) for mask in prob.argmax(1)])
         rows.append([colour_entropy(entropy.cpu().numpy()) for entropy in normalised_entropy(prob)])
     return grid(rows)
-
-
-def _pixels(image: Tensor) -> np.ndarray:
-    return as_rgb((image.permute(1, 2, 0).clamp(0, 1) * 255).byte().cpu().numpy())

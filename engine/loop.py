@@ -55,20 +55,20 @@ class Ledger(nn.Module):
     @torch.no_grad()
     def count(self, losses: Losses) -> None:
         watched = {f"term {name}": value for name, (weight, value) in losses.terms.items() if weight}
-        tensors = {name: value for name, value in losses.stats.items() if isinstance(value, Tensor)}
-        watched |= {name: value for name, value in tensors.items() if name.startswith("accepted")}
+        stats = losses.stats.items()
+        watched |= {name: value for name, value in stats if isinstance(value, Tensor) and name.startswith("accepted")}
         self.names = list(watched)
         self.active[: len(watched)] += torch.stack([value.detach() for value in watched.values()]) != 0
 
     def silent(self, steps: int) -> list[str]:
         """A sentence for each name that was 0 on all of `steps` steps, and one for skipped steps."""
         skipped = int(self.skipped)
-        return [f"{skipped} of {steps} steps were skipped: their numbers were not finite"] * bool(skipped) + [
-            f"{name} was exactly 0 on each of {steps} steps: "
-            + ("it trained nothing" if name.startswith("term ") else "every pseudo-label was ignored")
-            for name, count in zip(self.names, self.active.tolist(), strict=False)
-            if count == 0
-        ]
+        found = [f"{skipped} of {steps} steps were skipped: their numbers were not finite"] if skipped else []
+        for name, count in zip(self.names, self.active.tolist(), strict=False):
+            if count == 0:
+                why = "it trained nothing" if name.startswith("term ") else "every pseudo-label was ignored"
+                found.append(f"{name} was exactly 0 on each of {steps} steps: {why}")
+        return found
 
 
 def fit(
