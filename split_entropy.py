@@ -52,11 +52,9 @@ def score_image(
 ) -> RankedImage:
     """Predict one image, at all scales of the configuration, write its pseudo-label and return its score.
 
-    With a histogram, the entropies are counted there and kept as a layer; where a pixel classifier will follow, so is
-    the probability of cloud.
-
     The score is the mean (or sum) over the image's valid pixels of the main head's normalised entropy; no label is
-    involved.
+    involved. With a histogram, the entropies are counted there and kept as a layer; where a pixel classifier will
+    follow, so is the probability of cloud.
     """
     decoded = images.read(item)
     prob = mean_over_scales(segmenter, decoded.image, config.data, config.split.scales)["main"]

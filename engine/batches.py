@@ -19,12 +19,10 @@ def ready(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         where there is one; `valid` and `name` as they are.
     """
     changes = processes.gather(batch["colour"])
-    parts: dict[str, Any] = {
-        key: processes.gather(part.to(device, non_blocking=True))
-        for key, part in batch.items()
-        if isinstance(part, Tensor)
-    }
-    parts |= {key: processes.whole_batch(part) for key, part in batch.items() if key not in parts}
+    parts: dict[str, Any] = {}
+    for key, part in batch.items():
+        tensor = isinstance(part, Tensor)
+        parts[key] = processes.gather(part.to(device, non_blocking=True)) if tensor else processes.whole_batch(part)
     image, colour = parts["image"].float().div_(255), parts.pop("colour")
     # What there is to do is asked of the tensors on the CPU, so that no GPU is waited for.
     same = torch.eye(*changes.shape[1:])

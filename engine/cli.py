@@ -25,10 +25,7 @@ def configure(description: str | None, load: Callable[..., Any] = load_config) -
 
 
 def run(main: Callable[[T], None], config: T, folder: str | Path | None = None, *, together: bool = True) -> None:
-    """Run a script's main function as the only writer of `folder`, or as one of several processes of torchrun.
-
-    Args:
-        together: whether several processes can do it.
+    """Run a script's main function as the only writer of `folder`, or, if `together`, as one of several processes.
 
     An error of the project's own, or of a file that cannot be read or written, ends it with status 1, Ctrl-C with 130,
     SIGTERM with 143.

@@ -51,7 +51,15 @@ def images_of(path: Path, metadata: Mapping[str, str]) -> Images:
         WeightsError: it says nothing that can be used.
     """
     if "data" not in metadata:
-        return _images_of_config(path)
+        config = path.parent / "config.yaml"
+        try:
+            data = recorded_config(config)["data"]
+            return _checked(Images(Decoder(RGB), data["size"], data["geometry"], data.get("tile")))
+        except (ConfigError, ValueError, KeyError, TypeError, AttributeError):
+            raise WeightsError(
+                f"{path}: does not say what images it is for, and {config} does not either, expected data.size and "
+                "data.geometry in it; put the run's config.yaml beside the file, or train again"
+            ) from None
     fix = "write the file again with the stage that made it"
     with reading(path, "a weights file with a sound record of its data", fix, WeightsError):
         record = json.loads(metadata["data"])
@@ -59,18 +67,6 @@ def images_of(path: Path, metadata: Mapping[str, str]) -> Images:
         file_bands = None if target["bands"] is None else _bands(target["bands"])
         decoder = Decoder(bands, file_bands, recorded_scaling(target["scaling"], len(bands)), target["nodata"])
         return _checked(Images(decoder, record["size"], record["geometry"], record["tile"]))
-
-
-def _images_of_config(path: Path) -> Images:
-    config = path.parent / "config.yaml"
-    try:
-        data = recorded_config(config)["data"]
-        return _checked(Images(Decoder(RGB), data["size"], data["geometry"], data.get("tile")))
-    except (ConfigError, ValueError, KeyError, TypeError, AttributeError):
-        raise WeightsError(
-            f"{path}: does not say what images it is for, and {config} does not either, expected data.size and "
-            "data.geometry in it; put the run's config.yaml beside the file, or train again"
-        ) from None
 
 
 def _bands(names: Any) -> tuple[str, ...]:

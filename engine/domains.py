@@ -117,18 +117,15 @@ def rules_of(config: Config, role: Role) -> Decoder:
 
 
 def decoder_of(config: Config, role: Role) -> Decoder:
-    """The same with its scaling.
+    """The same with its scaling; given weights bring that of the target that they were adapted to.
 
     One that is measured is written to OUT/scaling_ROLE.json, or OUT/scaling_target_like_source.json, by the first stage
     that needs it, and read by the others.
-    Given weights bring the scaling of the target that they were adapted to.
     """
     decoder = rules_of(config, role)
     if role == "target" and config.eval.weights is not None:
         return with_scaling_of(config.eval.weights, decoder)
-    if decoder.scaling is not None:
-        return decoder
-    return replace(decoder, scaling=_stretch(config, role, decoder))
+    return replace(decoder, scaling=_stretch(config, role, decoder)) if decoder.scaling is None else decoder
 
 
 def with_scaling_of(weights: str, decoder: Decoder) -> Decoder:

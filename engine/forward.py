@@ -5,9 +5,10 @@ losses, statistics and discriminators see the whole batch, as in a single proces
 gradient of its own share alone, and the gradients of the parameters have to be added up over the processes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -60,7 +61,7 @@ def forward_batch(network: nn.Module, batch: Tensor, without: str = "") -> Any:
     mode, count = _MODE.get(), processes.size()
     if len(batch) % (count * mode.pieces):
         raise ValueError(f"{len(batch)} images cannot be divided among {count} processes and {mode.pieces} pieces")
-    share = _Share.apply(batch) if count > 1 else batch
+    share = _Exchange.apply(batch, _own, processes.gather).contiguous() if count > 1 else batch
     done = [_piece(network, share[i :: mode.pieces], without, mode) for i in range(mode.pieces)]
     return done[0] if mode == PLAIN and count == 1 else _joined(done)
 
@@ -75,7 +76,11 @@ class ForwardBatchDiscriminator(Discriminator):
 
 def head_weights(segmenter: Segmenter) -> dict[str, list[Tensor]]:
     """Each head's parameters for a loss that all processes compute alike, whose gradients are not added up."""
-    once = _Once.apply if processes.size() > 1 else lambda parameter: parameter
+    count = processes.size()
+
+    def once(parameter: Tensor) -> Tensor:
+        return _Exchange.apply(parameter, torch.clone, partial(torch.div, other=count)) if count > 1 else parameter
+
     return {name: [once(parameter) for parameter in head.parameters()] for name, head in segmenter.heads.items()}
 
 
@@ -98,7 +103,7 @@ def _joined(pieces: Sequence[Any]) -> Any:
     if not isinstance(pieces[0], Tensor):
         return type(pieces[0])(*(None if of[0] is None else _joined(of) for of in zip(*pieces, strict=True)))
     whole = torch.stack([piece.float() for piece in pieces], 1).flatten(0, 1)
-    return _Whole.apply(whole) if processes.size() > 1 else whole
+    return _Exchange.apply(whole, processes.gather, _own) if processes.size() > 1 else whole
 
 
 @contextmanager
@@ -114,52 +119,33 @@ def _repeating(network: nn.Module) -> Iterator[None]:
             counter.copy_(count)
 
 
-class _Share(torch.autograd.Function):
-    """This process's members of a batch; backward, the gradients of all members."""
+class _Exchange(torch.autograd.Function):
+    """`there(value)` forward and `back(gradient)` backward, where several processes share the work."""
 
     @staticmethod
-    def forward(ctx: Any, batch: Tensor) -> Tensor:
-        return batch[processes.rank() :: processes.size()].contiguous()
+    def forward(ctx: Any, value: Tensor, there: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.back = back
+        return there(value)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return processes.gather(gradient)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.back(gradient), None, None
 
 
-class _Whole(torch.autograd.Function):
-    """The batch of which each process has a share; backward, the gradient of this process's share."""
-
-    @staticmethod
-    def forward(ctx: Any, share: Tensor) -> Tensor:
-        return processes.gather(share)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient[processes.rank() :: processes.size()]
+def _own(batch: Tensor) -> Tensor:
+    """This process's members of a batch."""
+    return batch[processes.rank() :: processes.size()]
 
 
-class _Once(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, parameter: Tensor) -> Tensor:
-        return parameter.view_as(parameter)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient / processes.size()
+def _total(value: Tensor) -> Tensor:
+    total = value.clone()
+    processes.add_up([total])
+    return total
 
 
-class _Sum(torch.autograd.Function):
+def _sum(value: Tensor) -> Tensor:
     """A sum over the processes, on which the outputs of all of them depend."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        total = value.clone()
-        processes.add_up([total])
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        return _Sum.apply(gradient)
+    return _Exchange.apply(value, _total, _sum)
 
 
 def _whole_statistics() -> AbstractContextManager[Any]:
@@ -189,9 +175,9 @@ def _batch_norm(
         return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
     axes, shape = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
     values, count = x.float(), x.numel() // x.shape[1] * processes.size()
-    mean = _Sum.apply(values.sum(axes)) / count
+    mean = _sum(values.sum(axes)) / count
     centred = values - mean.view(shape)
-    variance = _Sum.apply(centred.square().sum(axes)) / count
+    variance = _sum(centred.square().sum(axes)) / count
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)

@@ -41,11 +41,10 @@ def one_writer(folder: str | Path, *, wait: bool = False, name: str = LOCK) -> I
         except (BlockingIOError, PermissionError):
             file.seek(0)
             owner = file.read().strip() or "another process"
+            in_use = f"{folder}: in use by {owner}"
             if not wait:
-                raise ConfigError(
-                    f"{folder}: in use by {owner}; wait until it has ended, or give another --out"
-                ) from None
-            print(f"{folder}: in use by {owner}; waiting for it")
+                raise ConfigError(f"{in_use}; wait until it has ended, or give another --out") from None
+            print(f"{in_use}; waiting for it")
             fcntl.lockf(file, fcntl.LOCK_EX)
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         try:  # not by way of the file's buffer, of which a full disk would be told again when it is closed

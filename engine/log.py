@@ -13,6 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import image as image_summary
+from tensorboardX.summary import scalar as scalar_summary
 from torch import Tensor
 
 from engine.pictures import as_rgb, colour_entropy, colour_mask, grid
@@ -35,27 +39,29 @@ class Logger:
             for name in LOGS:
                 _keep_until(folder / f"{name}.jsonl", start)
             self._files = {name: (folder / f"{name}.jsonl").open("a", encoding="utf-8") for name in LOGS}
-            self._board = _Board(folder / "tensorboard", start)
+            # SummaryWriter writes in a thread, which dies in silence when the disk is full, and then all waits for it.
+            (folder / "tensorboard").mkdir(parents=True, exist_ok=True)
+            self._board = EventsWriter(str(folder / "tensorboard/events"))
+            self._add(start + 1, session_log=SessionLog(status=SessionLog.START))  # hides what a killed run wrote after
 
     def scalars(self, step: int, metrics: Mapping[str, float], timing: Mapping[str, float]) -> None:
         """Add one row after `step` finished steps."""
-        from tensorboardX.summary import scalar
-
         with self._writing():
             for name, values in (("metrics", metrics), ("timing", timing)):
                 self._files[name].write(json.dumps({"step": step, **values}) + "\n")
                 self._files[name].flush()
                 for key, value in values.items():
-                    self._board.add(step, summary=scalar(key if "/" in key else f"{name}/{key}", value))
+                    self._add(step, summary=scalar_summary(key if "/" in key else f"{name}/{key}", value))
             self._board.flush()
 
     def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
         """Add an image (H, W, 3) uint8 to TensorBoard."""
-        from tensorboardX.summary import image
-
         with self._writing():
-            self._board.add(step, summary=image(name, pixels, dataformats="HWC"))
+            self._add(step, summary=image_summary(name, pixels, dataformats="HWC"))
             self._board.flush()
+
+    def _add(self, step: int, **content: Any) -> None:
+        self._board.write_event(Event(wall_time=time.time(), step=step, **content))
 
     def __enter__(self) -> "Logger":
         return self
@@ -75,30 +81,6 @@ class Logger:
             yield
         except OSError as error:
             raise unwritable(self._folder, error) from error
-
-
-class _Board:
-    """TensorBoard's file, written at once: tensorboardX's SummaryWriter writes in a thread, which dies in silence when
-    the disk is full, and then everything waits for it."""
-
-    def __init__(self, folder: Path, start: int) -> None:
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import SessionLog
-
-        folder.mkdir(parents=True, exist_ok=True)
-        self._events = EventsWriter(str(folder / "events"))
-        self.add(start + 1, session_log=SessionLog(status=SessionLog.START))  # hides what a killed run wrote after it
-
-    def add(self, step: int, **content: Any) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-
-        self._events.write_event(Event(wall_time=time.time(), step=step, **content))
-
-    def flush(self) -> None:
-        self._events.flush()
-
-    def close(self) -> None:
-        self._events.close()
 
 
 def _keep_until(path: Path, step: int) -> None:
@@ -127,13 +109,10 @@ def prediction_grid(segmenter: Segmenter, batch: Mapping[str, Mapping[str, Any]]
         image: Tensor = samples["image"][:images]
         with evaluating(segmenter):
             prob = segmenter(image).main.softmax(1)
-        rows.append([_pixels(i) for i in image])
+        shown = (image.permute(0, 2, 3, 1).clamp(0, 1) * 255).byte().cpu().numpy()
+        rows.append([as_rgb(pixels) for pixels in shown])
         if "label" in samples:
             rows.append([colour_mask(label.cpu().numpy()) for label in samples["label"][:images]])
         rows.append([colour_mask(mask.cpu().numpy()) for mask in prob.argmax(1)])
         rows.append([colour_entropy(entropy.cpu().numpy()) for entropy in normalised_entropy(prob)])
     return grid(rows)
-
-
-def _pixels(image: Tensor) -> np.ndarray:
-    return as_rgb((image.permute(1, 2, 0).clamp(0, 1) * 255).byte().cpu().numpy())

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from config.schema import Config
+from datasets.samples import EndlessSamples
 from engine import processes
 from engine.batches import ready
 from engine.build import device_of
@@ -32,6 +33,7 @@ from nets.weights import save_segmenter
 from utils.errors import ConfigError, Interrupted, TrainingError
 from utils.files import write_text
 
+Streams = Mapping[str, EndlessSamples]  # by name
 EARLY = 50  # steps after which a term that was always 0 is reported for the first time
 
 
@@ -53,37 +55,25 @@ class Ledger(nn.Module):
     @torch.no_grad()
     def count(self, losses: Losses) -> None:
         watched = {f"term {name}": value for name, (weight, value) in losses.terms.items() if weight}
-        tensors = {name: value for name, value in losses.stats.items() if isinstance(value, Tensor)}
-        watched |= {name: value for name, value in tensors.items() if name.startswith("accepted")}
+        stats = losses.stats.items()
+        watched |= {name: value for name, value in stats if isinstance(value, Tensor) and name.startswith("accepted")}
         self.names = list(watched)
         self.active[: len(watched)] += torch.stack([value.detach() for value in watched.values()]) != 0
 
     def silent(self, steps: int) -> list[str]:
         """A sentence for each name that was 0 on all of `steps` steps, and one for skipped steps."""
         skipped = int(self.skipped)
-        return [f"{skipped} of {steps} steps were skipped: their numbers were not finite"] * bool(skipped) + [
-            f"{name} was exactly 0 on each of {steps} steps: "
-            + ("it trained nothing" if name.startswith("term ") else "every pseudo-label was ignored")
-            for name, count in zip(self.names, self.active.tolist(), strict=False)
-            if count == 0
-        ]
-
-
-class Stream(Protocol):
-    """An endless stream of samples, cut into batches, of which each of several processes gets its share."""
-
-    def batches(
-        self, batch: int, start: int, stop: int, workers: int, timeout: int, rank: int, processes: int
-    ) -> Iterator[Any]: ...
-
-    def culprit(self, error: Exception) -> str | None:
-        """The image at which a loader process of this stream was, if `error` says that one died or hangs."""
-        ...
+        found = [f"{skipped} of {steps} steps were skipped: their numbers were not finite"] if skipped else []
+        for name, count in zip(self.names, self.active.tolist(), strict=False):
+            if count == 0:
+                why = "it trained nothing" if name.startswith("term ") else "every pseudo-label was ignored"
+                found.append(f"{name} was exactly 0 on each of {steps} steps: {why}")
+        return found
 
 
 def fit(
     stage: TrainingStage,
-    streams: Mapping[str, Stream],
+    streams: Streams,
     folder: Path,
     config: Config,
     *,
@@ -227,7 +217,7 @@ def _section(folder: Path) -> str:
 
 @contextmanager
 def _explained(
-    streams: Mapping[str, Stream], folder: Path, config: Config, batch: int, device: torch.device, noted: Sequence[int]
+    streams: Streams, folder: Path, config: Config, batch: int, device: torch.device, noted: Sequence[int]
 ) -> Iterator[None]:
     """Within it, PyTorch's errors of memory and of loader processes say which setting or file to look at."""
     try:

@@ -24,9 +24,9 @@ NO_MEMORY = re.compile(
 )
 
 
-def peak_mib(device: torch.device) -> float:
+def peak_mib(device: torch.device | None) -> float:
     """Peak so far in MiB: of PyTorch's tensors on a GPU, else of the whole process."""
-    if device.type == "cuda":
+    if device is not None and device.type == "cuda":
         import torch
 
         return torch.cuda.max_memory_allocated(device) / 2**20
@@ -76,15 +76,13 @@ def ran_out(error: BaseException) -> bool:
 def memory_explained(place: object, doing: str, device: torch.device | None, advice: str) -> Iterator[None]:
     """Within it, an error that memory ran out becomes an EvaluationError: where, for what, and what to do about it.
 
-    Args:
-        device: that of the network; None where PyTorch is not in use.
+    `device` is that of the network, None where PyTorch is not in use.
     """
     try:
         yield
     except Exception as error:
         if isinstance(error, AsdaError) or not ran_out(error):
             raise
-        peak = process_peak_mib() if device is None else peak_mib(device)
         raise EvaluationError(
-            f"{place}: {device or 'cpu'} has not enough memory for {doing} (peak {peak:,.0f} MiB). {advice}"
+            f"{place}: {device or 'cpu'} has not enough memory for {doing} (peak {peak_mib(device):,.0f} MiB). {advice}"
         ) from error

@@ -57,14 +57,9 @@ def pixel_features(image: np.ndarray, valid: np.ndarray, places: np.ndarray | No
 
 
 def fit(features: np.ndarray, cloud: np.ndarray) -> HistGradientBoostingClassifier | None:
-    """A classifier taught by probabilities of cloud.
+    """A classifier of `features` (N, F), taught by probabilities of cloud (N,) in [0, 1].
 
-    Args:
-        features: (N, F).
-        cloud: (N,) in [0, 1]; a pixel weighs as much as it is sure, `|2 cloud - 1|`.
-
-    Returns:
-        The classifier, or None where all pixels that weigh anything are of one class.
+    A pixel weighs as much as it is sure, `|2 cloud - 1|`; None where all that weigh anything are of one class.
     """
     label, weight = cloud > 0.5, np.abs(2 * cloud - 1)
     if not 0 < weight[label].sum() < weight.sum():
@@ -92,18 +87,13 @@ def relabel(images: ImageSet, folder: Path, floor: float) -> float:
         print("pixel classifier: the teacher sees one class alone, so its masks stay as they are")
         return 1.0
     write = partial(_write, images, folder, classifier, floor)
-    counts = processes.divided(write, list(images), desc="relabel", unit="image")
-    kept, known = np.sum(counts, axis=0)
+    kept, known = np.sum(processes.divided(write, list(images), desc="relabel", unit="image"), axis=0)
     return float(kept / known)
 
 
 def drawn_places(name: str, pixels: int, images: int) -> np.ndarray:
-    """Which of an image's valid pixels to learn from, (N,) in [0, pixels): with repetition, by its name.
-
-    Args:
-        pixels: their number, 1 or more.
-        images: of the domain; the fewer, the more of each.
-    """
+    """Which of an image's `pixels` valid ones, 1 or more, to learn from, (N,) in [0, pixels): with repetition, by its
+    name; the fewer `images` there are, the more of each."""
     number = max(math.ceil(PIXELS / images), min(ENOUGH, math.ceil(MOST / images)))
     return np.random.default_rng(list(name.encode())).integers(pixels, size=number)
 

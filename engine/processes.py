@@ -84,11 +84,7 @@ def gathered_objects(mine: T) -> list[T]:
 def divided(function: Callable[[T], R], things: Sequence[T], **bar: Any) -> list[R]:
     """The function of each thing, in their order and on all processes, each of which computes every `size()`-th.
 
-    Args:
-        bar: style of the progress bar over this process's share.
-
-    Raises:
-        Exception: what the function raised, on all processes.
+    What it raises is raised on all of them. `bar` is the style of the progress bar over this process's share.
     """
     style: dict[str, Any] = {"dynamic_ncols": True, "disable": not is_first(), **bar}
     found: list[R] = []

@@ -68,11 +68,7 @@ def write_layer(split: Path, layer: Layer, name: str, pixels: np.ndarray) -> Non
 
 
 def read_layer(split: Path, layer: Layer, name: str) -> np.ndarray:
-    """An image's layer, as it was written.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """An image's layer, as it was written; DataError where it cannot be read."""
     path = split / layer / f"{name}.png"
     found = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if found is None:

@@ -54,15 +54,12 @@ def open_stage(config: Config, kind: Kind, name: str) -> Path:
     with first_alone():
         if record.exists():
             if changed := differences(record, bound_settings(config, kind)):
-                what = "; ".join(changed)
-                raise ConfigError(
-                    f"{folder}: begun with other settings: {what}. Give the same settings, or another --out"
-                )
+                what = f"begun with other settings: {'; '.join(changed)}"
+                raise ConfigError(f"{folder}: {what}. Give the same settings, or another --out")
             return folder
         if folder.exists() and any(path.suffix != ".tmp" for path in folder.iterdir()):
-            raise ConfigError(
-                f"{folder}: exists without config.yaml, so it is not a run of this project; give another --out"
-            )
+            what = "exists without config.yaml, so it is not a run of this project"
+            raise ConfigError(f"{folder}: {what}; give another --out")
         folder.mkdir(parents=True, exist_ok=True)
         write_text(record, f"# {versions()}\n{COMMAND}{command_line()}\n{to_yaml(config)}")
     return folder
@@ -100,8 +97,7 @@ def _entry(values: Any, key: str) -> Any:
 
 def versions() -> str:
     """Versions and, in a git checkout, the commit, in one line."""
-    root = Path(__file__).resolve().parents[1]
-    ask = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    ask = ["git", "-C", str(Path(__file__).resolve().parents[1]), "rev-parse", "HEAD"]
     try:
         commit = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):

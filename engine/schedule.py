@@ -20,10 +20,7 @@ def asda_released(epoch: int, warmup_epochs: int) -> float:
     """The released piecewise rate: a quadratic rise from 6e-4 to 8e-4, then a cosine between 2.5e-4 and 1e-6.
 
     The cosine's half period is 15 epochs whatever the length of the run, so the rate rises again after epoch 15.
-
-    Args:
-        epoch: finished epochs.
-        warmup_epochs: 15 in stage 1, 0 in stage 3.
+    `epoch` counts those that are finished; `warmup_epochs` is 15 in stage 1, 0 in stage 3.
     """
     if epoch < warmup_epochs:
         return 6e-4 + 2e-4 * (epoch / warmup_epochs) ** 2
@@ -41,10 +38,10 @@ def intra_length(config: Config, targets: int) -> tuple[int, int]:
     images as are hard, whatever a method learns from."""
     intra, teacher = config.intra, config.teacher
     hard = max(1, targets - int(config.split.ratio * targets) - int(config.released.split))
-    if intra.steps is None:
-        steps, _ = stage_length(teacher.steps, teacher.epochs, targets, teacher.batch)
-        return steps, stage_length(0, None, hard, intra.batch)[1]
-    return stage_length(intra.steps, intra.epochs, hard, intra.batch)
+    if intra.steps is not None:
+        return stage_length(intra.steps, intra.epochs, hard, intra.batch)
+    steps, _ = stage_length(teacher.steps, teacher.epochs, targets, teacher.batch)
+    return steps, math.ceil(hard / intra.batch)
 
 
 def set_rates(

@@ -44,8 +44,7 @@ def deferred() -> Iterator[list[int]]:
 def _handling(handlers: dict[signal.Signals, signal._HANDLER]) -> Iterator[dict[signal.Signals, signal._HANDLER]]:
     """Gives the handlers that were there before. Outside the main thread, where Python sets none, nothing changes."""
     if threading.current_thread() is not threading.main_thread():
-        yield {}
-        return
+        handlers = {}
     before: dict[signal.Signals, signal._HANDLER] = {}
     try:
         for number, handler in handlers.items():

@@ -16,11 +16,10 @@ def domain_cross_entropy(logits: Tensor, domain: int) -> Tensor:
 
 
 def discriminator_loss(logits: Tensor, domain: int, weight: Tensor | None = None) -> Tensor:
-    """Binary cross-entropy of a discriminator's output against one domain label for every position.
+    """Binary cross-entropy of a discriminator's output against one domain label for every position (ADVENT; ASDA).
 
-    The same function serves both players. The segmenter passes the discriminator's view of a *target* map with
-    `SOURCE`, which rewards target maps that look like source maps. The discriminator passes detached maps with their
-    true domain; its caller halves the two terms, so that they average.
+    It serves both players. The segmenter passes the discriminator's view of a *target* map with `SOURCE`, which rewards
+    target maps that look like source maps. The discriminator passes detached maps with their true domain.
 
     Args:
         logits: discriminator scores before the sigmoid, any shape, usually (B, 1, h, w).
@@ -29,9 +28,6 @@ def discriminator_loss(logits: Tensor, domain: int, weight: Tensor | None = None
 
     Returns:
         A scalar >= 0, the weighted mean; exactly 0, and still connected to the graph, when all weights are 0.
-
-    Reference:
-        The adversarial terms of ADVENT, which ASDA uses between domains and then between easy and hard images.
     """
     per_position = domain_cross_entropy(logits, domain)
     if weight is None:

@@ -44,8 +44,7 @@ def alignment(
 
     Args:
         discriminators: one per head, by the head's name.
-        source: the source's maps (B, K, H, W) by head; only their values are used.
-        target: the target's maps (B, K, H, W) by head, connected to the segmenter.
+        source, target: the maps (B, K, H, W) by head; only the target's are connected to the segmenter.
         valid: where both have data, (B, H, W) bool, see `valid_in_both`; the maps are 0 elsewhere.
 
     Returns:
@@ -97,9 +96,7 @@ class EntropyAlignment(Alignment):
         super().__init__(classes, discriminator, weights)
         self.discriminators = nn.ModuleDict({head: discriminator(classes) for head in weights})
 
-    def view(self, logits: Tensor, valid: Tensor) -> Tensor:
-        """What the discriminator sees, (B, K, H, W)."""
-        return entropy_map(logits, valid)
+    view = staticmethod(entropy_map)
 
     def forward(self, source: DomainOutputs, target: DomainOutputs, heads: Heads, progress: TrainingProgress) -> Terms:
         valid = valid_in_both(source, target)
@@ -114,7 +111,8 @@ class EntropyAlignment(Alignment):
 class SoftmaxAlignment(EntropyAlignment):
     """One discriminator per head on class probabilities (AdaptSegNet, Tsai et al., CVPR 2018)."""
 
-    def view(self, logits: Tensor, valid: Tensor) -> Tensor:
+    @staticmethod
+    def view(logits: Tensor, valid: Tensor) -> Tensor:
         return logits.softmax(1) * valid[:, None]
 
 
@@ -131,9 +129,9 @@ class EntropyMinimisation(Alignment):
 class CategoryAlignment(Alignment):
     """Category-level adversary (CLAN, Luo et al., CVPR 2019).
 
-    Two classifiers on the same features are kept different (`divergence`); one discriminator sees the softmax of the
-    sum of their scores, and where they disagree on the target, its loss weighs more. All but the discriminator's own
-    loss fade linearly to the end of the stage. Both heads have to read the same features.
+    Two classifiers, which have to read the same features, are kept different (`divergence`); one discriminator sees the
+    softmax of the sum of their scores, and where they disagree on the target, its loss weighs more. All but the
+    discriminator's own loss fade linearly to the end of the stage.
 
     Args:
         weights: that of `main` is the adversary's; `aux` is not used.

@@ -12,9 +12,8 @@ from losses.adversarial import domain_cross_entropy
 def discrepancy(prob_a: Tensor, prob_b: Tensor) -> Tensor:
     """One minus the cosine of two classifiers' probabilities (B, K, H, W) at each pixel: CLAN's local alignment score.
 
-    Returns:
-        A tensor (B, H, W) in [0, 1]: 0 where the classifiers agree, 1 where they are sure of different classes. It has
-        a gradient; detach it for a weight that nothing can lower.
+    It is (B, H, W) in [0, 1]: 0 where the classifiers agree, 1 where they are sure of different classes. It has a
+    gradient; detach it for a weight that nothing can lower.
     """
     return (1.0 - F.cosine_similarity(prob_a, prob_b, dim=1)).clamp(0.0, 1.0)
 
@@ -29,12 +28,14 @@ def weighted_discriminator_loss(
 ) -> Tensor:
     """Mean binary cross-entropy against one domain, times `epsilon + lambda_local * weight` at each valid pixel.
 
+    This is the self-adaptive adversarial loss of CLAN (Luo et al., CVPR 2019; `lambda_local` 40 for GTA, 10 for
+    SYNTHIA).
+
     Args:
         logits: discriminator scores before the sigmoid, (B, 1, H, W).
         domain: `SOURCE` (0) or `TARGET` (1).
         weight: the discrepancy of the classifiers, (B, H, W) or (B, 1, H, W).
-        epsilon: what a pixel counts where the classifiers agree.
-        lambda_local: how much more it counts where they do not.
+        epsilon, lambda_local: what a pixel counts where the classifiers agree, and how much more where they do not.
         valid: where there is data, (B, 1, H, W), True or 1; None for everywhere.
 
     Returns:
@@ -42,9 +43,6 @@ def weighted_discriminator_loss(
 
     Raises:
         ValueError: if the weight does not cover the logits.
-
-    Reference:
-        The self-adaptive adversarial loss of CLAN (Luo et al., CVPR 2019); 40 is its value for GTA, 10 for SYNTHIA.
     """
     if weight.dim() == logits.dim() - 1:
         weight = weight[:, None]
@@ -57,14 +55,10 @@ def weighted_discriminator_loss(
 def weight_divergence(weights_a: Sequence[Tensor], weights_b: Sequence[Tensor]) -> Tensor:
     """Cosine of all parameters of two classifiers, plus one; lowered, it keeps them two different views.
 
-    Returns:
-        A scalar in [0, 2]: 2 for equal directions, 1 for orthogonal ones.
+    The weight discrepancy loss of CLAN (Luo et al., CVPR 2019): a scalar in [0, 2], 1 for orthogonal directions.
 
     Raises:
         ValueError: if the shapes, in their order, differ.
-
-    Reference:
-        The weight discrepancy loss of CLAN (Luo et al., CVPR 2019).
     """
     if [w.shape for w in weights_a] != [w.shape for w in weights_b]:
         raise ValueError("the two classifiers have parameters of different shapes")

@@ -15,8 +15,7 @@ def below_threshold(entropy: Tensor, label: Tensor, thresholds: Tensor) -> Tenso
         entropy: normalised entropy in [0, 1], any shape.
         label: predicted class, 255 for a pixel that does not count, same shape, int64.
     """
-    highest = thresholds[label.masked_fill(label == IGNORE, 0)]
-    return label.masked_fill(entropy > highest, IGNORE)
+    return label.masked_fill(entropy > thresholds[label.masked_fill(label == IGNORE, 0)], IGNORE)
 
 
 def quantise(entropy: Tensor, bins: int = BINS) -> Tensor:
@@ -49,10 +48,7 @@ class EntropyHistogram:
         Of the n sorted entropies of a class the one at `round(n / 2)`; `floor` if that is higher or n is 0, so that a
         class which is sure everywhere keeps more than half of its pixels.
         """
-        highest = self.counts.shape[1] - 1
-        values = []
-        for below in self.counts.cumsum(1):
-            number = int(below[-1])
-            step = int(torch.searchsorted(below, round(number / 2), right=True)) if number else 0
-            values.append(max(floor, step / highest))
-        return torch.tensor(values, dtype=torch.float64)
+        below = self.counts.cumsum(1)
+        number = below[:, -1:]
+        step = torch.searchsorted(below, (number.double() / 2).round().long(), right=True) * (number > 0)
+        return (step[:, 0].double() / (below.shape[1] - 1)).clamp(min=floor)

@@ -11,7 +11,7 @@ Form = Literal["logits", "prob", "kl"]
 def consistency(logits_aux: Tensor, logits_main: Tensor, form: Form = "logits", valid: Tensor | None = None) -> Tensor:
     """Mean disagreement of the two heads over the valid pixels, with gradient to both.
 
-    Forms:
+    Forms, of which the first is the feature consistency loss of ASDA and the others are alternatives of this project:
         `logits`: squared difference of the scores, averaged over classes. It also punishes a shift that is common to
             all classes of a pixel, which no prediction depends on.
         `prob`: squared difference of the softmax, averaged over classes.
@@ -26,17 +26,13 @@ def consistency(logits_aux: Tensor, logits_main: Tensor, form: Form = "logits", 
 
     Raises:
         ValueError: the shapes differ or the form is unknown.
-
-    Reference:
-        `logits` is the feature consistency loss of ASDA; the other two are alternatives of this project.
     """
     if logits_aux.shape != logits_main.shape:
         raise ValueError(f"heads differ in shape: aux {tuple(logits_aux.shape)}, main {tuple(logits_main.shape)}")
     if valid is None:
         valid = torch.ones_like(logits_main[:, 0], dtype=torch.bool)
     # Cleared before the formula and not after it: an overflow at an ignored pixel would turn its zero into NaN.
-    aux = logits_aux.masked_fill(~valid[:, None], 0.0)
-    main = logits_main.masked_fill(~valid[:, None], 0.0)
+    aux, main = (logits.masked_fill(~valid[:, None], 0.0) for logits in (logits_aux, logits_main))
     if form == "logits":
         gap = (aux - main).square().mean(1)  # (B, H, W), 0 where not valid
     elif form == "prob":

@@ -1,4 +1,6 @@
-"""What the contrasts of stage 3 have in common: base, InfoNCE, drawing of anchors, bank of features."""
+"""What the contrasts of stage 3 have in common: base, InfoNCE, choice of pixels, mean over classes, feature bank."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +14,8 @@ ContrastTerm = tuple[Tensor, dict[str, Tensor]]  # the loss, connected to the gr
 class Contrast(nn.Module):
     """A contrast term of the training: what it carries from step to step is in its buffers; it has no parameters.
 
-    Args:
-        classes: number of classes K.
-        features: channels D of `DomainOutputs.features`.
-        projected: channels P of `DomainOutputs.projected`.
-
-    A kind may add options with a default.
+    It is built of the number of classes K and the channels of `DomainOutputs.features` and `DomainOutputs.projected`. A
+    kind may add options with a default.
 
     Attributes:
         both_domains: True where the unlabelled domain must have labels too.
@@ -38,7 +36,7 @@ class Contrast(nn.Module):
 def info_nce(
     anchors: Tensor, positives: Tensor, negatives: Tensor, temperature: float, valid: Tensor | None = None
 ) -> Tensor:
-    """Mean InfoNCE over the anchors, on cosine similarities.
+    """Mean InfoNCE over the anchors, on cosine similarities (van den Oord et al., 2018, as the pixel contrast of U2PL).
 
     For one anchor `h` with positive `p` and negatives `n_j` it is
     `-log(exp(cos(h,p)/t) / (exp(cos(h,p)/t) + sum_j exp(cos(h,n_j)/t)))`.
@@ -52,9 +50,6 @@ def info_nce(
 
     Returns:
         A scalar >= 0; exactly 0, and still connected to the graph, when no anchor counts.
-
-    Reference:
-        The pixel contrast of U2PL, after van den Oord et al., 2018.
     """
     anchors = F.normalize(anchors, dim=-1)
     attract = (anchors * F.normalize(positives, dim=-1)).sum(-1, keepdim=True)  # (M, 1)
@@ -64,6 +59,12 @@ def info_nce(
     if valid is None:
         return per_anchor.sum() / max(len(per_anchor), 1)
     return per_anchor.masked_fill(~valid, 0.0).sum() / valid.sum().clamp(min=1)
+
+
+def extremes(entropy: Tensor, valid: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """The valid pixels of low entropy, at most its quantile `low` over them, and those at or above quantile `high`."""
+    counted = entropy.masked_fill(~valid, torch.nan)  # a comparison with NaN is False
+    return counted <= torch.nanquantile(counted, low), counted >= torch.nanquantile(counted, high)
 
 
 def draw_anchors(candidate: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -82,10 +83,22 @@ def draw_anchors(candidate: Tensor, count: int, generator: torch.Generator) -> t
     return index, rank >= 0
 
 
+def mean_over_classes(terms: Sequence[tuple[Tensor, Tensor, Tensor]]) -> ContrastTerm:
+    """The mean loss of the classes that take part; the log gets `anchors` (number used) and `classes` (in the loss).
+
+    Args:
+        terms: of each class its loss, True where it takes part, and True where one of its anchors counts, (M,) bool.
+    """
+    loss, used, anchors = (torch.stack(parts) for parts in zip(*terms, strict=True))
+    classes = used.sum().float()
+    stats = {"anchors": (anchors.sum(1) * used).sum().float(), "classes": classes}
+    return (loss * used).sum() / classes.clamp(min=1), stats
+
+
 class FeatureBank(nn.Module):
     """A first-in-first-out bank of `capacity` features of length `dim` per class, carried across steps and checkpoints.
 
-    It holds buffers only. All work is done in tensors of fixed size, so that no step waits for the device.
+    All work is done in tensors of fixed size, so that no step waits for the device.
 
     Attributes:
         bank: features, (K, capacity, D). Slot `pushed % capacity` is the next to be overwritten.

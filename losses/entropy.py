@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 def weighted_self_information(prob: Tensor) -> Tensor:
-    """Share of each class in the normalised entropy, `-p * log2(p + 1e-20) / log2(K)`.
+    """Share of each class in the normalised entropy, `-p * log2(p + 1e-20) / log2(K)`: what the discriminators of
+    ADVENT and ASDA see.
 
     Args:
         prob: class probabilities in [0, 1], (B, K, ...).
@@ -18,9 +19,6 @@ def weighted_self_information(prob: Tensor) -> Tensor:
 
     Raises:
         ValueError: there are fewer than two classes.
-
-    Reference:
-        The input of the discriminators in ADVENT and ASDA.
     """
     classes = prob.shape[1]
     if classes < 2:
@@ -30,13 +28,9 @@ def weighted_self_information(prob: Tensor) -> Tensor:
 
 
 def normalised_entropy(prob: Tensor) -> Tensor:
-    """Shannon entropy over the classes of probabilities (B, K, ...), divided by its maximum.
+    """Shannon entropy over the classes of probabilities (B, K, ...), divided by its maximum: (B, ...) in [0, 1].
 
-    Returns:
-        A tensor (B, ...) in [0, 1]: 0 for a one-hot, 1 for a uniform distribution.
-
-    Reference:
-        The uncertainty by which IntraDA and ASDA rank target images; the base of the logarithm cancels.
+    It is 0 for a one-hot and 1 for a uniform distribution; IntraDA and ASDA rank target images by it.
     """
     return weighted_self_information(prob).sum(1).clamp(0.0, 1.0)
 

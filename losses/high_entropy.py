@@ -4,16 +4,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from losses.contrast import Contrast, ContrastTerm, FeatureBank, draw_anchors, info_nce
+from losses.contrast import Contrast, ContrastTerm, FeatureBank, draw_anchors, extremes, info_nce, mean_over_classes
 from losses.entropy import normalised_entropy
 from losses.inputs import DomainOutputs, TrainingProgress
 from utils.labels import IGNORE
 
 
 class ContrastMemory(FeatureBank):
-    """Class prototypes beside a bank of reliable unit features of each class.
-
-    `momentum` in [0, 1] is the weight of the old prototype in an update.
+    """Class prototypes beside a bank of reliable unit features; `momentum` in [0, 1] weighs the old one in an update.
 
     Attributes:
         prototypes: running class means of unit features, (K, D); zero before the first update of a class.
@@ -42,8 +40,8 @@ class ContrastMemory(FeatureBank):
         """
         classes, _, dim = self.bank.shape
         unit = F.normalize(features.to(self.bank.dtype), dim=1).movedim(1, -1).reshape(-1, dim)  # (P, D)
-        class_index = torch.arange(classes, device=label.device)[:, None]
-        member = (label.flatten() == class_index) & low_mask.flatten()  # (K, P)
+        cls = torch.arange(classes, device=label.device)[:, None]
+        member = (label.flatten() == cls) & low_mask.flatten()  # (K, P)
         count = member.sum(1)  # (K,)
 
         mean = member.to(unit.dtype) @ unit / count.clamp(min=1)[:, None]
@@ -55,10 +53,8 @@ class ContrastMemory(FeatureBank):
         self.push(unit, member)
 
     def sample_negatives(self, cls: int, anchors: int, negatives: int, generator: torch.Generator) -> Tensor:
-        """Draw unit features (M, N, D) of all classes but `cls`, uniformly and with replacement; zeros if none.
-
-        `anchors` is M, `negatives` is N; the generator is a CPU's.
-        """
+        """Draw unit features (`anchors`, `negatives`, D) of all classes but `cls`, uniformly and with replacement, by a
+        CPU generator; zeros if none."""
         classes = len(self.bank)
         others = (torch.arange(1, classes, device=self.bank.device) + cls) % classes  # (K-1,)
         size = self.stored[others]
@@ -85,14 +81,16 @@ def high_entropy_contrast(
 ) -> ContrastTerm:
     """Pull uncertain pixels to the prototype of their pseudo-class and away from reliable features of the others.
 
+    The partition, the counts and the temperature are U2PL's; that anchors come from the high-entropy region is ASDA's
+    description of its contrast.
+
     With `a = low_percent * (1 - progress)`, the valid pixels whose entropy is at most the `a`-th percentile are
     reliable: they update `memory`, without gradient and before the loss is taken. Those at or above the
     `(100 - a)`-th percentile are uncertain: up to `anchors_per_class` of each class are drawn as anchors for
     `info_nce`. The loss is the mean over the classes that have an anchor, a prototype and a negative.
 
     Args:
-        anchor_features: features of the trainee, the only input with gradient, (B, D, h, w).
-        ema_features: features of the EMA network, (B, D, h, w).
+        anchor_features, ema_features: of the trainee, the only input with gradient, and of the EMA, (B, D, h, w).
         entropy: normalised entropy of the EMA prediction in [0, 1], float32 or float64, (B, h, w).
         label: pseudo-label, 255 for a pixel that does not count, (B, h, w) int64.
         memory: prototypes and bank; the loss is computed in its dtype.
@@ -103,15 +101,11 @@ def high_entropy_contrast(
 
     Returns:
         The loss, a scalar >= 0, exactly 0 and still connected to the graph when fewer than two classes have a
-        prototype or none qualifies; and scalars for the log: `anchors` (number used), `classes` (number in the loss),
-        `prototypes` (number of classes that have one), `bank` (features stored for the class that has fewest).
+        prototype or none qualifies; and for the log, beside the scalars of `mean_over_classes`, `prototypes` (number of
+        classes that have one) and `bank` (features stored for the class that has fewest).
 
     Raises:
         ValueError: if `progress` is outside [0, 1] or the shapes do not belong together.
-
-    Reference:
-        The partition, the counts and the temperature are U2PL's; that anchors come from the high-entropy region is
-        ASDA's description of its contrast.
     """
     if not 0.0 <= progress <= 1.0:
         raise ValueError(f"progress must lie in [0, 1], got {progress}")
@@ -121,11 +115,8 @@ def high_entropy_contrast(
             "expected two features (B, D, h, w) with entropy and label (B, h, w), got "
             f"{tuple(anchor_features.shape)}, {tuple(ema_features.shape)}, {tuple(entropy.shape)}, {tuple(label.shape)}"
         )
-    valid = label != IGNORE
     share = low_percent / 100.0 * (1.0 - progress)
-    counted = entropy.detach().masked_fill(~valid, torch.nan)
-    low = counted <= torch.nanquantile(counted, share)  # a comparison with NaN is False
-    high = counted >= torch.nanquantile(counted, 1.0 - share)
+    low, high = extremes(entropy.detach(), label != IGNORE, share, 1.0 - share)
     memory.update(ema_features, label, low)
 
     drawn = []
@@ -136,19 +127,15 @@ def high_entropy_contrast(
     place = torch.stack([index for index, _, _ in drawn])  # (K, M)
     size = label[0].numel()
     anchors = anchor_features.flatten(2)[place // size, :, place % size].to(memory.bank.dtype)  # (K, M, D)
-    total = anchors.new_zeros(())
-    used_anchors = used_classes = torch.zeros((), device=anchors.device)
-    for cls, (_, chosen, others) in enumerate(drawn):
-        loss = info_nce(anchors[cls], memory.prototypes[cls], others, temperature, chosen)
-        rivals = memory.stored.sum() - memory.stored[cls]
-        # A class with a prototype and a class with stored features: two classes at least have a prototype.
-        used = memory.has_prototype[cls] & (rivals > 0) & chosen.any()
-        total = total + loss * used
-        used_classes = used_classes + used
-        used_anchors = used_anchors + chosen.sum() * used
+    # A class with a prototype and a class with stored features: two classes at least have a prototype.
+    able = memory.has_prototype & (memory.stored.sum() - memory.stored > 0)
+    terms = [
+        (info_nce(anchors[cls], memory.prototypes[cls], others, temperature, chosen), able[cls] & chosen.any(), chosen)
+        for cls, (_, chosen, others) in enumerate(drawn)
+    ]
+    loss, stats = mean_over_classes(terms)
     prototypes, fewest = memory.has_prototype.sum().float(), memory.stored.min().float()
-    stats = {"anchors": used_anchors, "classes": used_classes, "prototypes": prototypes, "bank": fewest}
-    return total / used_classes.clamp(min=1), stats
+    return loss, stats | {"prototypes": prototypes, "bank": fewest}
 
 
 class HighEntropyContrast(Contrast):
@@ -159,8 +146,7 @@ class HighEntropyContrast(Contrast):
         self.memory = ContrastMemory(classes, projected, momentum=momentum)
 
     def forward(self, labelled: DomainOutputs, unlabelled: DomainOutputs, progress: TrainingProgress) -> ContrastTerm:
-        assert labelled.projected is not None and labelled.ema_projected is not None
-        assert labelled.ema_scores is not None
+        assert labelled.projected is not None and labelled.ema_projected is not None and labelled.ema_scores is not None
         return high_entropy_contrast(
             labelled.projected,
             labelled.ema_projected,

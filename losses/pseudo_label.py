@@ -11,18 +11,17 @@ FUSION_RULES = ("union", "anchor", "ema", "agree", "mean")
 def fuse(anchor_prob: Tensor, ema_prob: Tensor, rule: str, floor: float = 0.0, valid: Tensor | None = None) -> Tensor:
     """Merge two predictions into one label map.
 
-    Each rule gives a pixel a label and a confidence; a pixel whose confidence is below `floor` (or NaN) becomes 255.
+    Each rule gives a pixel a label and a confidence; a pixel whose confidence is below `floor` (or NaN) becomes 255, as
+    in PTDA. `union` is the anchor self-guidance of ASDA. A tie between classes goes to the lower class index.
 
     Rules:
         `union`: cloud (1) if either network says cloud, else background (0). One vote makes a cloud, so its
             confidence is the larger of the two cloud probabilities; background takes both, so its confidence is the
             smaller of the two background probabilities. A floor therefore removes background sooner than cloud.
         `anchor`: the anchor's argmax with its probability.
-        `ema`: the EMA network's argmax with its probability.
+        `ema`: the same of the EMA network.
         `agree`: the common argmax with the smaller of the two probabilities; 255 where the networks disagree.
         `mean`: argmax of the averaged probabilities with the averaged probability.
-
-    A tie between classes goes to the lower class index.
 
     Args:
         anchor_prob, ema_prob: probabilities of the two networks, in [0, 1], (B, K, H, W).
@@ -34,9 +33,6 @@ def fuse(anchor_prob: Tensor, ema_prob: Tensor, rule: str, floor: float = 0.0, v
 
     Raises:
         ValueError: shapes differ, the rule is unknown, the floor is outside [0, 1], or `union` meets K other than 2.
-
-    Reference:
-        `union` is the anchor self-guidance of ASDA, `ema` the same without an anchor; the confidence floor is PTDA's.
     """
     if anchor_prob.shape != ema_prob.shape:
         raise ValueError(f"networks differ in shape: anchor {tuple(anchor_prob.shape)}, ema {tuple(ema_prob.shape)}")
@@ -62,9 +58,7 @@ def fuse(anchor_prob: Tensor, ema_prob: Tensor, rule: str, floor: float = 0.0, v
         confidence, label = ((anchor_prob + ema_prob) / 2).max(1)
     else:
         raise ValueError(f"unknown fusion rule {rule!r}; choose one of {', '.join(FUSION_RULES)}")
-    decided = confidence >= floor
-    if valid is not None:
-        decided = decided & valid
+    decided = confidence >= floor if valid is None else (confidence >= floor) & valid
     return label.masked_fill(~decided, IGNORE)
 
 

@@ -10,7 +10,7 @@ from utils.labels import IGNORE
 
 
 def pix_contrast(logits: Tensor, label: Tensor, epoch: int, epochs: int) -> Tensor:
-    """Reproduce the contrast term of the released code; for parity only, it does not do what its name says.
+    """`PixContrasrt` of the ASDA repository, for parity only: it does not do what its name says.
 
     The release compares the one-channel cloud mask with the scores inside and outside it. The outside term is zero at
     every pixel, so that no negative pair exists; what is left is `v`, the mean over pixels of `cos((1, 1), z)` on cloud
@@ -28,9 +28,6 @@ def pix_contrast(logits: Tensor, label: Tensor, epoch: int, epochs: int) -> Tens
 
     Raises:
         ValueError: if there are not two classes.
-
-    Reference:
-        `PixContrasrt` of the ASDA repository.
     """
     if logits.shape[1] != 2:
         raise ValueError(f"the released contrast is defined for 2 classes, got {logits.shape[1]}")
@@ -38,10 +35,8 @@ def pix_contrast(logits: Tensor, label: Tensor, epoch: int, epochs: int) -> Tens
     cosine = F.cosine_similarity(torch.ones_like(logits), cloud_logits, dim=1)  # (B, H, W), 0 off the clouds
     inside = cosine.sum() / (label != IGNORE).sum().clamp(min=1)
     loss = torch.where(inside + 0.2 < 0.0, 0.8 * inside, 0.5 * inside)
-    if epoch < 5:
-        return loss
     elapsed = epoch / epochs
-    return loss * ((1.0 - elapsed) / (elapsed + 1e-5))
+    return loss if epoch < 5 else loss * ((1.0 - elapsed) / (elapsed + 1e-5))
 
 
 class PixContrast(Contrast):

@@ -22,26 +22,18 @@ def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def weighted_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-    """Sum of weight times cross-entropy over the labelled pixels, divided by their number.
-
-    Args:
-        weight: >= 0, (B, H, W) or a scalar.
-
-    Reference:
-        The loss of DACS (Tranheden et al., WACV 2021), but for the mean, which here leaves out the ignored pixels.
-    """
+    """Sum of weight, >= 0, (B, H, W) or a scalar, times cross-entropy over the labelled pixels, over their number: the
+    loss of DACS (Tranheden et al., WACV 2021), but for the mean, which here leaves out the ignored pixels."""
     return (weight * per_pixel_cross_entropy(logits, label)).sum() / (label != IGNORE).sum().clamp(min=1)
 
 
 def focal(logits: Tensor, label: Tensor, gamma: float = 2.0) -> Tensor:
-    """Mean of `(1 - p)^gamma * -log p` over the labelled pixels, with `p` the probability of the labelled class.
+    """Mean of `(1 - p)^gamma * -log p` over the labelled pixels, with `p` the probability of the labelled class (Lin et
+    al., ICCV 2017; the segmentation loss of CLAN).
 
     Args:
         gamma: how fast a pixel loses weight as it becomes sure; 0 is the cross-entropy. Between 0 and 1 the gradient
             is not finite at p = 1.
-
-    Reference:
-        Lin et al., ICCV 2017; the segmentation loss of CLAN.
     """
     per_pixel = per_pixel_cross_entropy(logits, label)
     one_minus_pt = -torch.expm1(-per_pixel)
@@ -49,18 +41,14 @@ def focal(logits: Tensor, label: Tensor, gamma: float = 2.0) -> Tensor:
 
 
 def soft_jaccard(logits: Tensor, label: Tensor) -> Tensor:
-    """One minus the soft intersection over union, counted over batch, classes and pixels at once.
+    """One minus the soft intersection over union, counted over batch, classes and pixels at once: what ASDA adds to the
+    cross-entropy under the name Dice.
 
     With `p` the softmax, `Y` the one-hot label and `S = sum p*Y`, the loss is
     `1 - S / (sum p + sum Y - S + 1e-5)`. A pixel adds one to `sum p` and one to `sum Y`, so over `n` labelled
     pixels the denominator is `2n - S + 1e-5`, and a class that is absent needs no rule of its own.
-
-    Reference:
-        The term that ASDA adds to the cross-entropy under the name Dice.
     """
     ignored = label == IGNORE
-    overlap = (
-        torch.exp(-per_pixel_cross_entropy(logits, label)).masked_fill(ignored, 0.0).sum()
-    )  # probability of the labelled class, summed
-    labelled = (~ignored).sum()
+    probability = torch.exp(-per_pixel_cross_entropy(logits, label))  # of the labelled class
+    overlap, labelled = probability.masked_fill(ignored, 0.0).sum(), (~ignored).sum()
     return (1.0 - overlap / (2 * labelled - overlap + 1e-5)) * (labelled > 0)

@@ -48,7 +48,7 @@ def stored(
     """The label that an earlier stage wrote, for every head (ESL, Saporta et al., 2020); the scores are not needed."""
     label = unlabelled["label"].masked_fill(~unlabelled["valid"], IGNORE)
     by_head, weight = dict.fromkeys(HEADS, label), dict.fromkeys(HEADS, torch.ones((), device=label.device))
-    return PseudoLabelledBatch(unlabelled["image"], by_head, weight, _known_share(label))
+    return PseudoLabelledBatch(unlabelled["image"], by_head, weight, (label != IGNORE).float().mean())
 
 
 def entropy_drop(
@@ -67,7 +67,7 @@ def entropy_drop(
     percent = start + (end - start) * progress.fraction
     label = {head: drop_uncertain(_argmax(z, unlabelled["valid"]), z, percent) for head, z in ema_logits.items()}
     weight = {head: y.numel() / (y != IGNORE).sum().clamp(min=1) for head, y in label.items()}
-    return PseudoLabelledBatch(unlabelled["image"], label, weight, _known_share(label["main"]))
+    return PseudoLabelledBatch(unlabelled["image"], label, weight, (label["main"] != IGNORE).float().mean())
 
 
 def classmix(
@@ -95,12 +95,13 @@ def classmix(
     chosen = rank < (present.sum(1, keepdim=True) + 1) // 2
     paste = chosen.gather(1, index.flatten(1)).view_as(known) & known
 
-    image = torch.where(paste[:, None], labelled["image"], unlabelled["image"])
     valid = unlabelled["valid"]
     share = {head: _confident_share(z, valid, threshold) for head, z in ema_logits.items()}
     mixed = {head: torch.where(paste, label, _argmax(z, valid)) for head, z in ema_logits.items()}
     weight = {head: one.masked_fill(paste, 1.0) for head, one in share.items()}
-    image = strong_colour(image, progress.seed) if strong else image
+    image = torch.where(paste[:, None], labelled["image"], unlabelled["image"])
+    if strong:
+        image = strong_colour(image, progress.seed)
     return PseudoLabelledBatch(image, mixed, weight, share["main"])
 
 
@@ -122,8 +123,8 @@ def masked(
     `threshold` (MIC, Hoyer et al., CVPR 2023).
     """
     image, valid = unlabelled["image"], unlabelled["valid"]
-    size, (rows, columns) = len(image), image.shape[-2:]
-    draw = torch.rand(size, 1, math.ceil(rows / block), math.ceil(columns / block), generator=generator)
+    rows, columns = image.shape[-2:]
+    draw = torch.rand(len(image), 1, math.ceil(rows / block), math.ceil(columns / block), generator=generator)
     hidden = (draw < ratio).repeat_interleave(block, 2).repeat_interleave(block, 3)[..., :rows, :columns]
     if strong:
         image = strong_colour(image, progress.seed + 1)
@@ -134,21 +135,16 @@ def masked(
 
 
 def strong_colour(images: Tensor, seed: int, strength: float = 0.2) -> Tensor:
-    """Change the colours of each image with probability 0.8 and blur it with probability 0.5.
+    """New images: the colours of each are changed with probability 0.8, and it is blurred with probability 0.5.
 
-    Brightness, contrast and, with three bands, saturation change by factors in `1 -+ strength`, the hue of three bands
-    by at most `strength` of the circle; the blur has a deviation of 0.15 to 1.15 pixels.
+    It is the augmentation of mixed images in DACS (Tranheden et al., WACV 2021). Brightness, contrast and, with
+    three bands, saturation change by factors in `1 -+ strength`, the hue of three bands by at most `strength` of the
+    circle; the blur has a deviation of 0.15 to 1.15 pixels.
 
     Args:
         images: in [0, 1], any number of bands C, at least 5 pixels high and wide, (B, C, H, W).
         seed: of the random numbers, which are NumPy's: no tensor is read, so no device is waited for.
         strength: in [0, 0.5].
-
-    Returns:
-        New images in [0, 1], same shape.
-
-    Reference:
-        The augmentation of mixed images in DACS (Tranheden et al., WACV 2021).
     """
     draws = np.random.default_rng(seed).random((len(images), 7)).tolist()
     return torch.stack([_recolour(image, draw, strength) for image, draw in zip(images, draws, strict=True)])
@@ -171,11 +167,6 @@ def _recolour(image: Tensor, draw: list[float], strength: float) -> Tensor:
 def _argmax(logits: Tensor, valid: Tensor) -> Tensor:
     """Most probable class, 255 where not valid."""
     return logits.argmax(1).masked_fill(~valid, IGNORE)
-
-
-def _known_share(label: Tensor) -> Tensor:
-    """Share of the pixels that have a label."""
-    return (label != IGNORE).float().mean()
 
 
 def _confident_share(logits: Tensor, valid: Tensor, threshold: float) -> Tensor:

@@ -13,15 +13,13 @@ from utils.labels import IGNORE
 class ClassStatistics(nn.Module):
     """Running mean and diagonal variance of the features of each class: those of all pixels seen, not a decaying mean.
 
-    The buffers are float64: a training sees more pixels than float32 can count one by one (2^24), and the share of a
-    new batch in a mean soon falls to the precision of float32.
+    The estimator of SDCA (Li et al., 2021); batches are merged as by Chan et al., 1983. The buffers are float64: a
+    training sees more pixels than float32 can count one by one (2^24), and the share of a new batch in a mean soon
+    falls to the precision of float32.
 
     Attributes:
         mean, variance: of the population, (K, D), zero for a class without pixels.
         count: pixels seen, (K,).
-
-    Reference:
-        The estimator of SDCA (Li et al., 2021); batches are merged as by Chan et al., 1983.
     """
 
     mean: Tensor
@@ -58,7 +56,7 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def semantic_contrast(features: Tensor, label: Tensor, statistics: ClassStatistics, temperature: float) -> Tensor:
-    """Pull features to the distribution of their class and away from those of the others.
+    """Pull features to the distribution of their class and away from those of the others (SDCA, Li et al., 2021).
 
     It is an upper bound of InfoNCE with infinitely many positives and negatives drawn from Gaussians. With `f` the unit
     feature and `M`, `V` the rows of mean and variance scaled to unit length, `s_c = 0.5 * sum_d f_d^2 V_cd / T`; the
@@ -72,9 +70,6 @@ def semantic_contrast(features: Tensor, label: Tensor, statistics: ClassStatisti
 
     Returns:
         A scalar >= 0; exactly 0, and still connected to the graph, when no pixel counts.
-
-    Reference:
-        The semantic distribution-aware contrast of SDCA (Li et al., 2021).
     """
     seen = statistics.count > 0
     known = label != IGNORE

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from losses.contrast import Contrast, ContrastTerm, FeatureBank, draw_anchors, info_nce
+from losses.contrast import Contrast, ContrastTerm, FeatureBank, draw_anchors, extremes, info_nce, mean_over_classes
 from losses.inputs import DomainOutputs, TrainingProgress
 from utils.labels import IGNORE
 
@@ -16,16 +16,13 @@ def _entropy(logits: Tensor) -> Tensor:
 
 
 def entropy_drop(target_label: Tensor, teacher_logits: Tensor, percent: float) -> Tensor:
-    """The label with 255 at its most uncertain pixels.
+    """The label with 255 at its most uncertain pixels (U2PL, Wang et al., CVPR 2022).
 
     Args:
         target_label: class indices, 255 for a pixel that does not count, (B, H, W) int64.
         teacher_logits: scores of the EMA network, (B, K, H, W).
         percent: pixels whose entropy is at or above this percentile of the known pixels are dropped, in [0, 100]; 100
             drops those at the maximum only.
-
-    Reference:
-        U2PL (Wang et al., CVPR 2022), whose percentage grows from 80 to 100 during the training.
     """
     entropy = _entropy(teacher_logits).masked_fill(target_label == IGNORE, torch.nan)
     highest = torch.nanquantile(entropy, percent / 100.0)
@@ -33,7 +30,7 @@ def entropy_drop(target_label: Tensor, teacher_logits: Tensor, percent: float) -
 
 
 class UncertainContrast(Contrast):
-    """Contrast of reliable pixels with pixels that are surely not, or wrongly taken to be, of their class.
+    """Contrast of reliable pixels with pixels that are surely not, or wrongly taken to be, of their class (U2PL).
 
     With `a = low_percent * (1 - progress)`, every labelled pixel is reliable, and of the unlabelled ones those whose
     entropy is at most the `a`-th percentile of the valid pixels. For each class c
@@ -45,18 +42,16 @@ class UncertainContrast(Contrast):
     Percentiles need no label, so an unlabelled pixel that is 255 because it is uncertain can be a negative. Of the
     ranks of a class, only the first counts (`low_rank` 1), the one choice that means anything for two classes.
 
+    The released code (Wang et al., CVPR 2022) asks that a negative of c be labelled c, which leaves the bank all but
+    empty, and finds a class by its place in a list of those present; neither is so here.
+
     Options:
         capacity: negatives kept per class.
-        anchors_per_class: largest number of anchors of a class.
-        negatives: number of negatives of an anchor.
+        anchors_per_class, negatives: most anchors of a class, and the number of negatives of each.
         temperature: divides the cosine similarities.
 
     Attributes:
         bank: `bank.bank[c]` holds the unit EMA features that are negatives of c.
-
-    Reference:
-        U2PL (Wang et al., CVPR 2022). Its released code asks that a negative of c be labelled c, which leaves the bank
-        all but empty, and finds a class by its place in a list of those present; neither is so here.
     """
 
     both_domains = True
@@ -79,11 +74,8 @@ class UncertainContrast(Contrast):
         self.low_percent, self.min_prob = low_percent, min_prob
 
     def forward(self, labelled: DomainOutputs, unlabelled: DomainOutputs, progress: TrainingProgress) -> ContrastTerm:
-        """The mean over the classes that have an anchor and a negative.
-
-        The log gets `anchors` (number used), `classes` (number in the loss) and `bank` (negatives stored for the class
-        that has fewest).
-        """
+        """The mean over the classes that have an anchor and a negative; the log also gets `bank`, the negatives stored
+        for the class that has fewest."""
         share = self.low_percent / 100.0 * (1.0 - progress.fraction)
         pixels = [self._pixels(labelled, 1.0, share), self._pixels(unlabelled, share, share)]
         features, ema, prob, label, low, high = (torch.cat(parts) for parts in zip(*pixels, strict=True))
@@ -99,18 +91,14 @@ class UncertainContrast(Contrast):
         positives = reliable.to(ema.dtype) @ ema  # (K, D), the sum: only the direction matters
         stored = self.bank.stored
         generator = progress.generator()
-        total = features.new_zeros(())
-        used_anchors = used_classes = torch.zeros((), device=label.device)
+        terms = []
         for c, positive in enumerate(positives):
             index, chosen = draw_anchors(reliable[c] & (prob[:, c] > self.min_prob), self.anchors_per_class, generator)
             negatives = self.bank.sample(c, (len(index), self.negatives), generator)
             loss = info_nce(features[index], positive, negatives, self.temperature, chosen)
-            used = (stored[c] > 0) & chosen.any()
-            total = total + loss * used
-            used_classes = used_classes + used
-            used_anchors = used_anchors + chosen.sum() * used
-        stats = {"anchors": used_anchors, "classes": used_classes, "bank": stored.min().float()}
-        return total / used_classes.clamp(min=1), stats
+            terms.append((loss, (stored[c] > 0) & chosen.any(), chosen))
+        loss, stats = mean_over_classes(terms)
+        return loss, stats | {"bank": stored.min().float()}
 
     def _pixels(self, outputs: DomainOutputs, low_share: float, high_share: float) -> tuple[Tensor, ...]:
         """Trainee and unit EMA features (P, D), EMA probabilities (P, K), label, low and high entropy (P,)."""
@@ -118,9 +106,7 @@ class UncertainContrast(Contrast):
         dtype = self.bank.bank.dtype
         valid = outputs.on_grid(outputs.valid)
         label = outputs.grid_label().masked_fill(~valid, IGNORE)
-        entropy = _entropy(outputs.ema_scores).masked_fill(~valid, torch.nan)
-        low = entropy <= torch.nanquantile(entropy, low_share)  # a comparison with NaN is False
-        high = entropy >= torch.nanquantile(entropy, 1.0 - high_share)
+        low, high = extremes(_entropy(outputs.ema_scores), valid, low_share, 1.0 - high_share)
         unit = F.normalize(outputs.ema_projected.to(dtype), dim=1)
         maps = (outputs.projected.to(dtype), unit, outputs.ema_scores.softmax(1))
         features, ema, prob = (m.movedim(1, -1).flatten(0, -2) for m in maps)
