@@ -30,11 +30,8 @@ from utils.errors import DataError, EvaluationError
 
 
 def compare(config: CompareConfig) -> None:
-    """Run what is not finished, then write the tables.
-
-    Raises:
-        EvaluationError: at the end, if a run failed or its result cannot be used; the tables show the others.
-    """
+    """Run what is not finished, then write the tables; at the end, EvaluationError names the runs that failed and the
+    results that cannot be used, while the tables show the others."""
     jobs, waiting = plan(config), []
     published = {pair: read_published(Path(config.published), pair) for pair in config.pairs if config.published}
     for job in jobs:

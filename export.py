@@ -7,7 +7,7 @@ Writes OUT/NAME.safetensors, OUT/NAME.onnx and OUT/README.md; NAME is student wh
 ONNX file is compared with the network before it is written. Needs onnx, onnxscript and onnxruntime.
 """
 
-import argparse
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,9 +32,7 @@ class Request(NamedTuple):
 
 
 def read_request(arguments: Sequence[str] | None = None, description: str | None = __doc__) -> Request:
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     parser.add_argument("--out", type=Path, required=True, help="folder for the files")
     given = parser.parse_args(arguments)
@@ -73,10 +71,9 @@ def export(request: Request) -> None:
             unchecked = Path(scratch) / path.name
             onnx.save_model(model, unchecked)
             if (difference := largest_difference(network, load_network(unchecked))) > TOLERANCE:
-                raise WeightsError(
-                    f"{path}: would differ from {weights} by {difference:.2g} in a probability, expected {TOLERANCE:g} "
-                    "or less; try another release of torch, onnxscript or onnxruntime"
-                )
+                found = f"would differ from {weights} by {difference:.2g} in a probability"
+                fix = "try another release of torch, onnxscript or onnxruntime"
+                raise WeightsError(f"{path}: {found}, expected {TOLERANCE:g} or less; {fix}")
             put_in_place(unchecked, path)
     except OSError as error:
         raise unwritable(path, error, model.ByteSize()) from error

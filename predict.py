@@ -10,8 +10,8 @@ Started again, it goes on with the scenes that are not finished. A scene that fa
 exit code is 1.
 """
 
-import argparse
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -43,9 +43,7 @@ class Request(NamedTuple):
 
 
 def read_request(arguments: Sequence[str] | None = None, description: str | None = __doc__) -> Request:
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="file, folder (searched with its sub-folders) or glob")
     add("--out", type=Path, required=True, help="folder for the masks")
@@ -63,22 +61,15 @@ def read_request(arguments: Sequence[str] | None = None, description: str | None
     add("--quicklook", action="store_true", help="write a small PNG of scene and mask")
     add("--device", help="cpu, cuda or cuda:N; default: a GPU where there is one")
     given = parser.parse_args(arguments)
-    return Request(
-        inputs=given.inputs,
-        out=given.out,
-        weights=given.weights or best_model(given.run).weights(given.run),
-        device=given.device,
-        layers=("mask", *(name for name in ON_REQUEST if getattr(given, name))),
-        options=Options(**{option.name: getattr(given, option.name) for option in fields(Options)}),
-    )
+    weights = given.weights or best_model(given.run).weights(given.run)
+    layers = ("mask", *(name for name in ON_REQUEST if getattr(given, name)))
+    options = Options(**{option.name: getattr(given, option.name) for option in fields(Options)})
+    return Request(given.inputs, given.out, weights, given.device, layers, options)
 
 
 def predict(request: Request) -> None:
-    """Predict every scene that is not finished.
-
-    Raises:
-        AsdaError: nothing can be predicted, or, after all other scenes, some could not.
-    """
+    """Predict every scene that is not finished; raises AsdaError if nothing can be predicted or, after all others, for
+    the scenes that could not."""
     keep_memory_flat()
     scenes = find_scenes(request.inputs, request.out)
     with processes.first_alone():

@@ -20,11 +20,8 @@ from utils.files import write_text
 
 
 class Job(NamedTuple):
-    """One method on one pair with one seed.
-
-    `choice` says how it is scored: which checkpoint and, for an oracle without held-back images, how many folds.
-    `after` is the run from which it will take its finished stage 1.
-    """
+    """One method on one pair with one seed. `choice` says how it is scored: which checkpoint and, for an oracle without
+    held-back images, how many folds. `after` is the run from which it will take its finished stage 1."""
 
     pair: str
     method: str
@@ -58,8 +55,7 @@ def plan(config: CompareConfig) -> list[Job]:
             for method in config.methods:
                 resolved = resolve(config, file, method, seed, Path(config.out) / pair / f"seed{seed}" / method)
                 stage_1 = json.dumps(bound_settings(resolved, "teacher"), sort_keys=True, default=str)
-                there = find_reusable(resolved, stages_of(resolved)[0])
-                after = None if there else first.get(stage_1)
+                after = None if find_reusable(resolved, stages_of(resolved)[0]) else first.get(stage_1)
                 jobs.append(Job(pair, method, resolved, choice_of(config, resolved), after))
                 if method in config.selected:
                     first.setdefault(stage_1, jobs[-1].folder)

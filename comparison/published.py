@@ -23,11 +23,8 @@ KNOWN = ", ".join(Published._fields)
 def read_published(path: Path, pair: str) -> list[Published]:
     """The published scores of a pair; none if the file does not name it.
 
-    Args:
-        path: YAML, pair -> rows of method, miou, iou_clear and iou_cloud (may be left out) and source.
-
-    Raises:
-        ConfigError: the file cannot be read, or a row holds something else.
+    The file is YAML: pair -> rows of method, miou, iou_clear and iou_cloud (may be left out) and source. One that
+    cannot be read, or a row that holds something else, raises ConfigError.
     """
     rows = read_mapping(path, "a YAML file", "a mapping of pairs to rows").get(pair, [])
     if not isinstance(rows, list):
@@ -42,11 +39,9 @@ def _published(row: Any, place: str) -> Published:
         raise ConfigError(f"{place}.{unknown[0]}: unknown key; known are {KNOWN}")
     fields: dict[str, Any] = dict.fromkeys(Published._fields) | row
     for key, value in fields.items():
+        sound, expected = type(value) in (int, float) and 0 <= value <= 100, "a percentage from 0 to 100"
         if key in ("method", "source"):
             sound, expected = isinstance(value, str) and value != "", "a text"
-        else:
-            sound = (type(value) in (int, float) and 0 <= value <= 100) or (value is None and key != "miou")
-            expected = "a percentage from 0 to 100"
-        if not sound:
+        if not sound and (value is not None or key not in ("iou_clear", "iou_cloud")):
             raise ConfigError(f"{place}.{key}: found {value!r}, expected {expected}")
     return Published(**fields)

@@ -69,19 +69,13 @@ class Comparison(NamedTuple):
 
 
 def finished(job: Job) -> bool:
-    """Whether the job's result is there, and was made with these settings.
-
-    Raises:
-        ConfigError: the folder was begun with other settings.
-    """
+    """Whether the job's result is there; raises ConfigError if its folder was begun with other settings."""
     record = job.folder / SETTINGS
     if record.exists():
         settings = {key: value for key, value in flatten(job.config).items() if not key.startswith(NOT_SCORED)}
         if changed := differences(record, settings):
-            raise ConfigError(
-                f"{job.folder}: begun with other settings: {'; '.join(changed)}. Give the same settings, another name "
-                "to the method, or another --out"
-            )
+            fix = "Give the same settings, another name to the method, or another --out"
+            raise ConfigError(f"{job.folder}: begun with other settings: {'; '.join(changed)}. {fix}")
     return read_result(job) is not None
 
 
@@ -93,11 +87,8 @@ def write_result(job: Job, result: Result) -> None:
 
 
 def read_result(job: Job) -> Result | None:
-    """The result of a job; None if there is none, or one that was scored by another choice.
-
-    Raises:
-        DataError: it is damaged.
-    """
+    """The result of a job; None if there is none, or one that was scored by another choice; a damaged one raises
+    DataError."""
     path = job.folder / RESULT
     if not path.exists():
         return None
@@ -112,11 +103,10 @@ def read_result(job: Job) -> Result | None:
         for matrices in counts.values():
             if matrices.shape != (images, 2, 2) or (matrices < 0).any():
                 raise ValueError(f"found {images} images and counts of {matrices.shape}")
-        own: dict[str, Any] = {"steps": int(values["steps"]), "selected": str(values["selected"])}
-        for key in ("seconds", "peak_mib", "repeatability"):
-            if values.get(key) is not None:
-                own[key] = float(values[key])
-        return Result(job.method, job.config.seed, **own | texts | counts, chosen=values.get("chosen"))
+        measured = [key for key in ("seconds", "peak_mib", "repeatability") if values.get(key) is not None]
+        own: dict[str, Any] = texts | counts | {key: float(values[key]) for key in measured}
+        own |= {"steps": int(values["steps"]), "selected": str(values["selected"]), "chosen": values.get("chosen")}
+        return Result(job.method, job.config.seed, **own)
 
 
 def gather(pair: str, jobs: Sequence[Job], config: CompareConfig, published: Sequence[Published] = ()) -> Comparison:
@@ -143,12 +133,8 @@ def gather(pair: str, jobs: Sequence[Job], config: CompareConfig, published: Seq
 
 
 def paired(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
-    """What paired tests can compare: the results of the images and labels that most of them have.
-
-    Returns:
-        These results by seed, each with its images of a known label sorted by name, since folds mix their order; and
-        for each of the others why it is none of them.
-    """
+    """What paired tests can compare: the results of the images and labels that most of them have, by seed, each with
+    its images of a known label sorted by name, since folds mix their order; and why each of the others is left out."""
     aligned = []
     for result in sorted(results, key=lambda result: result.seed):
         order = [int(i) for i in np.argsort(result.images, kind="stable") if result.matrices[i].any()]

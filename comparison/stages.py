@@ -59,11 +59,8 @@ def write_settings(config: Config) -> Path:
 
 
 def run_script(script: str, *words: str) -> None:
-    """Run a script of the project as if it were typed with these words; torch, which is here already, starts once.
-
-    Raises:
-        EvaluationError: its status was not 0.
-    """
+    """Run a script of the project as if it were typed with these words; torch, which is here already, starts once. A
+    status that is not 0 raises EvaluationError."""
     before = sys.argv
     sys.argv = [str(ROOT / script), *words]
     try:
@@ -92,7 +89,7 @@ def find_reusable(config: Config, stage: Stage) -> Path | None:
     """The folder of the same stage with the same settings, finished in this run or one beside it."""
     settings = bound_settings(config, stage.kind)
     for folder in sorted(Path(config.out).parent.glob(f"*/{stage.folder}")):
-        if (folder / stage.last).exists() and not differences(folder / "config.yaml", settings):
+        if (folder / stage.last).exists() and not differences(folder / SETTINGS, settings):
             return folder
     return None
 

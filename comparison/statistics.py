@@ -36,8 +36,7 @@ def table(comparison: Comparison) -> list[dict[str, Any]]:
     share. `difference` and what follows it compare with the reference on shared seeds: see `paired_interval`; the
     Wilcoxon test is over images, of the difference of the share of wrong pixels, averaged over seeds.
 
-    Raises:
-        DataError: a method has two results of one seed, or the results are not of the same images and labels.
+    Two results of one seed of a method, and results that are not of the same images and labels, raise DataError.
     """
     results, misfits = paired(comparison.results)
     if misfits:
@@ -93,10 +92,8 @@ def paired_interval(gaps: Sequence[float], resampled: np.ndarray, groups: int) -
 
 def resampling_units(results: Sequence[Result]) -> tuple[str, list[str]]:
     """What is resampled, scenes where known, else images, and its name for each image; of paired results."""
-    for result in results:
-        if result.scenes:
-            return "scenes", result.scenes
-    return "images", results[0].images if results else []
+    scenes = next((result.scenes for result in results if result.scenes), None)
+    return ("scenes", scenes) if scenes else ("images", results[0].images if results else [])
 
 
 def _resampled(runs: Runs) -> Resampled:
@@ -116,8 +113,7 @@ def _against(reference: str, method: str, runs: Runs, resampled: Resampled, grou
     gaps, seeds = _gaps(runs, method, reference), _shared(runs, method, reference)
     if method == reference or not seeds:
         return row
-    row["difference"] = spread(gaps)[0]
-    row["seeds_won"] = f"{sum(gap > 0 for gap in gaps)}/{len(gaps)}"
+    row |= {"difference": spread(gaps)[0], "seeds_won": f"{sum(gap > 0 for gap in gaps)}/{len(gaps)}"}
     if resampled:
         draws = np.stack([resampled[method, seed] - resampled[reference, seed] for seed in seeds])
         (row["difference_low"], row["difference_high"]), row["p"] = paired_interval(gaps, draws, groups)

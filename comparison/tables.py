@@ -1,13 +1,13 @@
-"""The tables of a comparison as Markdown, CSV and LaTeX."""
+"""The tables of a comparison as Markdown, CSV and LaTeX, and its picture."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from comparison.plots import draw
 from comparison.results import Comparison, paired
 from comparison.statistics import BASELINE, BEST, DRAWS, MEASURES, ORACLE, resampling_units, table
+from report.plots import new_figure, save_figure
 from report.tables import FEW, csv_text, latex_tabular, markdown_table, number_text
 from utils.files import write_text
 
@@ -144,13 +144,13 @@ def _plain(value: Any) -> Any:
 def latex(comparison: Comparison) -> str:
     """A tabular of the scores and the comparison with the reference; the best mIoU is bold, the oracle left aside."""
     rows = table(comparison)
-    best = max((row["miou"] for row in rows if row["miou"] is not None and row["method"] != ORACLE), default=None)
+    scores = {row["method"]: row["miou"] for row in rows if row["miou"] is not None and row["method"] != ORACLE}
     cells = [_cells(row, comparison.reference) for row in rows]
     titles = [title for title in cells[0] if title not in NOT_IN_LATEX]
     lines = [[title.translate(ESCAPES) for title in titles]]
     for row, texts in zip(rows, cells, strict=True):
         line = {title: texts[title].translate(ESCAPES) for title in titles}
-        if row["method"] != ORACLE and row["miou"] is not None and row["miou"] == best:
+        if row["method"] in scores and row["miou"] == max(scores.values()):
             line["mIoU"] = f"\\textbf{{{line['mIoU']}}}"
         lines.append([*line.values()])
     return latex_tabular(lines, " ".join(f"{comparison.pair}: {comparison.protocol}".split()))
@@ -169,3 +169,32 @@ def _numbers(comparison: Comparison) -> dict[str, Any]:
         ],
         "published": [entry._asdict() for entry in comparison.published],
     }
+
+
+def draw(comparison: Comparison, path: Path) -> None:
+    """Draw each method's mean mIoU and its seeds as a PNG, with dashed lines at source_only and oracle."""
+    rows = table(comparison)
+    figure = new_figure(5.2, 0.7 + 0.27 * len(rows))
+    axis = figure.subplots()
+    for place, row in enumerate(rows):
+        colour = "#1b7837" if row["method"] == comparison.reference else "0.35"
+        text = "no result" if row["miou"] is None else number_text(row["miou"], sd=row["miou_sd"])
+        axis.annotate(text, (1.02, place), xycoords=("axes fraction", "data"), fontsize=7, va="center", color=colour)
+        if row["miou"] is None:
+            continue
+        seeds = row["miou_of_each_seed"]
+        axis.plot([min(seeds), max(seeds)], [place] * 2, color=colour, linewidth=1, zorder=2)
+        axis.plot(row["miou"], place, "|", color=colour, markersize=13, markeredgewidth=2.2, zorder=3)
+        axis.scatter(seeds, [place] * len(seeds), s=15, facecolor="white", edgecolor=colour, linewidth=0.9, zorder=4)
+        if row["method"] in (BASELINE, ORACLE):
+            axis.axvline(row["miou"], color="0.6", linewidth=0.8, linestyle="--", zorder=1)
+    axis.set_yticks(range(len(rows)), [row["method"] for row in rows], fontsize=8)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.margins(x=0.08)
+    axis.set_xlabel("mIoU on the target, %: mean (bar) and seeds (circles)", fontsize=7)
+    axis.set_title(comparison.pair, fontsize=8)
+    axis.tick_params(axis="x", labelsize=7)
+    axis.grid(axis="x", color="0.92", zorder=0)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, path, dpi=200)

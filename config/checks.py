@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 
-from config.fields import fault, flatten
+from config.fields import fault, faults, flatten
 from config.schema import LIKE_SOURCE, SHIFT8, Config, DomainConfig
 from datasets.readers import READERS
 
 
-def relation_faults(config: Config) -> Iterator[str]:
-    """A sentence for every value that another one does not allow."""
+def config_faults(config: Config) -> Iterator[str]:
+    """A sentence for every value that its own field or another value does not allow."""
+    yield from faults(config)
     values = flatten(config)
     yield from (fault(key, values[key], expected) for key, holds, expected in _relations(config) if not holds)
 

@@ -4,7 +4,6 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
-from copy import copy
 from dataclasses import field, fields, is_dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ Rule = tuple[Callable[[Any], object], str]  # whether a value holds, and what is
 def bounded(default: Any, *rules: Rule) -> Any:
     """A field with rules for its values; they are not asked about null."""
     if isinstance(default, list):
-        return field(default_factory=lambda: copy(default), metadata={"rules": rules})
+        return field(default_factory=default.copy, metadata={"rules": rules})
     return field(default=default, metadata={"rules": rules})
 
 

@@ -8,32 +8,30 @@ NAME < --key value.
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
-from config.checks import relation_faults
+from config.checks import config_faults
 from config.comparison import CompareConfig, comparison_faults
-from config.fields import faults, flatten, nearest
+from config.fields import flatten, nearest
 from config.schema import KEYS, Config
 from utils.errors import ConfigError
 
 METHODS = Path(__file__).resolve().parents[1] / "configs" / "methods"
 LARGEST, VALUES, LEVELS = 2**20, 100_000, 50  # of a YAML file: characters; values and levels, aliases written out
+FAULTS: dict[type, Callable[[Any], Iterator[str]]] = {Config: config_faults, CompareConfig: comparison_faults}
 T = TypeVar("T")
 
 
 def load_config(arguments: Sequence[str] | None = None, description: str | None = None) -> Config:
     """Read `--config FILE` (any number), `--method NAME_OR_FILE` and `--key value` into a checked `Config`.
 
-    The last `--method` counts. compare.py adds `--override FILE`, which wins over the method.
-
-    Raises:
-        ConfigError: an unknown key, a wrong type or an impossible value, with file, key and nearest match.
+    The last `--method` counts. compare.py adds `--override FILE`, which wins over the method. An unknown key, a wrong
+    type or an impossible value raises ConfigError, with file, key and nearest match.
     """
     given, rest = _taken(arguments, "--config", "--method", "--override")
     for file in map(Path, given["--config"]):
@@ -41,14 +39,12 @@ def load_config(arguments: Sequence[str] | None = None, description: str | None 
             name = file.stem if file.resolve().parent == METHODS else file
             raise ConfigError(f"{file}: is a method, which wins over every --config; give it as --method {name}")
     given["--method"] = [_method_file(name) for name in given["--method"][-1:]]
-    config = _load(Config, given, rest, description)
-    return _sound(config, chain(faults(config), relation_faults(config)))
+    return _load(Config, given, rest, description)
 
 
 def load_compare_config(arguments: Sequence[str] | None = None, description: str | None = None) -> CompareConfig:
     """Read `--config FILE` (any number) and `--key value` into a checked comparison; errors as `load_config`."""
-    config = _load(CompareConfig, *_taken(arguments, "--config"), description)
-    return _sound(config, comparison_faults(config))
+    return _load(CompareConfig, *_taken(arguments, "--config"), description)
 
 
 def _taken(arguments: Sequence[str] | None, *options: str) -> tuple[dict[str, list[str]], list[str]]:
@@ -75,13 +71,6 @@ def _method_file(name: str) -> str:
     return str(METHODS / f"{name}.yaml")
 
 
-def _sound(config: T, found: Iterator[str]) -> T:
-    """The configuration, unless something is wrong with it."""
-    if sentences := "; ".join(found):
-        raise ConfigError(f"configuration: {sentences}")
-    return config
-
-
 @cache
 def _parser(schema: Any, description: str | None) -> Any:
     from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
@@ -96,13 +85,20 @@ def _parser(schema: Any, description: str | None) -> Any:
 
 
 def _load(schema: type[T], files: Mapping[str, Sequence[str]], words: list[str], description: str | None) -> T:
-    """Read the files, in their order, and then the words."""
+    """Read the files, in their order, and then the words, and check what they make together."""
     from jsonargparse import ArgumentError
 
     parser = _parser(schema, description)  # type: ignore[arg-type]
     layers = [(option, file) for option, given in files.items() for file in given]
-    for option, file in layers:
-        _check_file(Path(file), option, parser, schema)
+    for option, file in layers:  # each alone first, so that the message can name the file
+        path = Path(file)
+        values = read_mapping(path, f"a YAML file after {option}", "a mapping of keys to values")
+        for fault in _key_faults(values, schema):
+            raise ConfigError(f"{path}: {fault}")
+        try:
+            parser.parse_path(str(path))
+        except Exception as error:  # jsonargparse raises several types here
+            raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
     try:
         namespace = parser.parse_args([*(f"--config={file}" for _, file in layers), *words])
     except (ArgumentError, SystemExit) as error:
@@ -110,7 +106,10 @@ def _load(schema: type[T], files: Mapping[str, Sequence[str]], words: list[str],
             raise
         raise ConfigError(f"command line: {_explain(str(error), words, schema)}") from None
     values = vars(parser.instantiate(namespace))
-    return schema(**{key: value for key, value in values.items() if key not in ("config", "method")})
+    config = schema(**{key: value for key, value in values.items() if key not in ("config", "method")})
+    if sentences := "; ".join(FAULTS[schema](config)):
+        raise ConfigError(f"configuration: {sentences}")
+    return config
 
 
 def to_yaml(config: Config) -> str:
@@ -119,11 +118,8 @@ def to_yaml(config: Config) -> str:
 
 
 def read_mapping(path: Path, file: str, mapping: str) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping; `file` and `mapping` say in an error what was expected.
-
-    Raises:
-        ConfigError: it cannot be read, is no YAML, or holds something else.
-    """
+    """Read a YAML file that holds a mapping; one that cannot be read, is no YAML, or holds something else raises
+    ConfigError, in which `file` and `mapping` say what was expected."""
     try:
         with open(path, encoding="utf-8") as stream:
             text = stream.read(LARGEST + 1)
@@ -133,10 +129,8 @@ def read_mapping(path: Path, file: str, mapping: str) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # also of text, numbers, and too many levels
         raise ConfigError(f"{path}: is not valid YAML: {error}") from None
     if len(text) > LARGEST or _is_bomb(values):
-        raise ConfigError(
-            f"{path}: is too large, expected up to {LARGEST:,} characters, {VALUES:,} values and {LEVELS} levels, "
-            "aliases written out"
-        )
+        limits = f"{LARGEST:,} characters, {VALUES:,} values and {LEVELS} levels, aliases written out"
+        raise ConfigError(f"{path}: is too large, expected up to {limits}")
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: found {type(values).__name__}, expected {mapping}")
     return values
@@ -160,17 +154,6 @@ def _is_bomb(values: Any) -> bool:
     return False
 
 
-def _check_file(path: Path, option: str, parser: Any, schema: type) -> None:
-    """Stop at the first fault of one YAML file, so that the message can name the file."""
-    values = read_mapping(path, f"a YAML file after {option}", "a mapping of keys to values")
-    for fault in _key_faults(values, schema):
-        raise ConfigError(f"{path}: {fault}")
-    try:
-        parser.parse_path(str(path))
-    except Exception as error:  # jsonargparse raises several types here
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
-
-
 def _key_faults(values: dict[str, Any], schema: type, prefix: str = "") -> Iterator[str]:
     hints = get_type_hints(schema)
     for key, value in values.items():
@@ -190,6 +173,6 @@ def _key_faults(values: dict[str, Any], schema: type, prefix: str = "") -> Itera
 def _explain(message: str, words: Sequence[str], schema: type) -> str:
     known = ["--config", *(f"--{key}" for key in (("method", *KEYS) if schema is Config else flatten(schema())))]
     for word in (word.split("=")[0] for word in words if word.startswith("--")):
-        if word not in known and f"error: unrecognized arguments: {word}"[7:] in message:
+        if word not in known and f"unrecognized arguments: {word}" in message:
             return f"unknown option {word!r}{nearest(word, known)}"
     return " ".join(message.split())

@@ -22,8 +22,7 @@ SETTINGS, SUMMARY = "predict.json", "summary.csv"
 def find_scenes(inputs: Sequence[str], out: Path) -> dict[str, Path]:
     """The files to predict, by name: the path below the folder that was given, or the file's own, without suffix.
 
-    Raises:
-        ConfigError, DataError: an input is not there, two have one name, or masks would lie among the scenes.
+    An input that is not there raises DataError; two of one name, and masks among the scenes, raise ConfigError.
     """
     found: dict[str, set[Path]] = {}
     for text in inputs:
@@ -50,11 +49,8 @@ def find_scenes(inputs: Sequence[str], out: Path) -> dict[str, Path]:
 
 
 def open_folder(out: Path, weights: Path, options: Options) -> None:
-    """Make the folder of the masks, or go on with it.
-
-    Raises:
-        ConfigError: it was begun with other settings, or cannot be made.
-    """
+    """Make the folder of the masks, or go on with it; raises ConfigError if it was begun with other settings, or cannot
+    be made."""
     record = out / SETTINGS
     digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
     settings = {"weights": digest, **asdict(options)}
@@ -79,10 +75,7 @@ def outputs_of(out: Path, layers: Sequence[str], name: str, scene: Path) -> dict
 
 class SummaryFile:
     """OUT/summary.csv, a row for each finished scene. Each of several processes has a part of its own until all end.
-
-    Raises:
-        DataError: by every method, if it cannot be read or written.
-    """
+    Every method raises DataError if it cannot be read or written."""
 
     def __init__(self, out: Path) -> None:
         self.path = out / SUMMARY

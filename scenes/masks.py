@@ -4,6 +4,7 @@ Values are those of the mask: 0 clear, 1 cloud, 255 no data, which no function c
 """
 
 from collections.abc import Iterator
+from itertools import chain
 
 import cv2
 import numpy as np
@@ -19,34 +20,21 @@ def without_small(strips: Iterator[np.ndarray], least: int) -> Iterator[np.ndarr
     Holds back the rows of clouds that may yet grow. One of fewer than `least` pixels spans fewer than `least` rows, so
     at most that many rows are held beside the strip.
     """
-    edge = np.zeros((0, 0), np.uint8)  # the last row that was given; cloud in it is large enough
-    held = np.zeros((0, 0), np.uint8)
-    for strip in strips:
-        rows = np.vstack([part for part in (edge, held, strip) if len(part)])
-        done = _clear_small(rows, least, kept=len(edge), ended=False)
+    edge = held = np.zeros((0, 0), np.uint8)  # edge: the last row that was given; cloud in it is large enough
+    for strip in chain(strips, [None]):
+        rows = np.vstack([part for part in (edge, held, strip) if part is not None and len(part)])
+        count, labels, statistics, _ = cv2.connectedComponentsWithStats((rows == CLOUD).view(np.uint8), connectivity=8)
+        small = statistics[:, cv2.CC_STAT_AREA] < least
+        small[0] = False  # what is no cloud
+        small[np.unique(labels[: len(edge)])] = False
+        growing = np.zeros(count, bool)
+        if strip is not None:
+            growing[np.unique(labels[-1])] = True
+        rows[(small & ~growing)[labels]] = CLEAR
+        done = int(statistics[small & growing, cv2.CC_STAT_TOP].min(initial=len(rows)))
         if done > len(edge):
             yield rows[len(edge) : done].copy()
-            edge, held = rows[done - 1 : done], rows[done:]
-        else:
-            held = rows[len(edge) :]
-    if len(held):
-        rows = np.vstack([part for part in (edge, held) if len(part)])
-        _clear_small(rows, least, kept=len(edge), ended=True)
-        yield rows[len(edge) :]
-
-
-def _clear_small(rows: np.ndarray, least: int, *, kept: int, ended: bool) -> int:
-    """Clear what is known to be small, in place, and return the number of rows, from the top, that are final."""
-    count, labels, statistics, _ = cv2.connectedComponentsWithStats((rows == CLOUD).view(np.uint8), connectivity=8)
-    small = statistics[:, cv2.CC_STAT_AREA] < least
-    small[0] = False  # what is no cloud
-    small[np.unique(labels[:kept])] = False
-    growing = np.zeros(count, bool)
-    if not ended:
-        growing[np.unique(labels[-1])] = True
-    rows[(small & ~growing)[labels]] = CLEAR
-    tops = statistics[small & growing, cv2.CC_STAT_TOP]
-    return int(tops.min()) if len(tops) else len(rows)
+        edge, held = rows[max(0, done - 1) : done], rows[done:]
 
 
 def dilated(strips: Iterator[np.ndarray], radius: int) -> Iterator[np.ndarray]:
@@ -55,17 +43,11 @@ def dilated(strips: Iterator[np.ndarray], radius: int) -> Iterator[np.ndarray]:
     Holds twice `radius` rows beside the strip.
     """
     above = held = np.zeros((0, 0), np.uint8)
-    ended = False
-    while not ended:
-        strip = next(strips, None)
-        ended = strip is None
+    for strip in chain(strips, [None]):
         rows = np.vstack([part for part in (above, held, strip) if part is not None and len(part)])
-        done = len(rows) if ended else max(len(above), len(rows) - radius)
+        done = len(rows) if strip is None else max(len(above), len(rows) - radius)
         if done > len(above):
-            yield _near(rows, radius)[len(above) : done]
+            distance = cv2.distanceTransform((rows != CLOUD).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+            near = (distance <= radius + 1e-3) & (rows != IGNORE)
+            yield np.where(near, np.uint8(CLOUD), rows)[len(above) : done]
         above, held = rows[max(0, done - radius) : done], rows[done:]
-
-
-def _near(rows: np.ndarray, radius: int) -> np.ndarray:
-    distance = cv2.distanceTransform((rows != CLOUD).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return np.where((distance <= radius + 1e-3) & (rows != IGNORE), np.uint8(CLOUD), rows)

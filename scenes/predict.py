@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ WHOLE = 4096  # pixels: the longest side of a scene that is seen whole
 
 @dataclass(frozen=True)
 class Options:
-    """How a scene is predicted.
+    """How a scene is predicted; a value that means nothing raises ConfigError.
 
     Attributes:
         window, overlap: of windows, in pixels of the scene; None: see `engine.windows.plan`, and a quarter of a window.
@@ -43,9 +43,6 @@ class Options:
         flips: take the mean over each window and its three mirror images; four times the work.
         min_cloud: clouds of fewer pixels than this are cleared.
         buffer: pixels that are this near to a cloud's become cloud; after `min_cloud`.
-
-    Raises:
-        ConfigError: a value that means nothing.
     """
 
     window: int | None = at_least(None, 1)
@@ -60,26 +57,19 @@ class Options:
             raise ConfigError(sentence)
 
     def plan(self, height: int, width: int, images: Images) -> Plan:
-        """The windows of a scene of (height, width) pixels.
-
-        Raises:
-            ConfigError: windows that do not move, or a scene that is too large to be seen whole.
-        """
+        """The windows of a scene of (height, width) pixels; raises ConfigError for windows that do not move, or a scene
+        that is too large to be seen whole."""
         windows = plan(height, width, images, self.window, self.overlap, share=1 / 4)
         if windows.whole and max(height, width) > WHOLE:
-            raise ConfigError(
-                f"found a scene of {width}x{height} pixels, and the network knows only whole images, scaled to "
-                f"{images.size} pixels; give --window, the pixels that are scaled to {images.size} at a time"
-            )
+            expected = f"the network knows only whole images, scaled to {images.size} pixels"
+            fix = f"give --window, the pixels that are scaled to {images.size} at a time"
+            raise ConfigError(f"found a scene of {width}x{height} pixels, and {expected}; {fix}")
         return windows
 
 
 class Result(NamedTuple):
-    """What is known of an image of (H, W) pixels.
-
-    `mask` uint8: 0 clear, 1 cloud, 255 no data. `probability` of cloud and its `entropy` in bits, float32 in [0, 1],
-    NaN without data.
-    """
+    """Of an image of (H, W) pixels: `mask` uint8, 0 clear, 1 cloud, 255 no data; `probability` of cloud and its
+    `entropy` in bits, float32 in [0, 1], NaN without data."""
 
     mask: np.ndarray
     probability: np.ndarray
@@ -106,8 +96,7 @@ def predict_array(
             the network is for (uint8, uint16, int16 or float32): they are scaled to 8 bits as those are.
         valid: (H, W) bool, where there is data; None: everywhere but at NaN and infinity.
 
-    Raises:
-        DataError: an image of another shape, or of values that are not those of the network's files.
+    An image of another shape, or of values that are not those of the network's files, raises DataError.
     """
     options = options or Options()
     bands = network.images.decoder.bands
@@ -118,10 +107,9 @@ def predict_array(
     if valid.shape != image.shape[:2]:
         raise DataError(f"found valid of {valid.shape}, expected {image.shape[:2]} as the image")
     scaled = network.images.decoder.scaled(image, Item("array", (Path("array"),)))
-    scaled = np.where(valid[..., None], scaled, np.uint8(0))
-    height, width = valid.shape
-    windows = options.plan(height, width, network.images)
-    strips = _clouds(network, iter([Rows(scaled, valid)]), windows, options.flips)
+    scene = Rows(np.where(valid[..., None], scaled, np.uint8(0)), valid)
+    windows = options.plan(valid.shape[0], valid.shape[1], network.images)
+    strips = _clouds(network, iter([scene]), windows, options.flips)
     layers: dict[str, list[np.ndarray]] = {"probability": [], "entropy": []}
     masks = list(_masks(strips, options, {name: parts.append for name, parts in layers.items()}, defaultdict(float)))
     return Result(np.concatenate(masks), *(np.concatenate(parts) for parts in layers.values()))
@@ -176,8 +164,7 @@ def predict_scene(
         layers = {}
         for name, kind in (("probability", SHARE), ("entropy", SHARE), ("mask", MASK)):
             if name in outputs:
-                layers[name] = Output(outputs[name], grid, kind, scratch)
-                stack.callback(layers[name].close)
+                layers[name] = stack.enter_context(closing(Output(outputs[name], grid, kind, scratch)))
         for strip in _masks(strips, options, {name: layer.add for name, layer in layers.items()}, sums):
             layers["mask"].add(strip)
             mask_small.add(strip)
@@ -204,13 +191,6 @@ def _mean_of_flips(predict_batch: PredictBatch, windows: np.ndarray, size: tuple
     return np.mean([predict_batch(np.ascontiguousarray(windows[turn]), size)[turn] for turn in turns], axis=0)
 
 
-def entropy_of(probability: np.ndarray) -> np.ndarray:
-    """The entropy of clear and cloud in bits, float32 in [0, 1], of the probability of one of them."""
-    p = np.clip(probability, np.float32(1e-7), np.float32(1 - 1e-7))
-    q = 1 - p
-    return -(p * np.log2(p) + q * np.log2(q))
-
-
 def _masks(
     strips: Iterator[Rows], options: Options, write: Mapping[str, Write], sums: dict[str, float]
 ) -> Iterator[np.ndarray]:
@@ -218,7 +198,8 @@ def _masks(
 
     def decided() -> Iterator[np.ndarray]:
         for probability, valid in strips:
-            entropy = entropy_of(probability)
+            p = np.clip(probability, np.float32(1e-7), np.float32(1 - 1e-7))
+            entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))  # in bits
             sums["valid"] += int(valid.sum())
             sums["entropy"] += float(entropy.sum(where=valid, dtype=np.float64))
             for name, layer in (("probability", probability), ("entropy", entropy)):

@@ -49,6 +49,8 @@ class Layer(NamedTuple):
 
 MASK = Layer("uint8", IGNORE, 1, "mode")
 SHARE = Layer("float32", float("nan"), 3, "average")  # probability or entropy
+PALETTE = np.zeros((256, 3), np.uint8)  # value in a mask -> colour
+PALETTE[list(MASK_COLOURS)] = list(MASK_COLOURS.values())
 
 
 def grid_of(path: Path) -> Grid:
@@ -84,8 +86,7 @@ def slabs(path: Path, decoder: Decoder, grid: Grid) -> Iterator[Rows]:
             decoder.pixels(Item(path.name, (path,), window=Window(top, left, height, min(columns, grid.width - left))))
             for left in range(0, grid.width, columns)
         ]
-        image, valid = zip(*parts, strict=True)
-        yield Rows(np.concatenate(image, axis=1), np.concatenate(valid, axis=1))
+        yield Rows(*(np.concatenate(part, axis=1) for part in zip(*parts, strict=True)))
 
 
 class Output:
@@ -96,8 +97,7 @@ class Output:
             stored in a PNG as 16 bits, 65534 for 1, and 65535 without data.
         scratch: a folder on the same disk for what is not finished.
 
-    Raises:
-        DataError: by every method, if it cannot be written.
+    Every method raises DataError if it cannot be written.
     """
 
     def __init__(self, path: Path, grid: Grid, layer: Layer, scratch: Path) -> None:
@@ -127,9 +127,7 @@ class Output:
             if self.tiles is None:
                 self._to_png(finished)
             else:
-                self.tiles.close()
                 self._to_cog(finished)
-                self._check(finished)
             put_in_place(finished, self.path)
 
     def close(self) -> None:
@@ -144,9 +142,8 @@ class Output:
         grid, layer = self.grid, self.layer
         shape = {"height": grid.height, "width": grid.width, "count": 1, "dtype": layer.dtype, "nodata": layer.nodata}
         tiled = {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "bigtiff": "IF_SAFER"}
-        packed = {"compress": "deflate", "zlevel": 1, "predictor": layer.predictor}
-        path = self.scratch / self.path.name
-        tiles = rasterio.open(path, "w", driver="GTiff", **(grid.place or {}), **shape, **tiled, **packed)
+        packed = {"driver": "GTiff", "compress": "deflate", "zlevel": 1, "predictor": layer.predictor}
+        tiles = rasterio.open(self.scratch / self.path.name, "w", **(grid.place or {}), **shape, **tiled, **packed)
         if layer is MASK:
             tiles.write_colormap(1, MASK_COLOURS)
         return tiles
@@ -154,16 +151,13 @@ class Output:
     def _to_cog(self, finished: Path) -> None:
         import rasterio.shutil
 
+        self.tiles.close()
         tiles, predictor = self.scratch / self.path.name, {1: "NO", 3: "FLOATING_POINT"}[self.layer.predictor]
         made = {"driver": "COG", "blocksize": BLOCK, "bigtiff": "IF_SAFER", "num_threads": os.cpu_count() or 1}
         packed = {"compress": "DEFLATE", "predictor": predictor, "overview_predictor": predictor}
         rasterio.shutil.copy(tiles, finished, **made, **packed, overview_resampling=self.layer.overviews)
         tiles.unlink()
-
-    def _check(self, finished: Path) -> None:
-        """Read all of it again, and see that it ends where it should: GDAL does not report every failure to write."""
-        import rasterio
-
+        # All of it is read again, to its end: GDAL does not report every failure to write.
         checksum, height, width = 0, self.grid.height, self.grid.width
         with rasterio.open(finished) as file:
             for top in range(0, height, BLOCK):
@@ -177,7 +171,7 @@ class Output:
     def _to_png(self, finished: Path) -> None:
         if self.layer is MASK:
             picture = Image.fromarray(self.held)
-            picture.putpalette(_palette().tobytes())
+            picture.putpalette(PALETTE.tobytes())
         else:
             depth = np.where(np.isnan(self.held), 65535, np.nan_to_num(self.held) * 65534 + 0.5)
             picture = Image.fromarray(depth.astype(np.uint16))
@@ -218,13 +212,6 @@ def write_quicklook(path: Path, image: Thumbnail, mask: Thumbnail, bands: tuple[
     visible = [bands.index(band) for band in ("red", "green", "blue") if band in bands]
     chosen = visible if len(visible) == 3 else [0, 1, 2] if len(bands) >= 3 else [0, 0, 0]
     with writing(path):
-        picture = Image.fromarray(np.hstack([image.picture[..., chosen], _palette()[mask.picture]]))
+        picture = Image.fromarray(np.hstack([image.picture[..., chosen], PALETTE[mask.picture]]))
         picture.save(scratch / "quicklook.png")
         put_in_place(scratch / "quicklook.png", path)
-
-
-def _palette() -> np.ndarray:
-    """Value in a mask -> colour, (256, 3) uint8."""
-    table = np.zeros((256, 3), np.uint8)
-    table[list(MASK_COLOURS)] = list(MASK_COLOURS.values())
-    return table

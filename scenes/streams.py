@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -15,18 +16,16 @@ def ahead(items: Iterable[T], count: int) -> Iterator[Iterator[T]]:
 
     What `items` raises is raised where they are asked for. Leaving stops the thread after the item at hand.
     """
-    iterator, end = iter(items), object()
+    end = object()
     with ThreadPoolExecutor(1) as thread:
-
-        def ordered() -> Any:
-            return thread.submit(next, iterator, end)
+        order = partial(thread.submit, next, iter(items), end)
+        waiting: deque[Any] = deque(order() for _ in range(count))
 
         def given() -> Iterator[T]:
             while (item := waiting.popleft().result()) is not end:
-                waiting.append(ordered())
+                waiting.append(order())
                 yield item
 
-        waiting = deque(ordered() for _ in range(count))
         try:
             yield given()
         finally:

@@ -13,14 +13,12 @@ from utils.errors import unwritable
 def whole(path: Path, needed: int | None = None, *, shared: bool = False) -> Iterator[Path]:
     """Within it, another name to write to; at its end that file is synced to the disk and takes the place of `path`.
 
-    Whatever is raised, and whenever the process is killed, `path` is what it was before, or the whole new file.
+    Whatever is raised, and whenever the process is killed, `path` is what it was before, or the whole new file. If it
+    cannot be written, DataError is raised.
 
     Args:
         needed: size in bytes, for the message.
         shared: other processes may write `path` at the same time.
-
-    Raises:
-        DataError: it cannot be written.
     """
     own = f".{uuid4().hex[:8]}" if shared else ""
     temporary = path.with_name(f"{path.name}{own}.tmp")

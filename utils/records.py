@@ -12,13 +12,8 @@ from utils.files import write_text
 
 @contextmanager
 def reading(path: Path, what: str, fix: str, kind: type[AsdaError] = DataError) -> Iterator[None]:
-    """Within it, where `path` is read and taken apart, whatever a damaged file raises becomes an error that names it.
-
-    Args:
-        what: what the file has to be.
-        fix: what to do where it is not.
-        kind: of the error.
-    """
+    """Within it, where `path` is read and taken apart, whatever a damaged file raises becomes an error of this kind,
+    which names the file, what it has to be, and the fix."""
     damage = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
     try:
         yield
