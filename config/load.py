@@ -86,24 +86,22 @@ def _parser(schema: Any, description: str | None) -> Any:
 
 def _load(schema: type[T], files: Mapping[str, Sequence[str]], words: list[str], description: str | None) -> T:
     """Read the files, in their order, and then the words, and check what they make together."""
-    from jsonargparse import ArgumentError
-
     parser = _parser(schema, description)  # type: ignore[arg-type]
     layers = [(option, file) for option, given in files.items() for file in given]
-    for option, file in layers:  # each alone first, so that the message can name the file
-        path = Path(file)
-        values = read_mapping(path, f"a YAML file after {option}", "a mapping of keys to values")
+    for option, file in layers:
+        values = read_mapping(Path(file), f"a YAML file after {option}", "a mapping of keys to values")
         for fault in _key_faults(values, schema):
-            raise ConfigError(f"{path}: {fault}")
-        try:
-            parser.parse_path(str(path))
-        except Exception as error:  # jsonargparse raises several types here
-            raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
+            raise ConfigError(f"{file}: {fault}")
     try:
         namespace = parser.parse_args([*(f"--config={file}" for _, file in layers), *words])
-    except (ArgumentError, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # jsonargparse raises several types here
         if isinstance(error, SystemExit) and not error.code:
             raise
+        for _, file in layers:  # each alone, so that the message can name the file
+            try:
+                parser.parse_path(file)
+            except Exception as fault_of_file:
+                raise ConfigError(f"{file}: {' '.join(str(fault_of_file).split())}") from None
         raise ConfigError(f"command line: {_explain(str(error), words, schema)}") from None
     values = vars(parser.instantiate(namespace))
     config = schema(**{key: value for key, value in values.items() if key not in ("config", "method")})
