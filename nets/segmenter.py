@@ -68,7 +68,7 @@ class Segmenter(nn.Module):
     """A backbone of timm, a decoder of its levels, the main head on that, and the auxiliary head beside it.
 
     Shape: image (B, `in_channels`, H, W), float in [0, 1], to a `Prediction`. The network normalises the image itself,
-    and repeats its last rows and columns to whole pixels of the coarsest level, so H and W may be any.
+    and fills it up to whole pixels of the coarsest level by zeros, as its convolutions do, so H and W may be any.
 
     Args:
         backbone: the name of a timm model that gives features.
@@ -170,9 +170,9 @@ class Segmenter(nn.Module):
         )
         return Prediction(main, aux, features[..., :rows, :columns], scores[..., :rows, :columns])
 
-    def main_logits(self, image: Tensor) -> Tensor:
-        """The logits (B, K, H, W) of the main head alone."""
-        return self.on_image(self.head_main(self._features(image)[0]), image)
+    def main_scores(self, image: Tensor) -> Tensor:
+        """The main head's logits alone (B, K, h, w), which `on_image` brings to the image's size."""
+        return self.head_main(self._features(image)[0])
 
     def _features(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """What the main and the auxiliary head read, on grids that cover the filled-up image."""
@@ -181,7 +181,7 @@ class Segmenter(nn.Module):
         image = (image - self.mean) / self.std
         height, width = image.shape[-2:]
         if self.multiple > 1:
-            image = F.pad(image, (0, -width % self.multiple, 0, -height % self.multiple), mode="replicate")
+            image = F.pad(image, (0, -width % self.multiple, 0, -height % self.multiple))
         levels = feature_levels(self.backbone, image)
         features = levels[-1]
         if self.decoder is not None:

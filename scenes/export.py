@@ -31,8 +31,8 @@ class Score(nn.Module):
         self.segmenter = segmenter.requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
-        logits = self.segmenter.main_logits(image)
-        return logits[:, 1:] - logits[:, :1]
+        scores = self.segmenter.main_scores(image)
+        return self.segmenter.on_image(scores[:, 1:] - scores[:, :1], image)
 
 
 def to_onnx(segmenter: Segmenter, metadata: Mapping[str, str]) -> Any:

@@ -76,9 +76,9 @@ def _load_torch(path: Path, device: str | None) -> CloudNetwork:
     def cloud(windows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         # Seen as (B, C, h, w), an array (B, h, w, C) is what torch calls channels last.
         image = torch.from_numpy(windows).to(place).permute(0, 3, 1, 2).float().div_(255)
-        logits = network.main_logits(image)
+        scores = network.main_scores(image)
         # Two classes: softmax is the sigmoid of the difference, and resizing is linear, so one map is resized.
-        score = resize_logits(logits[:, 1:] - logits[:, :1], size)
+        score = resize_logits(network.on_image(scores[:, 1:] - scores[:, :1], image), size)
         return score[:, 0].sigmoid_().cpu().numpy()
 
     if place.type != "cpu":
