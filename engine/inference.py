@@ -21,8 +21,8 @@ def probabilities(segmenter: Segmenter, image: np.ndarray, data: DataConfig) -> 
     """Both heads' class probabilities (K, H, W) of an image (H, W, C), at its native size.
 
     What the network sees has the size it was trained on: the whole image, or windows of `data.tile` pixels of a larger
-    one, scaled to it ("letterbox"), or windows of the training crop at native resolution ("crop"). Windows overlap by
-    half and are blended.
+    one, scaled to it ("letterbox"), or windows of the training crop at native resolution ("crop"). Windows overlap and
+    are blended, as predict.py has them.
 
     One at a time, so that a result never depends on what else is in a batch, and that no forward holds more pixels than
     the smallest training batch. What has the image's size is in main memory, wherever the network is.
@@ -40,7 +40,7 @@ def probabilities(segmenter: Segmenter, image: np.ndarray, data: DataConfig) -> 
     found = np.empty((len(HEADS), segmenter.classes, height, width), np.float32)
     top = 0
     with evaluating(segmenter):
-        for rows in blended(predict_window, slabs, plan(height, width, data, share=1 / 2), layers=found.shape[:2]):
+        for rows in blended(predict_window, slabs, plan(height, width, data), layers=found.shape[:2]):
             found[..., top : top + len(rows.valid), :] = rows.layer
             top += len(rows.valid)
     return dict(zip(HEADS, torch.from_numpy(found), strict=True))

@@ -64,13 +64,7 @@ def spans(length: int, window: int, overlap: int) -> list[Span]:
 
 
 def plan(
-    height: int,
-    width: int,
-    data: Images | DataConfig,
-    window: int | None = None,
-    overlap: int | None = None,
-    *,
-    share: float,
+    height: int, width: int, data: Images | DataConfig, window: int | None = None, overlap: int | None = None
 ) -> Plan:
     """The windows of an image of (height, width) pixels.
 
@@ -79,8 +73,7 @@ def plan(
     neither tile nor window is given, is seen whole.
 
     Args:
-        window, overlap: in pixels of the image.
-        share: of a window, that it overlaps the next one by where `overlap` is not given.
+        window, overlap: in pixels of the image; without an overlap, windows share a quarter.
     """
     scale, largest = 1.0, data.size
     if data.geometry == "letterbox":
@@ -90,7 +83,7 @@ def plan(
             seen = fitted_size(height, width, data.size)
             return Plan(spans(height, height, 0), spans(width, width, 0), seen, whole=True)
     window = window or largest
-    overlap = min(math.ceil(share * window), window - 1) if overlap is None else overlap
+    overlap = min(math.ceil(window / 4), window - 1) if overlap is None else overlap
     if not 0 <= overlap < window:
         raise ConfigError(f"the overlap is {overlap}, expected 0 or more and less than the window of {window} pixels")
     seen_height, seen_width = (max(1, round(scale * min(window, length))) for length in (height, width))

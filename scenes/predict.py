@@ -59,7 +59,7 @@ class Options:
     def plan(self, height: int, width: int, images: Images) -> Plan:
         """The windows of a scene of (height, width) pixels; raises ConfigError for windows that do not move, or a scene
         that is too large to be seen whole."""
-        windows = plan(height, width, images, self.window, self.overlap, share=1 / 4)
+        windows = plan(height, width, images, self.window, self.overlap)
         if windows.whole and max(height, width) > WHOLE:
             expected = f"the network knows only whole images, scaled to {images.size} pixels"
             fix = f"give --window, the pixels that are scaled to {images.size} at a time"

@@ -142,6 +142,7 @@ def test_margins_without_data_change_nothing(
         "--target.nodata=all_zero",
         f"--data.geometry={geometry}",
         f"--data.tile={tile}",
+        "--eval.parts=scores",
     )
     out = {folder: Path(run(tiny_arguments(folder, *rules)).out) for folder in (plain, padded)}
 
@@ -165,9 +166,10 @@ def test_margins_without_data_change_nothing(
 
 
 def test_a_cache_changes_no_byte(tmp_path: Path, tiny_arguments: Callable[..., list[str]]) -> None:
-    first = Path(run(tiny_arguments(tmp_path)).out)
+    scored = "--eval.parts=scores"
+    first = Path(run(tiny_arguments(tmp_path, scored)).out)
     cached = [f"--data.cache={tmp_path / 'cache'}", f"--out={tmp_path / 'second'}", "--data.workers=2"]
-    second = Path(run(tiny_arguments(tmp_path, *cached)).out)
+    second = Path(run(tiny_arguments(tmp_path, scored, *cached)).out)
     assert (
         len([path for path in (tmp_path / "cache").rglob("*") if path.is_file()]) == 6 * 4
     )  # images and labels, twice
@@ -179,7 +181,7 @@ def test_bands_are_taken_by_name_and_the_network_has_as_many(
     tmp_path: Path, make_domain: Callable[..., Path], tiny_arguments: Callable[..., list[str]]
 ) -> None:
     """Source in RGB, target with its bands turned round: by name they are the same data."""
-    arguments = tiny_arguments(tmp_path)
+    arguments = tiny_arguments(tmp_path, "--eval.parts=scores")
     make_domain(tmp_path / "turned", seed=1)
     for path in (tmp_path / "turned/images").iterdir():
         cv2.imwrite(str(path), cv2.imread(str(path))[..., ::-1])

@@ -251,7 +251,8 @@ def test_each_model_sees_the_target_with_the_scaling_that_it_was_trained_with(
     evaluation.evaluate(load_config(arguments))
     report = json.loads((tmp_path / "run/eval/metrics.json").read_text())["domains"]["target"]
     for path in places:
-        alone = load_config([*arguments, "--eval.weights", str(path), "--out", str(tmp_path / path.stem)])
+        few = ["--eval.parts", "scores,gradcam", "--eval.weights", str(path)]
+        alone = load_config([*arguments, *few, "--out", str(tmp_path / path.stem)])
         evaluation.evaluate(alone)
         same = json.loads((tmp_path / path.stem / "eval/metrics.json").read_text())["domains"]["target"]
         assert report["models"][path.stem]["confusion"] == same["models"][path.stem]["confusion"]

@@ -26,6 +26,7 @@ from utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 CLOSE = 1e-5
+LESS_CLOSE = 1e-4  # where rounding has passed trained layers whose statistics are over a few pixels
 DRIVER = """
 import json, sys
 import eval as evaluation, split_entropy, train_intra, train_teacher
@@ -161,11 +162,11 @@ def test_a_step_of_the_student_with_ema_prototypes_and_bank(runs: dict[str, Path
     one, two = runs["one"] / "intra", runs["later"] / "intra"
     assert {"trainee", "ema", "contrast", "alignment"} < state_of(one).keys()
     assert float(state_of(one)["contrast"]["memory.prototypes"].norm()) > 0
-    require_close(one, two)
+    require_close(one, two, LESS_CLOSE)
 
 
 def test_a_step_on_mixed_and_masked_images(runs: dict[str, Path]) -> None:
-    require_close(runs["mic_one"] / "intra", runs["mic_two"] / "intra")
+    require_close(runs["mic_one"] / "intra", runs["mic_two"] / "intra", LESS_CLOSE)
 
 
 def test_a_loss_on_parameters_counts_once(runs: dict[str, Path]) -> None:
@@ -200,12 +201,12 @@ def test_scenes_are_divided_and_the_summary_is_whole(runs: dict[str, Path], word
 def test_another_number_of_processes_continues_the_run(runs: dict[str, Path], words: Words) -> None:
     steps = ["--teacher.steps", 4, "--log.checkpoint", 2]
     one, two = out_of(words("steps_one")) / "teacher", out_of(words("steps_two")) / "teacher"
-    require_close(one, two, 1e-4)
+    require_close(one, two, LESS_CLOSE)
     for name in ("checkpoint.pt", "teacher.safetensors"):
         (two / name).unlink()
     train_teacher.train_teacher(load_config(words("steps_two", *steps)))  # from step 2 on
     assert len((two / "metrics.jsonl").read_text("utf-8").splitlines()) == 4
-    require_close(one, two, 1e-4)
+    require_close(one, two, LESS_CLOSE)
 
 
 def test_a_batch_that_cannot_be_divided_is_told(words: Words) -> None:

@@ -62,10 +62,10 @@ def test_weights_of_half_overlap_are_a_tent_and_of_less_a_ramp_over_what_is_shar
 def test_a_window_is_what_the_network_was_trained_on(
     data: DataConfig, shape: tuple[int, int], seen: tuple[int, int]
 ) -> None:
-    windows = plan(*shape, data, share=1 / 2)
+    windows = plan(*shape, data)
     assert windows.seen == seen
     assert windows.whole == (data.geometry == "letterbox" and (data.tile is None or max(shape) <= data.tile))
-    assert plan(1, 1, DataConfig(size=32, geometry="crop"), window=1, share=1 / 2).rows[0].stop == 1
+    assert plan(1, 1, DataConfig(size=32, geometry="crop"), window=1).rows[0].stop == 1
 
 
 @pytest.mark.parametrize("shape", [(20, 30), (75, 50)])
@@ -80,7 +80,7 @@ def test_layers_of_any_number_are_blended(shape: tuple[int, int]) -> None:
         )
 
     ticks: list[tuple[int, int]] = []
-    windows = plan(*shape, DataConfig(size=32, geometry="crop"), share=1 / 2)
+    windows = plan(*shape, DataConfig(size=32, geometry="crop"))
     slabs = iter([Rows(image, np.ones(shape, bool))])
     rows = list(blended(values, slabs, windows, layers=layers, at_once=2, tick=lambda *count: ticks.append(count)))
     found = np.concatenate([part.layer for part in rows], axis=-2)
