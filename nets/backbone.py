@@ -87,6 +87,14 @@ def to_deeplab_v2(name: str, resnet: Any) -> None:
         stage[0].conv2.dilation = stage[0].conv2.padding = (dilation, dilation)
 
 
+def repeat_borders(network: nn.Module) -> None:
+    """Have convolutions fill up borders by what is there, not by zeros: these tell a layer where a window ends, and it
+    learns to use them, so that larger windows are seen otherwise than the training crop."""
+    for module in network.modules():
+        if type(module) is nn.Conv2d and not isinstance(module.padding, str) and max(module.padding) > 0:
+            module.padding_mode = "replicate"
+
+
 def kaiming_init(network: nn.Module) -> None:
     """Start every convolution from a fan-in normal, scales of batch normalisation from N(1, 0.02), biases from 0."""
     for module in network.modules():

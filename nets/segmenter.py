@@ -20,6 +20,7 @@ from nets.backbone import (
     freeze_batch_norm,
     is_plain,
     kaiming_init,
+    repeat_borders,
     to_deeplab_v2,
 )
 from nets.decoders import AtrousHead, build_decoder, level_head
@@ -68,7 +69,8 @@ class Segmenter(nn.Module):
     """A backbone of timm, a decoder of its levels, the main head on that, and the auxiliary head beside it.
 
     Shape: image (B, `in_channels`, H, W), float in [0, 1], to a `Prediction`. The network normalises the image itself,
-    and fills it up to whole pixels of the coarsest level by zeros, as its convolutions do, so H and W may be any.
+    and fills it up to whole pixels of the coarsest level by repeating its border, as its convolutions do, so H and W
+    may be any.
 
     Args:
         backbone: the name of a timm model that gives features.
@@ -142,6 +144,7 @@ class Segmenter(nn.Module):
             if aux_level == "previous":
                 self.head_aux = level_head(channels[-2], classes, decoder_width)
             self.head_main = nn.Conv2d(decoder_width, classes, kernel_size=1)
+            repeat_borders(self)
 
         if init == "kaiming":
             kaiming_init(self)
@@ -181,7 +184,7 @@ class Segmenter(nn.Module):
         image = (image - self.mean) / self.std
         height, width = image.shape[-2:]
         if self.multiple > 1:
-            image = F.pad(image, (0, -width % self.multiple, 0, -height % self.multiple))
+            image = F.pad(image, (0, -width % self.multiple, 0, -height % self.multiple), mode="replicate")
         levels = feature_levels(self.backbone, image)
         features = levels[-1]
         if self.decoder is not None:
