@@ -38,7 +38,7 @@ LOW, HIGH = 500.0, 9000.0
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     """A random network for 16-bit RGB whose files say where they have no data."""
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     target = {"bands": None, "scaling": [[LOW] * 3, [HIGH] * 3], "nodata": "file"}
     data = {"bands": ["red", "green", "blue"], "size": 64, "geometry": "crop", "tile": None, "target": target}
     path = tmp_path / "run" / "intra" / "student.safetensors"
