@@ -8,7 +8,7 @@ if [ -z "${VIRTUAL_ENV:-}" ] && { [ -z "${CONDA_PREFIX:-}" ] || [ "${CONDA_DEFAU
         cp requirements.txt .venv/installed.txt  # last: an interrupted installation is repeated
     fi
     export PATH="$PWD/.venv/bin:$PATH"
-elif ! python -c 'import torch, torchvision, timm, jsonargparse' 2>/dev/null; then
+elif ! python -c 'import torch, torchvision, timm, jsonargparse, segmentation_models_pytorch' 2>/dev/null; then
     echo "the active environment lacks packages; run: pip install -r requirements.txt, or deactivate it to get .venv" >&2
     exit 1
 fi

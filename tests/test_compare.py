@@ -82,6 +82,7 @@ def start(path: Path, *extra: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_repeats_nothing_and_gives_the_same_table(
     tmp_path: Path, comparison: Callable[..., Path]
 ) -> None:
@@ -205,6 +206,7 @@ def test_selection_without_and_with_labels(tmp_path: Path, comparison: Callable[
     assert all(file.stat().st_mtime_ns == changed for file, changed in before.items())
 
 
+@pytest.mark.slow
 def test_target_labels_do_not_choose_by_entropy(tmp_path: Path, comparison: Callable[..., Path]) -> None:
     """Other labels of the same images: the same checkpoint is chosen."""
     path = comparison(["source_only"], protocol={"log": {"snapshots": 1}}, selection="entropy")

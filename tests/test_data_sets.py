@@ -55,7 +55,7 @@ PAIRS = ("ms_to_whu", "whu_to_ms", "whu_to_38cloud", "whu_to_95cloud", "biome_to
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("pair", [pytest.param(p, marks=[pytest.mark.slow] * p.startswith("whu_to")) for p in PAIRS])
 def test_official_layouts_run_with_the_shipped_configs_and_their_roots_alone(
     pair: str, tmp_path: Path, make_tree: Callable[[str, Path], Path]
 ) -> None:
@@ -120,7 +120,9 @@ def test_real_images_of_16_bits_run_with_the_shipped_configs(pair: str, tmp_path
     assert entry["images"] == entry["labelled"] == {"hrc_to_38cloud_16bit": 16, "biome_4band_to_hrc": 26}[pair]
 
 
-@pytest.mark.parametrize(("geometry", "tile"), [("crop", 512), ("letterbox", 512), ("crop", 32)])
+@pytest.mark.parametrize(
+    ("geometry", "tile"), [("crop", 512), pytest.param("letterbox", 512, marks=pytest.mark.slow), ("crop", 32)]
+)
 def test_margins_without_data_change_nothing(
     geometry: str, tile: int, tmp_path: Path, make_domain: Callable[..., Path], tiny_arguments: Callable[..., list[str]]
 ) -> None:

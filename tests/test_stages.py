@@ -307,7 +307,7 @@ def test_a_decoder_that_the_backbone_cannot_feed_stops_before_anything_is_writte
     [
         ("vit_tiny_patch16_224", "dpt"),
         pytest.param("swin_tiny_patch4_window7_224", "segformer", marks=pytest.mark.slow),
-        ("convnext_atto", "unet"),
+        pytest.param("convnext_atto", "unet", marks=pytest.mark.slow),
         pytest.param("resnet50", "fpn", marks=pytest.mark.slow),
         pytest.param("mobilenetv3_small_050", "upernet", marks=pytest.mark.slow),
         ("tf_efficientnet_lite0", "fpn"),
