@@ -167,10 +167,8 @@ class Segmenter(nn.Module):
         features, aux_features = self._features(image)
         scores = self.head_main(features)
         main, aux = (self.on_image(logits, image) for logits in (scores, self.head_aux(aux_features)))
-        rows, columns = (
-            math.ceil(low * length / (length + -length % self.multiple))
-            for low, length in zip(features.shape[-2:], image.shape[-2:], strict=True)
-        )
+        sizes = zip(features.shape[-2:], image.shape[-2:], self._filled(image), strict=True)
+        rows, columns = (math.ceil(low * length / filled) for low, length, filled in sizes)
         return Prediction(main, aux, features[..., :rows, :columns], scores[..., :rows, :columns])
 
     def main_scores(self, image: Tensor) -> Tensor:
@@ -182,13 +180,12 @@ class Segmenter(nn.Module):
         if image.ndim != 4 or image.shape[1] != self.in_channels:
             raise ValueError(f"expected images (B, {self.in_channels}, H, W), got {tuple(image.shape)}")
         image = (image - self.mean) / self.std
-        height, width = image.shape[-2:]
+        height, width = self._filled(image)
         if self.multiple > 1:
-            image = F.pad(image, (0, -width % self.multiple, 0, -height % self.multiple), mode="replicate")
+            image = F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2]), mode="replicate")
         levels = feature_levels(self.backbone, image)
         features = levels[-1]
         if self.decoder is not None:
-            height, width = image.shape[-2:]
             empty = [image.new_empty(len(image), 0, height // 2, width // 2)] * self.gap
             features = self.decoder([image, *empty, *levels])
         return features, features if self.aux_level == "last" else levels[-2]
@@ -196,8 +193,12 @@ class Segmenter(nn.Module):
     def on_image(self, logits: Tensor, image: Tensor) -> Tensor:
         """Logits of a head on the grid of the image, without what it was filled up by."""
         height, width = image.shape[-2:]
-        whole = height + -height % self.multiple, width + -width % self.multiple
-        return resize_logits(logits, whole, self.align_corners)[..., :height, :width]
+        return resize_logits(logits, self._filled(image), self.align_corners)[..., :height, :width]
+
+    def _filled(self, image: Tensor) -> tuple[int, int]:
+        """Height and width of an image once it is filled up."""
+        height, width = image.shape[-2:]
+        return height + -height % self.multiple, width + -width % self.multiple
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
         """The trainable parameters of the backbone, each once."""

@@ -302,7 +302,7 @@ def test_a_decoder_that_the_backbone_cannot_feed_stops_before_anything_is_writte
     assert not (tmp_path / "run").exists()
 
 
-NAN = "a gradient of stage 3 is NaN from scratch at 32 pixels after one step of stage 1; the cause is not known yet"
+SAME = "torch.export does not end over the padding of timm's tf_ models, which follows from the size of the image"
 
 
 @pytest.mark.parametrize(
@@ -313,14 +313,17 @@ NAN = "a gradient of stage 3 is NaN from scratch at 32 pixels after one step of 
         ("convnext_atto", "unet"),
         pytest.param("resnet50", "fpn", marks=pytest.mark.slow),
         pytest.param("mobilenetv3_small_050", "upernet", marks=pytest.mark.slow),
-        pytest.param("tf_efficientnet_lite0", "fpn", marks=[pytest.mark.slow, pytest.mark.xfail(reason=NAN)]),
+        pytest.param(
+            "tf_efficientnet_lite0", "fpn", marks=[pytest.mark.slow, pytest.mark.xfail(run=False, reason=SAME)]
+        ),
     ],
 )
 def test_every_kind_of_network_trains_and_is_exported(
     backbone: str, decoder: str, tmp_path: Path, tiny_arguments: Arguments
 ) -> None:
-    """All three stages, and the student as ONNX gives the masks of the student."""
-    net = ["--net.backbone", backbone, "--net.decoder", decoder, "--net.decoder_width", "32"]
+    """All three stages, and the student as ONNX gives the masks of the student. At 32 pixels the coarsest level is one
+    pixel, whose batch statistics over a few like images let gradients of a deep network overflow."""
+    net = ["--net.backbone", backbone, "--net.decoder", decoder, "--net.decoder_width", "32", "--data.size", "64"]
     config = run_all(tiny_arguments(tmp_path, *net, "--teacher.steps", "1", "--intra.steps", "1"))
     student = Path(config.out) / "intra" / "student.safetensors"
     export(read_request(["--run", config.out, "--out", str(tmp_path / "exported")]))
