@@ -50,8 +50,8 @@ def read_request(arguments: Sequence[str] | None = None, description: str | None
     whose = parser.add_mutually_exclusive_group(required=True)
     whose.add_argument("--run", type=Path, help="folder of a run: its student, else teacher, oracle, source-only")
     whose.add_argument("--weights", type=Path, help="weights file instead: .safetensors, or .onnx of export.py")
-    add("--window", type=int, help="side of a window in pixels; default: what the network was trained on")
-    add("--overlap", type=int, help="pixels that windows share; default: a quarter of the window")
+    add("--window", type=int, help="side of a window in pixels; default: 512, or as trained")
+    add("--overlap", type=int, help="pixels that windows share; default: a quarter of the training crop")
     add("--threshold", type=float, default=0.5, help="cloud is what is more probable than this (0.5)")
     add("--flips", action="store_true", help="mean over the mirror images; four times the work")
     add("--min-cloud", type=int, default=0, help="clear clouds of fewer pixels than this (0)")
@@ -96,7 +96,7 @@ def predict(request: Request) -> None:
 
 def predict_file(network: CloudNetwork, path: Path, outputs: dict[str, Path], options: Options) -> Summary:
     """Predict a scene, with a bar over its windows."""
-    doing = f"windows of {options.window or network.images.size} pixels"
+    doing = f"windows of {options.window or network.window or network.images.size} pixels"
 
     def tick(done: int, total: int) -> None:
         bar.total = total

@@ -3,13 +3,15 @@
     python bench/predict_memory.py
     python bench/predict_memory.py --folder scenes          # keeps the scenes and masks there
 
-Draws a uint16 scene of 3 bands with a CRS, a wedge without data and clouds that cross the windows, and a random network
-of the demo's kind; predicts it in a process of its own and reads that one's peak resident memory. Ends with status 1
-when a peak passes 1.5 GiB, or the two differ by more than a tenth. Takes 3 GiB of disk and some minutes.
+Draws a uint16 scene of 3 bands with a CRS, a wedge without data and clouds that cross the windows, and random networks
+of one backbone, with the default decoder and with DeepLab-v2's head; predicts it in a process of its own and reads that
+one's peak resident memory. Ends with status 1 when a peak passes 1.5 GiB, or those of the two heights differ by more
+than a tenth. Takes 3 GiB of disk and some minutes.
 """
 
 import argparse
 import csv
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -33,9 +35,10 @@ from nets.weights import save_segmenter
 torch.manual_seed(0)
 target = {"bands": None, "scaling": [[500.0] * 3, [9000.0] * 3], "nodata": "file"}
 record = {"bands": ["red", "green", "blue"], "size": 128, "geometry": "crop", "tile": None, "target": target}
-network = Segmenter("mobilenetv3_small_050", init="kaiming")
+network = Segmenter(sys.argv[2], init="kaiming", **json.loads(sys.argv[3]))
 save_segmenter(sys.argv[1], network, {"data": json.dumps(record)})
 """
+DECODERS = {"fpn": {"decoder_width": 32}, "deeplab_v2": {"decoder": "deeplab_v2", "output_stride": 16}}
 
 
 def draw_scene(path: Path, height: int, width: int) -> None:
@@ -57,31 +60,34 @@ def draw_scene(path: Path, height: int, width: int) -> None:
                 file.write(pixels, band + 1, window=Window(0, top, width, rows))
 
 
-def peak_of_scene(folder: Path, weights: Path, height: int) -> float:
-    """Peak resident memory in MiB of predict.py over a scene of this height."""
-    scene, out = folder / f"scene_{height}.tif", folder / f"masks_{height}"
+def measured(folder: Path, backbone: str, decoder: str, height: int) -> tuple[float, float]:
+    """Peak resident memory in MiB of predict.py over a scene of this height, and the seconds that it took."""
+    scene, out = folder / f"scene_{height}.tif", folder / f"masks_{decoder}_{height}"
+    weights = folder / f"{decoder}.safetensors"
+    run(NETWORK, str(weights), backbone, json.dumps(DECODERS[decoder]))
     if not scene.exists():
         draw_scene(scene, height, SIDE)
     peak = peak_of("predict.py", "--weights", str(weights), str(scene), "--out", str(out))
     with open(out / "summary.csv", encoding="utf-8") as file:
         seconds = float(next(csv.DictReader(file))["seconds"])
     pixels = height * SIDE / 1e6
-    print(f"{SIDE} x {height}: peak {peak:6.0f} MiB, {seconds:5.0f} s, {pixels / seconds:.2f} Mpx/s", flush=True)
-    return peak
+    speed = f"{seconds:5.0f} s, {pixels / seconds:.2f} Mpx/s"
+    print(f"{decoder:10} {SIDE} x {height}: peak {peak:6.0f} MiB, {speed}", flush=True)
+    return peak, seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="keep scenes and masks here")
     parser.add_argument("--side", type=int, default=SIDE, help="height of the smaller scene")
+    parser.add_argument("--backbone", default="mobilenetv3_small_050", help="of timm (mobilenetv3_small_050)")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        weights = folder / "network.safetensors"
-        run(NETWORK, str(weights))
-        one, two = (peak_of_scene(folder, weights, count * given.side) for count in (1, 2))
-    print(f"twice the height: peak times {two / one:.3f}")
+        (_, before), (one, seconds) = (measured(folder, given.backbone, of, given.side) for of in ("deeplab_v2", "fpn"))
+        two, _ = measured(folder, given.backbone, "fpn", 2 * given.side)
+    print(f"fpn beside deeplab_v2: time times {seconds / before:.2f}; twice the height: peak times {two / one:.3f}")
     sys.exit(int(max(one, two) > LIMIT or abs(two / one - 1) > GROWTH))
 
 

@@ -112,7 +112,7 @@ class DataConfig:
     """side of a training sample in pixels"""
     geometry: Literal["letterbox", "crop"] = "letterbox"
     """letterbox: the whole image, scaled to size and padded; crop: a random window at native resolution. Inference
-    follows: the longer side scaled to size, or blended windows of that size. Scores are always on the native grid"""
+    follows: the longer side scaled to size, or blended windows. Scores are always on the native grid"""
     tile: int | None = 512
     """training images with a longer side than this are cut into tiles of it, each an image of its own in sampling and
     in the entropy ranking; letterbox inference slides a window of it over them; null: never cut"""

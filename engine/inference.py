@@ -11,7 +11,7 @@ from torch import Tensor
 from config.schema import DataConfig
 from datasets.geometry import scale_to
 from datasets.samples import to_tensor
-from engine.windows import Rows, blended, plan
+from engine.windows import Rows, blended, plan, usual_window
 from nets.segmenter import HEADS, Segmenter, evaluating, resize_logits
 
 HeadChoice = Literal["main", "aux", "mean", "union"]
@@ -20,12 +20,12 @@ HeadChoice = Literal["main", "aux", "mean", "union"]
 def probabilities(segmenter: Segmenter, image: np.ndarray, data: DataConfig) -> dict[str, Tensor]:
     """Both heads' class probabilities (K, H, W) of an image (H, W, C), at its native size.
 
-    What the network sees has the size it was trained on: the whole image, or windows of `data.tile` pixels of a larger
-    one, scaled to it ("letterbox"), or windows of the training crop at native resolution ("crop"). Windows overlap and
-    are blended, as predict.py has them.
+    With the geometry "letterbox" the network sees the whole image, or windows of `data.tile` pixels of a larger one,
+    scaled to the size of training; with "crop" windows of `usual_window` at native resolution. Windows overlap and are
+    blended, as predict.py has them.
 
-    One at a time, so that a result never depends on what else is in a batch, and that no forward holds more pixels than
-    the smallest training batch. What has the image's size is in main memory, wherever the network is.
+    One at a time, so that a result never depends on what else is in a batch. What has the image's size is in main
+    memory, wherever the network is.
     """
     device = next(segmenter.parameters()).device
 
@@ -36,11 +36,12 @@ def probabilities(segmenter: Segmenter, image: np.ndarray, data: DataConfig) -> 
         return torch.stack([of_head.softmax(1) for of_head in logits], 1).numpy()  # (1, heads, K, H, W)
 
     height, width = image.shape[:2]
+    windows = plan(height, width, data, usual_window(data, segmenter.architecture))
     slabs = iter([Rows(image, np.ones((height, width), bool))])
     found = np.empty((len(HEADS), segmenter.classes, height, width), np.float32)
     top = 0
     with evaluating(segmenter):
-        for rows in blended(predict_window, slabs, plan(height, width, data), layers=found.shape[:2]):
+        for rows in blended(predict_window, slabs, windows, layers=found.shape[:2]):
             found[..., top : top + len(rows.valid), :] = rows.layer
             top += len(rows.valid)
     return dict(zip(HEADS, torch.from_numpy(found), strict=True))

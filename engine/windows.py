@@ -1,5 +1,6 @@
 """Windows over an image: where they lie, how much each counts where, and what is predicted of them, blended by rows."""
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -13,6 +14,9 @@ from datasets.geometry import fitted_size, scale_to
 from datasets.images import corners
 from engine.data_record import Images
 from utils.errors import ConfigError
+
+WINDOW = 512  # pixels: side of a window, where it may be larger than the training crop
+LOCAL = ("fpn", "unet", "segformer")  # decoders that take no means over all that they are shown
 
 # Windows (B, h, w, C) uint8 and a size (H, W) to layers (B, ..., H, W) float32 on the grid of that size.
 PredictBatch = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
@@ -63,6 +67,19 @@ def spans(length: int, window: int, overlap: int) -> list[Span]:
     return found
 
 
+def usual_window(data: Images | DataConfig, architecture: str) -> int | None:
+    """The side of the windows in which a network sees an image, in pixels; None: as it was trained.
+
+    Larger windows overlap less, and cost less. A decoder that sees no further than its neighbourhood loses nothing by
+    them; deeplab_v2, upernet and dpt are shown the training crop.
+
+    Args:
+        architecture: of the network, as it stands in its weights file; one without a decoder has deeplab_v2.
+    """
+    local = data.geometry == "crop" and json.loads(architecture).get("decoder") in LOCAL
+    return max(WINDOW, data.size) if local else None
+
+
 def plan(
     height: int, width: int, data: Images | DataConfig, window: int | None = None, overlap: int | None = None
 ) -> Plan:
@@ -73,7 +90,8 @@ def plan(
     neither tile nor window is given, is seen whole.
 
     Args:
-        window, overlap: in pixels of the image; without an overlap, windows share a quarter.
+        window, overlap: in pixels of the image; without an overlap, windows share a quarter of the default window, or
+            of their own where that is less.
     """
     scale, largest = 1.0, data.size
     if data.geometry == "letterbox":
@@ -83,7 +101,7 @@ def plan(
             seen = fitted_size(height, width, data.size)
             return Plan(spans(height, height, 0), spans(width, width, 0), seen, whole=True)
     window = window or largest
-    overlap = min(math.ceil(window / 4), window - 1) if overlap is None else overlap
+    overlap = min(math.ceil(min(window, largest) / 4), window - 1) if overlap is None else overlap
     if not 0 <= overlap < window:
         raise ConfigError(f"the overlap is {overlap}, expected 0 or more and less than the window of {window} pixels")
     seen_height, seen_width = (max(1, round(scale * min(window, length))) for length in (height, width))

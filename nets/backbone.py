@@ -6,8 +6,9 @@ from typing import Any, cast
 
 import timm
 import torch
-from timm.layers import Format
+from timm.layers import Conv2dSame, Format
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from utils.errors import ConfigError
@@ -91,8 +92,23 @@ def repeat_borders(network: nn.Module) -> None:
     """Have convolutions fill up borders by what is there, not by zeros: these tell a layer where a window ends, and it
     learns to use them, so that larger windows are seen otherwise than the training crop."""
     for module in network.modules():
-        if type(module) is nn.Conv2d and not isinstance(module.padding, str) and max(module.padding) > 0:
+        if type(module) is Conv2dSame:
+            module.__class__ = _RepeatingSame
+        elif type(module) is nn.Conv2d and not isinstance(module.padding, str) and max(module.padding) > 0:
             module.padding_mode = "replicate"
+
+
+class _RepeatingSame(Conv2dSame):
+    """TensorFlow's padding, of which the larger part is behind, for maps of whole strides: then it is the same at every
+    size, and torch.export can follow it."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        borders: list[int] = []
+        for kernel, stride, dilation in zip(self.kernel_size, self.stride, self.dilation, strict=True):
+            missing = max(dilation * (kernel - 1) + 1 - stride, 0)
+            borders = [missing // 2, missing - missing // 2, *borders]  # F.pad begins with the last axis
+        image = F.pad(image, borders, mode="replicate")
+        return F.conv2d(image, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 def kaiming_init(network: nn.Module) -> None:

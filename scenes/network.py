@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.data_record import Images, images_of
-from engine.windows import PredictBatch
+from engine.windows import PredictBatch, usual_window
 from utils.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class CloudNetwork:
             machine several cores on one window would wait for one another at every layer.
         settle: to be called once in each of them.
         device: PyTorch's, where it is in use.
+        window: side in pixels of the windows in which it sees a scene; None: as it was trained.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class CloudNetwork:
     workers: int = 1
     settle: Callable[[], object] = lambda: None
     device: torch.device | None = None
+    window: int | None = None
 
 
 def load_network(path: str | Path, device: str | None = None) -> CloudNetwork:
@@ -81,9 +83,11 @@ def _load_torch(path: Path, device: str | None) -> CloudNetwork:
         score = resize_logits(network.on_image(scores[:, 1:] - scores[:, :1], image), size)
         return score[:, 0].sigmoid_().cpu().numpy()
 
+    window = usual_window(images, segmenter.architecture)
     if place.type != "cpu":
-        return CloudNetwork(path, images, cloud, device=place)
-    return CloudNetwork(path, images, cloud, torch.get_num_threads(), partial(torch.set_num_threads, 1), place)
+        return CloudNetwork(path, images, cloud, device=place, window=window)
+    one_thread = partial(torch.set_num_threads, 1)
+    return CloudNetwork(path, images, cloud, torch.get_num_threads(), one_thread, place, window)
 
 
 def _load_onnx(path: Path) -> CloudNetwork:
@@ -114,7 +118,7 @@ def _load_onnx(path: Path) -> CloudNetwork:
         return found
 
     workers = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
-    return CloudNetwork(path, images, cloud, workers)
+    return CloudNetwork(path, images, cloud, workers, window=usual_window(images, metadata.get("architecture", "{}")))
 
 
 def _images_of(path: Path, metadata: Mapping[str, str], bands: int, classes: int) -> Images:

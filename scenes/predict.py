@@ -16,7 +16,6 @@ import numpy as np
 
 from config.fields import at_least, faults, within
 from datasets.files import Item
-from engine.data_record import Images
 from engine.windows import Plan, PredictBatch, Rows, blended, plan
 from scenes.masks import CLOUD, dilated, without_small
 from scenes.network import CloudNetwork
@@ -38,7 +37,7 @@ class Options:
     """How a scene is predicted; a value that means nothing raises ConfigError.
 
     Attributes:
-        window, overlap: of windows, in pixels of the scene; None: see `engine.windows.plan`, and a quarter of a window.
+        window, overlap: of windows, in pixels of the scene; None: the network's own, see `engine.windows`.
         threshold: what has a higher probability of cloud is cloud.
         flips: take the mean over each window and its three mirror images; four times the work.
         min_cloud: clouds of fewer pixels than this are cleared.
@@ -56,13 +55,14 @@ class Options:
         for sentence in faults(self):
             raise ConfigError(sentence)
 
-    def plan(self, height: int, width: int, images: Images) -> Plan:
+    def plan(self, height: int, width: int, network: CloudNetwork) -> Plan:
         """The windows of a scene of (height, width) pixels; raises ConfigError for windows that do not move, or a scene
         that is too large to be seen whole."""
-        windows = plan(height, width, images, self.window, self.overlap)
+        windows = plan(height, width, network.images, self.window or network.window, self.overlap)
         if windows.whole and max(height, width) > WHOLE:
-            expected = f"the network knows only whole images, scaled to {images.size} pixels"
-            fix = f"give --window, the pixels that are scaled to {images.size} at a time"
+            size = network.images.size
+            expected = f"the network knows only whole images, scaled to {size} pixels"
+            fix = f"give --window, the pixels that are scaled to {size} at a time"
             raise ConfigError(f"found a scene of {width}x{height} pixels, and {expected}; {fix}")
         return windows
 
@@ -108,7 +108,7 @@ def predict_array(
         raise DataError(f"found valid of {valid.shape}, expected {image.shape[:2]} as the image")
     scaled = network.images.decoder.scaled(image, Item("array", (Path("array"),)))
     scene = Rows(np.where(valid[..., None], scaled, np.uint8(0)), valid)
-    windows = options.plan(valid.shape[0], valid.shape[1], network.images)
+    windows = options.plan(*valid.shape, network)
     strips = _clouds(network, iter([scene]), windows, options.flips)
     layers: dict[str, list[np.ndarray]] = {"probability": [], "entropy": []}
     masks = list(_masks(strips, options, {name: parts.append for name, parts in layers.items()}, defaultdict(float)))
@@ -140,7 +140,7 @@ def predict_scene(
     options, path, began = options or Options(), Path(path), time.perf_counter()
     grid = grid_of(path)
     try:
-        windows = options.plan(grid.height, grid.width, network.images)
+        windows = options.plan(grid.height, grid.width, network)
     except ConfigError as error:
         raise DataError(f"{path}: {error}") from None
     image_small, mask_small = Thumbnail(grid), Thumbnail(grid)

@@ -66,9 +66,10 @@ def config(tmp_path: Path, make_domain: Callable[..., Path], tiny_arguments: Cal
     [("crop", 128), ("letterbox", 128), pytest.param("letterbox", None, marks=pytest.mark.slow)],
     ids=["crop", "tiles", "whole"],
 )
-def test_no_forward_is_larger_than_one_of_the_smallest_training(
+def test_no_forward_is_larger_than_one_of_the_smallest_training_or_a_window(
     geometry: str, tile: int | None, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("engine.windows.WINDOW", SIZE)
     config = replace(config, data=replace(config.data, geometry=geometry, tile=tile))
     with forwards() as teacher:
         train_teacher(config)
@@ -97,7 +98,7 @@ class LastRow(Segmenter):
 
     def __init__(self) -> None:
         torch.nn.Module.__init__(self)
-        self.classes = 2
+        self.classes, self.architecture = 2, "{}"
         self.weight = torch.nn.Parameter(torch.ones(()))
 
     def forward(self, image: Tensor) -> Prediction:
@@ -131,7 +132,7 @@ def all_at_once(network: Segmenter, image: np.ndarray, side: int) -> dict[str, T
 @pytest.mark.parametrize("network", [LastRow(), None], ids=["by place", "MobileNetV3"])
 def test_one_window_at_a_time_gives_what_all_at_once_give(network: Segmenter | None) -> None:
     torch.manual_seed(0)
-    network = network or Segmenter("mobilenetv3_small_050", init="kaiming").eval()
+    network = network or Segmenter("mobilenetv3_small_050", decoder="upernet", init="kaiming").eval()
     image = np.random.default_rng(0).integers(0, 256, (160, 208, 3), np.uint8)  # windows share exactly a quarter
     found = probabilities(network, image, DataConfig(size=SIZE, geometry="crop"))
     for head, expected in all_at_once(network, image, SIZE).items():

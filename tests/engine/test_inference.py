@@ -21,7 +21,7 @@ class PerPixel(Segmenter):
 
     def __init__(self) -> None:
         torch.nn.Module.__init__(self)
-        self.classes = 2
+        self.classes, self.architecture = 2, "{}"
         self.shown: list[tuple[int, ...]] = []
         self.weight = torch.nn.Parameter(torch.ones(()))
 

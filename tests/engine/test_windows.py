@@ -1,5 +1,6 @@
 """Windows: they cover everything, and their weights sum to one, whatever the length, the window and the overlap."""
 
+import json
 from itertools import pairwise
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config.schema import DataConfig
-from engine.windows import Rows, blended, plan, spans
+from engine.windows import Rows, blended, plan, spans, usual_window
 
 
 def require_partition(length: int, window: int, overlap: int) -> None:
@@ -66,6 +67,32 @@ def test_a_window_is_what_the_network_was_trained_on(
     assert windows.seen == seen
     assert windows.whole == (data.geometry == "letterbox" and (data.tile is None or max(shape) <= data.tile))
     assert plan(1, 1, DataConfig(size=32, geometry="crop"), window=1).rows[0].stop == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "decoder", "window"),
+    [
+        (DataConfig(size=128, geometry="crop"), "fpn", 512),
+        (DataConfig(size=600, geometry="crop"), "unet", 600),
+        (DataConfig(size=128, geometry="crop"), "upernet", None),
+        (DataConfig(size=128, geometry="crop"), "deeplab_v2", None),
+        (DataConfig(size=128, geometry="crop"), None, None),
+        (DataConfig(size=128, geometry="letterbox"), "fpn", None),
+    ],
+)
+def test_a_window_is_larger_than_in_training_where_the_decoder_is_local(
+    data: DataConfig, decoder: str | None, window: int | None
+) -> None:
+    architecture = json.dumps({"backbone": "resnet50"} | ({"decoder": decoder} if decoder else {}))
+    assert usual_window(data, architecture) == window
+
+
+def test_windows_share_a_quarter_of_the_training_crop_or_of_their_own() -> None:
+    crop = DataConfig(size=128, geometry="crop")
+    for window, overlap in ((512, 32), (128, 32), (40, 10)):
+        rows = plan(1000, 100, crop, window).rows
+        assert min(before.stop - after.start for before, after in pairwise(rows)) >= overlap
+        assert len(rows) == len(spans(1000, window, overlap))
 
 
 @pytest.mark.parametrize("shape", [(20, 30), (75, 50)])

@@ -101,7 +101,7 @@ def image(rng: Random, base: Path, box: Path) -> Case:
             predict_scene(network, path, outputs)
         else:  # it would be read to its end, however long that takes
             grid = grid_of(path)
-            Options().plan(grid.height, grid.width, images)
+            Options().plan(grid.height, grid.width, network)
 
     calls = [
         lambda: size_of(path),

@@ -92,7 +92,7 @@ def test_tiles_equal_the_whole_but_for_what_a_border_is_seen_in(shape: tuple[int
     for overlap in (2 * radius, 24, 2):
         options = Options(window=48, overlap=overlap)
         tiled = predict_array(network_of(cloud, images()), image, options=options).probability
-        bound = uncertain(options.plan(*shape, images()), radius)
+        bound = uncertain(options.plan(*shape, network_of(cloud, images())), radius)
         assert (bound < 1e-6).mean() > 0.3 and (np.abs(tiled - whole) <= bound + 1e-5).all()
         assert max(shape) <= 48 or np.abs(tiled - whole).max() > 1e-3
 
@@ -111,7 +111,7 @@ def test_tiles_of_a_strided_network_equal_the_whole_where_their_grids_do() -> No
     whole = cloud(image[None], (128, 160))[0]
     options = Options(window=64, overlap=32)
     tiled = predict_array(network_of(cloud, images()), image, options=options).probability
-    bound = uncertain(options.plan(128, 160, images()), radius=8)
+    bound = uncertain(options.plan(128, 160, network_of(cloud, images())), radius=8)
     assert (bound < 1e-6).mean() > 0.3 and (np.abs(tiled - whole) <= bound + 1e-5).all()
 
 
@@ -161,7 +161,7 @@ def test_flips_make_a_mirrored_image_a_mirrored_mask() -> None:
 def test_rows_do_not_depend_on_how_the_scene_is_read() -> None:
     network = network_of(convolutions(3), images())
     image, valid = noise(131, 70), np.random.default_rng(1).random((131, 70)) > 0.2
-    windows = Options().plan(131, 70, network.images)
+    windows = Options().plan(131, 70, network)
 
     def read(rows: int) -> np.ndarray:
         parts = (Rows(image[top : top + rows], valid[top : top + rows]) for top in range(0, 131, rows))
@@ -189,12 +189,13 @@ def record(**changes: Any) -> dict[str, str]:
     ("shape", "data"),
     [
         ((64, 64), DataConfig(size=64, geometry="crop")),
+        ((530, 200), DataConfig(size=64, geometry="crop")),
         ((50, 90), DataConfig(size=64, geometry="letterbox", tile=96)),
         ((50, 90), DataConfig(size=64, geometry="letterbox", tile=None)),
         ((96, 96), DataConfig(size=64, geometry="letterbox", tile=96)),
     ],
 )
-def test_one_window_is_what_the_evaluation_predicts(
+def test_a_scene_is_seen_as_the_evaluation_sees_it(
     tmp_path: Path, segmenter: Segmenter, shape: tuple[int, int], data: DataConfig
 ) -> None:
     metadata = record(size=data.size, geometry=data.geometry, tile=data.tile)
@@ -226,15 +227,16 @@ def test_a_letterbox_network_sees_tiles_scaled_to_the_training_size() -> None:
 
 
 def test_a_scene_too_large_to_be_looked_at_as_a_whole_is_refused() -> None:
+    network = network_of(convolutions(3), images(32, "letterbox", None))
     with pytest.raises(ConfigError, match=r"5000x100 pixels.*give --window"):
-        Options().plan(100, 5000, images(32, "letterbox", None))
-    assert len(Options(window=512).plan(100, 5000, images(32, "letterbox", None)).columns) > 1
+        Options().plan(100, 5000, network)
+    assert len(Options(window=512).plan(100, 5000, network).columns) > 1
 
 
 @pytest.mark.parametrize(("window", "overlap"), [(32, 32), (32, 40)])
 def test_windows_that_do_not_move_are_refused(window: int, overlap: int) -> None:
     with pytest.raises(ConfigError, match=f"overlap is {overlap}, expected"):
-        Options(window, overlap).plan(100, 100, images())
+        Options(window, overlap).plan(100, 100, network_of(convolutions(3), images()))
 
 
 @pytest.mark.parametrize(
