@@ -121,7 +121,12 @@ def test_real_images_of_16_bits_run_with_the_shipped_configs(pair: str, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("geometry", "tile"), [("crop", 512), pytest.param("letterbox", 512, marks=pytest.mark.slow), ("crop", 32)]
+    ("geometry", "tile"),
+    [
+        ("crop", 512),
+        pytest.param("letterbox", 512, marks=pytest.mark.slow),
+        pytest.param("crop", 32, marks=pytest.mark.slow),
+    ],
 )
 def test_margins_without_data_change_nothing(
     geometry: str, tile: int, tmp_path: Path, make_domain: Callable[..., Path], tiny_arguments: Callable[..., list[str]]

@@ -251,7 +251,7 @@ def test_each_model_sees_the_target_with_the_scaling_that_it_was_trained_with(
     evaluation.evaluate(load_config(arguments))
     report = json.loads((tmp_path / "run/eval/metrics.json").read_text())["domains"]["target"]
     for path in places:
-        few = ["--eval.parts", "scores,gradcam", "--eval.weights", str(path)]
+        few = ["--eval.parts", "scores", "--eval.weights", str(path)]
         alone = load_config([*arguments, *few, "--out", str(tmp_path / path.stem)])
         evaluation.evaluate(alone)
         same = json.loads((tmp_path / path.stem / "eval/metrics.json").read_text())["domains"]["target"]
@@ -259,7 +259,6 @@ def test_each_model_sees_the_target_with_the_scaling_that_it_was_trained_with(
         assert report["signs"][path.stem]["mean_entropy"] == same["signs"][path.stem]["mean_entropy"]
     one, other = (report["signs"][path.stem]["mean_entropy"] for path in places)
     assert one != other  # the same weights, on other values
-    assert "gradcam/target.png" in tree(tmp_path / "source_only/eval")
 
 
 def test_bad_requests(arguments: list[str], tmp_path: Path) -> None:

@@ -464,7 +464,7 @@ def test_checkpoints_are_in_memory_one_at_a_time_and_memory_is_told(
 ) -> None:
     weights = tmp_path / "run/intra/student.safetensors"
     (weights.parent / "snapshots").mkdir()
-    for step in (2, 4, 6):
+    for step in (2, 4):
         save_segmenter(weights.parent / f"snapshots/step_{step:08d}.safetensors", network_of(step))
     alive, most = 0, 0
 
@@ -482,7 +482,7 @@ def test_checkpoints_are_in_memory_one_at_a_time_and_memory_is_told(
 
     monkeypatch.setattr(scoring, "load_segmenter", counted)
     found = scoring.score(config, weights, {"selection": "entropy", "best_on_labels": True})
-    assert found["selected"].startswith("lowest mean entropy of 4 checkpoints") and most == 1
+    assert found["selected"].startswith("lowest mean entropy of 3 checkpoints") and most == 1
     fail_in_forward(monkeypatch, 2, torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(
         EvaluationError, match=r"student.safetensors: cpu has not enough memory for batch 1 of data.size"
