@@ -108,7 +108,7 @@ def predict_array(
         raise DataError(f"found valid of {valid.shape}, expected {image.shape[:2]} as the image")
     scaled = network.images.decoder.scaled(image, Item("array", (Path("array"),)))
     scene = Rows(np.where(valid[..., None], scaled, np.uint8(0)), valid)
-    windows = options.plan(*valid.shape, network)
+    windows = options.plan(valid.shape[0], valid.shape[1], network)
     strips = _clouds(network, iter([scene]), windows, options.flips)
     layers: dict[str, list[np.ndarray]] = {"probability": [], "entropy": []}
     masks = list(_masks(strips, options, {name: parts.append for name, parts in layers.items()}, defaultdict(float)))
