@@ -59,7 +59,16 @@ def _window_independent(decoder: FPNDecoder) -> FPNDecoder:
         if block.upsample:
             block.upsample = False
             block.block.append(nn.Upsample(scale_factor=2, mode="bilinear"))
+    decoder.merge = _Sum()
     return decoder
+
+
+class _Sum(nn.Module):
+    """Adds maps one by one, where the library stacks them first, which takes a fifth of a prediction's time."""
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        first, *others = maps
+        return sum(others, first)
 
 
 class DPT(DPTDecoder):
