@@ -9,13 +9,12 @@ from itertools import chain, product
 from pathlib import Path
 from typing import TypeVar, overload
 
-from tqdm import tqdm
-
 from datasets.cache import Cache
 from datasets.decoded import Decoded
 from datasets.decoder import Decoder
 from datasets.files import Item, Window, raise_all, unique
 from utils.errors import DataError
+from utils.output import progress_bar
 
 PARALLEL = 64  # items that are read ahead
 R = TypeVar("R")
@@ -130,7 +129,7 @@ def in_parallel(inspect: Callable[[Item], R], items: Sequence[Item], what: str) 
     parts = (items[begin : begin + PARALLEL] for begin in range(0, len(items), PARALLEL))
     with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
         results = chain.from_iterable(pool.map(attempt, part) for part in parts)
-        yield from tqdm(results, what, len(items), unit="image", leave=False, dynamic_ncols=True)
+        yield from progress_bar(results, desc=what, total=len(items), unit="image", leave=False)
 
 
 def corners(length: int, side: int) -> list[int]:

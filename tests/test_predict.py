@@ -292,6 +292,35 @@ def test_a_kill_in_a_scene_leaves_nothing_half_and_the_next_start_gives_the_same
     assert (out / "a_mask.tif").read_bytes() == (whole / "a_mask.tif").read_bytes()
 
 
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_reader_that_goes_away_ends_it_and_quiet_says_nothing(tmp_path: Path, weights: Path, quiet: bool) -> None:
+    """`predict.py ... 2>&1 | head -1`: the bar is moved, and fails, in a thread."""
+    write_scene(tmp_path / "a.tif", 300 if quiet else 1500, 300)
+    code = "import runpy, utils.output\nutils.output.EVERY = 0\nrunpy.run_path('predict.py', run_name='__main__')"
+    words = [
+        "--weights",
+        weights,
+        "--out",
+        tmp_path / "out",
+        "--device",
+        "cpu",
+        tmp_path / "a.tif",
+        *["--quiet"] * quiet,
+    ]
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, words), *["--quiet"] * quiet],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline().startswith(b"" if quiet else b"scenes: 0/1 [")
+    child.stdout.close()
+    assert child.wait(60) == (0 if quiet else 128 + signal.SIGTERM)
+    assert files_of(tmp_path / "out") == {"predict.json", *["summary.csv", "a_mask.tif"] * quiet}
+
+
 @pytest.mark.slow
 def test_kills_at_many_moments(tmp_path: Path, weights: Path) -> None:
     write_scene(tmp_path / "a.tif", 1200, 900)
