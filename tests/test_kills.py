@@ -128,5 +128,5 @@ def test_a_terminal_that_is_closed_ends_a_stage_as_sigterm_does(
         assert process.poll() is None
         time.sleep(0.01)
     os.close(screen)
-    assert process.wait(60) == 128 + signal.SIGTERM and (tmp_path / "run/teacher/checkpoint.pt").exists()
+    assert process.wait(120) == 128 + signal.SIGTERM and (tmp_path / "run/teacher/checkpoint.pt").exists()
     assert not list(tmp_path.rglob("*.tmp"))

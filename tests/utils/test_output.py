@@ -35,7 +35,7 @@ def test_a_stream_without_its_reader_ends_a_script_as_sigterm_does(stream: str) 
     assert gone.read(5) == b"xxxxx"
     gone.close()
     said = other.read().decode()
-    assert child.wait(60) == 128 + signal.SIGTERM and "Traceback" not in said
+    assert child.wait(120) == 128 + signal.SIGTERM and "Traceback" not in said
     assert ("terminated; the same command continues" in said) == (stream == "stdout")
 
 
@@ -55,7 +55,7 @@ def test_a_full_disk_below_a_log_is_no_traceback() -> None:
     with open("/dev/full", "w") as full:
         child = subprocess.run(
             [sys.executable, "-c", WRITES.format(stream="stdout")],
-            cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60,
+            cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=120,
         )  # fmt: skip
     assert child.returncode == 128 + signal.SIGTERM and "Traceback" not in child.stderr
 
