@@ -24,7 +24,7 @@ from engine.cli import configure, run
 from engine.layout import best_model
 from engine.memory import keep_memory_flat, memory_explained
 from scenes import CloudNetwork, Options, Summary, load_network, predict_scene
-from scenes.folder import SUMMARY, SummaryFile, find_scenes, open_folder, outputs_of
+from scenes.folder import SUMMARY, Row, SummaryFile, find_scenes, open_folder, outputs_of, stamp_of
 from utils.errors import AsdaError, DataError
 from utils.output import progress_bar
 
@@ -84,9 +84,12 @@ def predict(request: Request) -> None:
     mine = list(scenes.items())[processes.rank() :: processes.size()]
     for name, path in progress_bar(mine, desc="scenes", unit="scene", disable=silent):
         try:
-            outputs = outputs_of(request.out, request.layers, name, path)
-            if name not in summary.rows or not all(output.is_file() for output in outputs.values()):
-                summary.add(name, predict_file(network, path, outputs, request.options, silent))
+            outputs, stamp = outputs_of(request.out, request.layers, name, path), stamp_of(path)
+            if not summary.finished(name, stamp, outputs.values()):
+                if name in summary.rows and summary.rows.pop(name)[1:] != stamp:  # what another file of this name left
+                    for old in outputs_of(request.out, ("mask", *ON_REQUEST), name, path).values():
+                        old.unlink(missing_ok=True)
+                summary.add(name, Row(predict_file(network, path, outputs, request.options, silent), *stamp))
         except Exception as error:  # GDAL and the codecs have errors of their own; the other scenes go on
             known = isinstance(error, AsdaError)
             failed.append(str(error) if known else f"{path}: failed with {type(error).__name__}: {error}")

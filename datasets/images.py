@@ -90,7 +90,7 @@ def checked(
     """Decode every file once, several at a time, into the cache if there is one; leave images without data out, and
     cut those with a side of more pixels than `tile` into `tiles`. Raises a DataError that lists all files that cannot
     be used or, if their labels are to be `taught`, says that there is no clear or no cloudy pixel."""
-    classes = set()
+    classes = set[str]()
 
     def inspect_item(item: Item) -> tuple[list[Item], Keys | None]:
         key = None if cache is None else cache.key(item, decoder)
@@ -110,11 +110,11 @@ def checked(
         raise DataError(f"{what}: none of its {len(items)} image(s) holds a pixel of data; see the domain's nodata")
     if taught and (missing := [name for name in CLASSES if name not in classes]):
         label = next(item.label for item in items if item.label is not None)
-        found = f"no pixel is {' or '.join(missing)} by the label_map {dict(decoder.label_map)}"
+        lacking = f"no pixel is {' or '.join(missing)} by the label_map {dict(decoder.label_map)}"
         values = ", ".join(map(str, np.unique(label_values(label))))
         raise DataError(
-            f"{what}: found labels in which {found}, expected both classes to learn from; {label} holds {values}: set "
-            "the domain's label_map, or give other images"
+            f"{what}: found labels in which {lacking}, expected both classes to learn from; {label} holds {values}: "
+            "set the domain's label_map, or give other images"
         )
     if empty := sum(not parts for parts, _ in found):
         print(f"{what}: {empty} of {len(items)} images hold no data and are left out")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.layout import RANKING
 from engine.pictures import write_png
 from losses.class_threshold import BINS, below_threshold, quantise
 from utils.errors import DataError
@@ -24,7 +25,6 @@ from utils.output import progress_bar
 from utils.records import reading
 
 Layer = Literal["pseudo_labels", "entropy", "cloud"]
-RANKING = "entropy.csv"
 UNCERTAIN = 128  # in a stored pseudo-label: no class, or no data
 STORED_CLASSES = {0: 0, 255: 1, UNCERTAIN: IGNORE}  # value in the file -> class
 LEVELS = BINS - 1  # of a stored share: 1

@@ -19,7 +19,8 @@ from engine.build import trained
 from engine.cli import run
 from engine.domains import training_images
 from engine.inference import HeadChoice, decided, mean_over_scales
-from engine.pseudo_labels import RANKING, read_pseudo_label
+from engine.layout import RANKING
+from engine.pseudo_labels import read_pseudo_label
 from losses.entropy import normalised_entropy
 from nets.segmenter import Segmenter
 from report.metrics import confusion_matrix, scores

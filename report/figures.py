@@ -19,8 +19,9 @@ from datasets.images import ImageSet
 from datasets.samples import network_input
 from engine.domains import training_images
 from engine.inference import decided, probabilities
+from engine.layout import RANKING
 from engine.pictures import CLOUD, ERROR_KEY, as_rgb, colour_mask, laid_over, outlined, read_png, thinned, visible
-from engine.pseudo_labels import RANKING, read_ranking
+from engine.pseudo_labels import read_ranking
 from losses.entropy import normalised_entropy
 from nets.segmenter import Head
 from report.embedding import Patch, embed, features_at, sample_pixels
