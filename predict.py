@@ -12,10 +12,10 @@ exit code is 1.
 
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -24,8 +24,9 @@ from engine.cli import configure, run
 from engine.layout import best_model
 from engine.memory import keep_memory_flat, memory_explained
 from scenes import CloudNetwork, Options, Summary, load_network, predict_scene
-from scenes.folder import SUMMARY, SummaryFile, find_scenes, open_folder, outputs_of
+from scenes.folder import SUMMARY, Row, SummaryFile, find_scenes, open_folder, outputs_of, stamp_of
 from utils.errors import AsdaError, DataError
+from utils.output import progress_bar
 
 ON_REQUEST = ("probability", "entropy", "quicklook")
 LESS_MEMORY = "See what else is using it, or give a smaller --window, fewer threads (OMP_NUM_THREADS) or --device cpu"
@@ -40,6 +41,7 @@ class Request(NamedTuple):
     device: str | None
     layers: tuple[str, ...]
     options: Options
+    quiet: bool
 
 
 def read_request(arguments: Sequence[str] | None = None, description: str | None = __doc__) -> Request:
@@ -60,11 +62,12 @@ def read_request(arguments: Sequence[str] | None = None, description: str | None
     add("--entropy", action="store_true", help="write its entropy: 0 certain, 1 undecided")
     add("--quicklook", action="store_true", help="write a small PNG of scene and mask")
     add("--device", help="cpu, cuda or cuda:N; default: a GPU where there is one")
+    add("--quiet", action="store_true", help="say nothing but what failed")
     given = parser.parse_args(arguments)
     weights = given.weights or best_model(given.run).weights(given.run)
     layers = ("mask", *(name for name in ON_REQUEST if getattr(given, name)))
     options = Options(**{option.name: getattr(given, option.name) for option in fields(Options)})
-    return Request(given.inputs, given.out, weights, given.device, layers, options)
+    return Request(given.inputs, given.out, weights, given.device, layers, options, given.quiet)
 
 
 def predict(request: Request) -> None:
@@ -77,11 +80,16 @@ def predict(request: Request) -> None:
     network = load_network(request.weights, request.device)
     summary = SummaryFile(request.out)
     failed = []
-    for name, path in progress(list(scenes.items())[processes.rank() :: processes.size()], desc="scenes", unit="scene"):
+    silent = request.quiet or not processes.is_first()
+    mine = list(scenes.items())[processes.rank() :: processes.size()]
+    for name, path in progress_bar(mine, desc="scenes", unit="scene", disable=silent):
         try:
-            outputs = outputs_of(request.out, request.layers, name, path)
-            if name not in summary.rows or not all(output.is_file() for output in outputs.values()):
-                summary.add(name, predict_file(network, path, outputs, request.options))
+            outputs, stamp = outputs_of(request.out, request.layers, name, path), stamp_of(path)
+            if not summary.finished(name, stamp, outputs.values()):
+                if name in summary.rows and summary.rows.pop(name)[1:] != stamp:  # what another file of this name left
+                    for old in outputs_of(request.out, ("mask", *ON_REQUEST), name, path).values():
+                        old.unlink(missing_ok=True)
+                summary.add(name, Row(predict_file(network, path, outputs, request.options, silent), *stamp))
         except Exception as error:  # GDAL and the codecs have errors of their own; the other scenes go on
             known = isinstance(error, AsdaError)
             failed.append(str(error) if known else f"{path}: failed with {type(error).__name__}: {error}")
@@ -89,27 +97,25 @@ def predict(request: Request) -> None:
     summary.join()
     failures = [failure for failed_there in processes.gathered_objects(failed) for failure in failed_there]
     done = f"{len(scenes) - len(failures)} of {len(scenes)} scenes have their masks"
-    print(f"{request.out}: {done}; {SUMMARY} lists them")
+    if not request.quiet:
+        print(f"{request.out}: {done}; {SUMMARY} lists them")
     if failures:
         raise DataError(f"{len(failures)} of {len(scenes)} scenes failed:\n  " + "\n  ".join(failures))
 
 
-def predict_file(network: CloudNetwork, path: Path, outputs: dict[str, Path], options: Options) -> Summary:
-    """Predict a scene, with a bar over its windows."""
+def predict_file(
+    network: CloudNetwork, path: Path, outputs: dict[str, Path], options: Options, silent: bool
+) -> Summary:
+    """Predict a scene, with a bar over its windows unless `silent`."""
     doing = f"windows of {options.window or network.window or network.images.size} pixels"
 
     def tick(done: int, total: int) -> None:
         bar.total = total
         bar.update(done - bar.n)
 
-    bar = progress(desc=path.stem, unit="window", leave=False)
+    bar = progress_bar(desc=path.stem, unit="window", leave=False, delay=1, disable=silent)
     with bar, memory_explained(path, doing, network.device, LESS_MEMORY):
         return predict_scene(network, path, outputs, options, tick=tick)
-
-
-def progress(things: Iterable[Any] | None = None, **style: Any) -> tqdm:
-    """A progress bar of the first process."""
-    return tqdm(things, dynamic_ncols=True, disable=not processes.is_first(), **style)
 
 
 if __name__ == "__main__":

@@ -4,20 +4,28 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from datasets.cache import content_hash
-from datasets.decoder import Decoder, require_size
+from datasets.decode import classes_of, label_values, read_palette
+from datasets.decoder import Decoder, require_same_place, require_size
 from datasets.files import Item
 from datasets.images import in_parallel
 from datasets.readers import Published
 from utils.errors import DataError
 from utils.labels import IGNORE
 
+CLEAR, CLOUD = 0, 1
+WHITE = 250  # red, green and blue of what is painted white have at least this
+LISTED = 20  # files that are named for one cause
+
 
 class ImageFacts(NamedTuple):
     """One image: its size (H, W), type, lowest and highest value of each band with data, number of pixels of each kind
-    ("all", "valid", "clear", "cloud"), and a hash of its content."""
+    ("all", "valid", "clear", "cloud"), a hash of its content, the values of its label, and what is odd about that."""
 
     size: tuple[int, int]
     dtype: str
@@ -25,6 +33,8 @@ class ImageFacts(NamedTuple):
     high: tuple[float, ...]
     pixels: Counter[str]
     content: str
+    values: tuple[int, ...] = ()
+    odd: str = ""
 
 
 @dataclass
@@ -41,6 +51,8 @@ class PartSummary:
     high: tuple[float, ...] = ()
     scenes: set[str] = field(default_factory=set)
     contents: dict[str, list[str]] = field(default_factory=dict)
+    values: dict[tuple[int, ...], list[Item]] = field(default_factory=dict)
+    odd: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def add(self, item: Item, image: ImageFacts) -> None:
@@ -56,6 +68,10 @@ class PartSummary:
         if item.scene is not None:
             self.scenes.add(item.scene)
         self.contents.setdefault(image.content, []).append(item.name)
+        if item.label is not None:
+            self.values.setdefault(image.values, []).append(item)
+        if image.odd:
+            self.odd.append(image.odd)
 
     @property
     def usual_dtype(self) -> str:
@@ -91,16 +107,43 @@ def inspect_image(item: Item, decoder: Decoder) -> ImageFacts:
     if decoder.scaling is not None:
         decoder.require_type(pixels.dtype, item)
     counts = Counter(all=valid.size, valid=int(valid.sum()))
+    values, odd = np.zeros(0, np.uint8), ""
     if item.label is not None:
-        label = decoder.label(item)
+        stored = label_values(item.label, item.label_window)
+        label = classes_of(item.label, stored, decoder.label_map)
         require_size(label, item, *valid.shape)
+        require_same_place(item, *valid.shape)
+        values = np.unique(stored)
+        odd = _contradicted(item.label, values.tolist(), decoder.label_map)
         known = valid & (label != IGNORE)
         counts.update(clear=int((label[known] == 0).sum()), cloud=int((label[known] == 1).sum()))
     inside = pixels[valid]
     low, high = (inside.min(0), inside.max(0)) if len(inside) else ((), ())
     hashes = [content_hash(path) for path in item.files if path.is_file()]
     content = hashlib.blake2b("".join(hashes).encode(), digest_size=16).hexdigest()
-    return ImageFacts(valid.shape, str(pixels.dtype), tuple(map(float, low)), tuple(map(float, high)), counts, content)
+    extremes = tuple(map(float, low)), tuple(map(float, high))
+    return ImageFacts(valid.shape, str(pixels.dtype), *extremes, counts, content, tuple(values.tolist()), odd)
+
+
+def _contradicted(path: Path, values: Sequence[int], label_map: Mapping[int, int]) -> str:
+    """A sentence if what a label's palette paints white is clear and nothing else."""
+    palette = read_palette(path)
+    white = [value for value in values if min(palette.get(value, (0,))) >= WHITE]
+    if {label_map[value] for value in white} != {CLEAR}:
+        return ""
+    found = f"found the value {white[0]}, clear by the label_map, painted white by its palette"
+    return f"{path}: {found}, expected white for cloud; mend the domain's label_map, or the palette"
+
+
+def _mixed(values: Mapping[tuple[int, ...], Sequence[Item]]) -> list[str]:
+    """A sentence for each label of 255 without 1, where others hold both: is 255 cloud there, and nothing here?"""
+    both = next((items[0].label for found, items in values.items() if {1, IGNORE} <= set(found)), None)
+    alone = [item.label for found, items in values.items() if IGNORE in found and 1 not in found for item in items]
+    if both is None:
+        return []
+    fix = "if 255 is cloud in one of them, write these labels alike, or give each kind a domain of its own"
+    lines = [f"{label}: found 255 without 1, expected values as in {both}, which holds both; {fix}" for label in alone]
+    return lines[:LISTED] + [f"... and {len(lines) - LISTED} more such labels"] * (len(lines) > LISTED)
 
 
 def inspect_part(items: Sequence[Item], decoder: Decoder, what: str, faults: Iterable[str] = ()) -> PartSummary:
@@ -132,6 +175,9 @@ def warnings_of(parts: Mapping[str, PartSummary]) -> list[str]:
         if part.labelled and part.cloud_share in (0.0, 1.0):
             kind = "cloud" if part.cloud_share else "clear"
             found.append(f"{name}: all labelled pixels are {kind}; is label_map right?")
+        if part.labelled and part.cloud_share is None:
+            found.append(f"{name}: no label holds a pixel that is clear or cloud; is label_map right?")
+        found += [*part.odd[:LISTED], *_mixed(part.values)]
     if {"train", "eval"} <= set(parts):
         train, held_back = parts["train"], parts["eval"]
         both = "are in train and eval, such as"

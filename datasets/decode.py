@@ -91,8 +91,15 @@ def size_of(path: Path) -> tuple[int, int]:
 def read_label(path: Path, label_map: Mapping[int, int], window: Window | None = None) -> np.ndarray:
     """Decode a label image into classes (H, W) uint8: 0 clear, 1 cloud, 255 ignore.
 
-    A palette gives its indices, a one-bit image 0 and 255, grey saved as colour its grey. Raises DataError if the file
-    cannot be decoded, is not of one band, or holds a value outside `label_map`.
+    Raises DataError if the file cannot be decoded, is not of one band, or holds a value outside `label_map`.
+    """
+    return classes_of(path, label_values(path, window), label_map)
+
+
+def label_values(path: Path, window: Window | None = None) -> np.ndarray:
+    """Decode a label image into its values, (H, W) uint8; raises DataError as `read_label`.
+
+    A palette gives its indices, a one-bit image 0 and 255, grey saved as colour its grey.
     """
     pixels = _label_pixels(path, window)
     if pixels.ndim == 3 and (pixels.shape[2] == 1 or (pixels[..., :1] == pixels[..., :3]).all()):
@@ -102,7 +109,11 @@ def read_label(path: Path, label_map: Mapping[int, int], window: Window | None =
         raise DataError(f"{path}: found {found}, expected one band of whole numbers, a value for each class")
     if pixels.dtype != np.uint8 and pixels.size and (pixels.min() < 0 or pixels.max() > 255):
         raise DataError(f"{path}: found label values {pixels.min()} to {pixels.max()}, expected values from 0 to 255")
-    pixels = np.ascontiguousarray(pixels, np.uint8)
+    return np.ascontiguousarray(pixels, np.uint8)
+
+
+def classes_of(path: Path, pixels: np.ndarray, label_map: Mapping[int, int]) -> np.ndarray:
+    """The classes of a label's values, both (H, W) uint8; raises DataError for a value outside `label_map`."""
     known, classes = np.zeros(pixels.shape, bool), np.zeros(pixels.shape, np.uint8)
     for value, cls in label_map.items():  # a few values: faster than a table
         here = pixels == value
@@ -289,13 +300,48 @@ def _label_pixels(path: Path, window: Window | None) -> np.ndarray:
             if dataset.count > 4:  # grey saved as colour, at most
                 raise DataError(f"{path}: found {dataset.count} bands, expected one of whole numbers")
             _require_room_in(path, dataset, dataset.count, window)
-            return dataset.read(window=window and window.slices).transpose(1, 2, 0)
+            pixels: np.ndarray = dataset.read(window=window and window.slices).transpose(1, 2, 0)
+            if dataset.compression is not None and dataset.compression.name == "jpeg":
+                raise _lossy(path, pixels)
+            return pixels
     inside = window.slices if window else ...
     with _decoding(path), HEADERS[kind](path) as image:
         _require_room_for(path, image)
         if image.mode == "L" and kind == "png":
             return _by_opencv(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)[inside]  # no Pillow copy
-        return np.asarray(image.convert("L") if image.mode == "1" else image)[inside]
+        pixels = np.asarray(image.convert("L") if image.mode == "1" else image)[inside]
+    if kind == "jpeg":
+        raise _lossy(path, pixels)
+    return pixels
+
+
+def _lossy(path: Path, pixels: np.ndarray) -> DataError:
+    values = np.unique(pixels)
+    few = ", ".join(map(str, values[:8])) + ", ..." * (len(values) > 8)
+    return DataError(
+        f"{path}: found a JPEG with {len(values)} value(s), {few}, expected one value for each class; its compression "
+        "changes values, so write the label as PNG or TIFF, from what the JPEG was made of"
+    )
+
+
+def place_of(path: Path) -> tuple[Any, Any] | None:
+    """The CRS, or None, and the transform of a GeoTIFF; None for what says nothing of where it lies."""
+    if picture_kind(path):
+        return None
+    with open_raster(path) as dataset:
+        says = dataset.driver == "GTiff" and not dataset.transform.is_identity
+        return (dataset.crs, dataset.transform) if says else None
+
+
+def read_palette(path: Path) -> dict[int, tuple[int, ...]]:
+    """The colours (red, green, blue, 0 to 255) in which a file shows its values; none if it has no palette."""
+    if (kind := picture_kind(path)) is None:
+        with open_raster(path) as dataset:
+            palette = dataset.colormap(1) if dataset.colorinterp[0].name == "palette" else {}
+            return {value: colour[:3] for value, colour in palette.items()}
+    with _decoding(path), HEADERS[kind](path) as image:
+        colours = image.getpalette() or [] if image.mode == "P" else []
+        return {value: tuple(colours[3 * value : 3 * value + 3]) for value in range(len(colours) // 3)}
 
 
 def _by_opencv(content: np.ndarray, way: int) -> np.ndarray:

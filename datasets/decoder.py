@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.decode import band_order, read_bands, read_label
+from datasets.decode import band_order, place_of, read_bands, read_label
 from datasets.decoded import Decoded, trimmed
 from datasets.files import Item
 from datasets.scaling import Stretch
@@ -136,3 +136,19 @@ def require_size(label: np.ndarray, item: Item, height: int, width: int) -> None
     if label.shape != (height, width):
         rows, columns = label.shape
         raise DataError(f"{item.label}: found {columns}x{rows} pixels, expected {width}x{height} as in {item.image}")
+
+
+def require_same_place(item: Item, height: int, width: int) -> None:
+    """Raise a DataError if image and label, of this size, are GeoTIFFs of which a corner lies more than half a pixel
+    apart, or of different CRS."""
+    assert item.label is not None
+    image, label = place_of(item.image), place_of(item.label)
+    if image is None or label is None:
+        return
+    expected = f"as in {item.image}; warp the label to the image's grid, by nearest neighbour"
+    if image[0] and label[0] and image[0] != label[0]:
+        raise DataError(f"{item.label}: found the CRS {label[0]}, expected {image[0]} {expected}")
+    corners = np.array([[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1]])
+    there, here = (np.array(transform).reshape(3, 3) for transform in (label[1], image[1]))
+    if (apart := np.abs(np.linalg.inv(here) @ there @ corners - corners).max()) > 0.5:
+        raise DataError(f"{item.label}: found it {apart:.1f} pixels away, expected the same place {expected}")

@@ -9,15 +9,18 @@ from itertools import chain, product
 from pathlib import Path
 from typing import TypeVar, overload
 
-from tqdm import tqdm
+import numpy as np
 
 from datasets.cache import Cache
+from datasets.decode import label_values
 from datasets.decoded import Decoded
-from datasets.decoder import Decoder
+from datasets.decoder import Decoder, require_same_place
 from datasets.files import Item, Window, raise_all, unique
 from utils.errors import DataError
+from utils.output import progress_bar
 
 PARALLEL = 64  # items that are read ahead
+CLASSES = {"clear": 0, "cloud": 1}
 R = TypeVar("R")
 Keys = tuple[str, str | None]  # of an image and its label in the cache
 
@@ -76,15 +79,25 @@ class ImageSet(Sequence[Item]):
 
 
 def checked(
-    items: Sequence[Item], decoder: Decoder, what: str, cache: Cache | None = None, tile: int | None = None
+    items: Sequence[Item],
+    decoder: Decoder,
+    what: str,
+    cache: Cache | None = None,
+    tile: int | None = None,
+    *,
+    taught: bool = False,
 ) -> "ImageSet":
     """Decode every file once, several at a time, into the cache if there is one; leave images without data out, and
     cut those with a side of more pixels than `tile` into `tiles`. Raises a DataError that lists all files that cannot
-    be used."""
+    be used or, if their labels are to be `taught`, says that there is no clear or no cloudy pixel."""
+    classes = set[str]()
 
     def inspect_item(item: Item) -> tuple[list[Item], Keys | None]:
         key = None if cache is None else cache.key(item, decoder)
         decoded = ImageSet((item,), decoder, cache, {item.name: key} if key else {}).read(item)
+        if decoded.label is not None:
+            require_same_place(item, decoded.height, decoded.width)
+            classes.update(name for name, value in CLASSES.items() if (decoded.label == value).any())
         return (tiles(item, decoded, tile) if decoded.valid.any() else []), key
 
     results = list(in_parallel(inspect_item, items, f"checking {what}"))
@@ -95,6 +108,14 @@ def checked(
     keys = {part.name: key for parts, key in found if key is not None for part in parts}
     if not kept:
         raise DataError(f"{what}: none of its {len(items)} image(s) holds a pixel of data; see the domain's nodata")
+    if taught and (missing := [name for name in CLASSES if name not in classes]):
+        label = next(item.label for item in items if item.label is not None)
+        lacking = f"no pixel is {' or '.join(missing)} by the label_map {dict(decoder.label_map)}"
+        values = ", ".join(map(str, np.unique(label_values(label))))
+        raise DataError(
+            f"{what}: found labels in which {lacking}, expected both classes to learn from; {label} holds {values}: "
+            "set the domain's label_map, or give other images"
+        )
     if empty := sum(not parts for parts, _ in found):
         print(f"{what}: {empty} of {len(items)} images hold no data and are left out")
     return ImageSet(tuple(kept), decoder, cache, keys)
@@ -130,7 +151,7 @@ def in_parallel(inspect: Callable[[Item], R], items: Sequence[Item], what: str) 
     parts = (items[begin : begin + PARALLEL] for begin in range(0, len(items), PARALLEL))
     with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
         results = chain.from_iterable(pool.map(attempt, part) for part in parts)
-        yield from tqdm(results, what, len(items), unit="image", leave=False, dynamic_ncols=True)
+        yield from progress_bar(results, desc=what, total=len(items), unit="image", leave=False)
 
 
 def corners(length: int, side: int) -> list[int]:

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import numpy as np
-from tqdm import tqdm
 
 from datasets.decoder import Decoder
 from datasets.files import Item
 from datasets.scaling import Stretch
 from utils.errors import DataError
+from utils.output import progress_bar
 
 PERCENTILES = (0.5, 99.5)
 STRETCH_IMAGES, STRETCH_PIXELS = 200, 10_000  # what scalings are measured on: images, and pixels of each
@@ -58,7 +58,7 @@ def drawn_values(items: Sequence[Item], decoder: Decoder, *, scaled: bool = Fals
     step = max(1, math.ceil(len(items) / STRETCH_IMAGES))
     samples: list[np.ndarray] = []
     dtype = None
-    for item in tqdm(items[::step], desc="range of values", unit="image", leave=False):
+    for item in progress_bar(items[::step], desc="range of values", unit="image", leave=False):
         try:
             pixels, valid = decoder.native(item)
         except DataError:

@@ -135,7 +135,8 @@ class EndlessSamples(Dataset[Sample]):
 def _end_with_parent(worker: int) -> None:
     """Have Linux kill this loader process when the run dies, hanging or not; and leave to the run, which needs the
     loaders to end its step, what is sent to all of a terminal or a batch job, such as Ctrl-C."""
-    os.setpgid(0, 0)
+    if sys.platform != "win32":
+        os.setpgid(0, 0)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

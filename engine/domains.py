@@ -31,7 +31,7 @@ SetName = Literal["train", "eval"]
 def training_images(config: Config, role: Role, *, labels: bool) -> ImageSet:
     """The checked training images of a domain, large ones cut into tiles; without `labels` none is even looked for."""
     items = listed(config, role, "train", labels=labels)
-    return _checked(config, role, role, items, config.data.tile)
+    return _checked(config, role, role, items, config.data.tile, taught=labels)
 
 
 def evaluation_images(config: Config, role: Role) -> ImageSet:
@@ -40,10 +40,13 @@ def evaluation_images(config: Config, role: Role) -> ImageSet:
     return _checked(config, role, f"{role} evaluation", items)
 
 
-def _checked(config: Config, role: Role, what: str, items: list[Item], tile: int | None = None) -> ImageSet:
+def _checked(
+    config: Config, role: Role, what: str, items: list[Item], tile: int | None = None, *, taught: bool = False
+) -> ImageSet:
     """The images, or a DataError that lists all files that cannot be used."""
     cache = None if config.data.cache is None else Cache(config.data.cache)
-    return checked(items, decoder_of(config, role), f"{what} ({domain_of(config, role).root})", cache, tile)
+    what = f"{what} ({domain_of(config, role).root})"
+    return checked(items, decoder_of(config, role), what, cache, tile, taught=taught)
 
 
 def domain_of(config: Config, role: Role) -> DomainConfig:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from config.load import load_config
 from engine.build import trained
@@ -24,6 +23,7 @@ from engine.pictures import ERROR_KEY, colour_errors, colour_mask, thinned, visi
 from report.plots import picture_grid
 from utils.errors import DataError
 from utils.labels import IGNORE
+from utils.output import progress_bar
 
 
 class FinishedRun:
@@ -56,7 +56,7 @@ def draw_failures(runs: Sequence[Path], picture: Path, count: int = 5) -> None:
     if picture.exists():
         raise DataError(f"{picture}: exists and is left as it is; give another name, or remove it")
     judge = FinishedRun(runs[-1])
-    shares = {name: judge.errors(name)[2] for name in tqdm(judge.labelled, desc=str(runs[-1]), unit="image")}
+    shares = {name: judge.errors(name)[2] for name in progress_bar(judge.labelled, desc=str(runs[-1]), unit="image")}
     judged = [name for name, share in shares.items() if not math.isnan(share)]
     worst = sorted(judged, key=lambda name: (-shares[name], name))[:count]
     if not worst:

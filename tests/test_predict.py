@@ -162,6 +162,50 @@ def test_finished_scenes_are_left_and_missing_ones_made(tmp_path: Path, weights:
         masks_of(weights, out, tmp_path / "scenes", "--threshold", 0.7)
 
 
+def test_a_scene_that_was_replaced_gets_a_new_mask(tmp_path: Path, weights: Path) -> None:
+    scene, out = tmp_path / "scenes" / "a.tif", tmp_path / "out"
+    for name in "ab":
+        write_scene(tmp_path / "scenes" / f"{name}.tif", 80, 70)
+    masks_of(weights, out, tmp_path / "scenes", "--entropy")
+    old, other = ((out / f"{name}_mask.tif").stat().st_ino for name in "ab")
+    write_scene(tmp_path / "new.tif", 90, 60)
+    (tmp_path / "new.tif").replace(scene)
+    masks_of(weights, out, tmp_path / "scenes")
+    assert rasterio.open(out / "a_mask.tif").shape == (90, 60) and (out / "a_mask.tif").stat().st_ino != old
+    assert (out / "b_mask.tif").stat().st_ino == other and not (out / "a_entropy.tif").exists()
+    scene.touch()  # the same size, another time: nobody knows what changed
+    before = (out / "a_mask.tif").stat().st_ino
+    masks_of(weights, out, tmp_path / "scenes", "--entropy")
+    assert (out / "a_mask.tif").stat().st_ino != before and (out / "a_entropy.tif").exists()
+    scene.write_bytes(b"no image")
+    with pytest.raises(DataError, match="1 of 2 scenes failed"):
+        masks_of(weights, out, tmp_path / "scenes")
+    assert not (out / "a_mask.tif").exists() and [*read_summary(out / "summary.csv")] == [
+        "b"
+    ]  # it is none of this file
+
+
+def test_a_summary_that_was_being_written_is_read_but_for_its_last_row(tmp_path: Path, weights: Path) -> None:
+    for name in "ab":
+        write_scene(tmp_path / "scenes" / f"{name}.tif", 80, 70)
+    out = masks_of(weights, tmp_path / "out", tmp_path / "scenes")
+    whole = (out / "summary.csv").read_text()
+    (out / "summary.csv").write_text(whole[:-9])
+    assert [*read_summary(out / "summary.csv")] == ["a"]
+    masks_of(weights, out, tmp_path / "scenes")
+    rows = read_summary(out / "summary.csv")
+    assert [*rows] == ["a", "b"] and rows["b"].bytes == (tmp_path / "scenes" / "b.tif").stat().st_size
+
+
+def test_a_failed_start_binds_no_folder(tmp_path: Path, weights: Path) -> None:
+    write_scene(tmp_path / "a.tif", 80, 70)
+    (tmp_path / "bad.safetensors").write_bytes(b"no weights")
+    with pytest.raises(WeightsError):
+        masks_of(tmp_path / "bad.safetensors", tmp_path / "out", tmp_path / "a.tif", "--threshold", 0.7)
+    masks_of(weights, tmp_path / "out", tmp_path / "a.tif")
+    assert json.loads((tmp_path / "out" / "predict.json").read_text())["threshold"] == 0.5
+
+
 def test_one_bad_scene_is_named_and_the_others_go_on(
     tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -290,6 +334,35 @@ def test_a_kill_in_a_scene_leaves_nothing_half_and_the_next_start_gives_the_same
     assert files_of(out) == {"predict.json", "summary.csv", "a_mask.tif"}
     whole = masks_of(weights, tmp_path / "whole", tmp_path / "a.tif")
     assert (out / "a_mask.tif").read_bytes() == (whole / "a_mask.tif").read_bytes()
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_reader_that_goes_away_ends_it_and_quiet_says_nothing(tmp_path: Path, weights: Path, quiet: bool) -> None:
+    """`predict.py ... 2>&1 | head -1`: the bar is moved, and fails, in a thread."""
+    write_scene(tmp_path / "a.tif", 300 if quiet else 1500, 300)
+    code = "import runpy, utils.output\nutils.output.EVERY = 0\nrunpy.run_path('predict.py', run_name='__main__')"
+    words = [
+        "--weights",
+        weights,
+        "--out",
+        tmp_path / "out",
+        "--device",
+        "cpu",
+        tmp_path / "a.tif",
+        *["--quiet"] * quiet,
+    ]
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, words), *["--quiet"] * quiet],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline().startswith(b"" if quiet else b"scenes: 0/1 [")
+    child.stdout.close()
+    assert child.wait(120) == (0 if quiet else 128 + signal.SIGTERM)
+    assert files_of(tmp_path / "out") == {"predict.json", *["summary.csv", "a_mask.tif"] * quiet}
 
 
 @pytest.mark.slow

@@ -391,3 +391,14 @@ def test_label_of_thousands_of_bands_is_refused_before_it_is_read(tmp_path: Path
     assert samples in path.read_bytes()
     path.write_bytes(path.read_bytes().replace(samples, struct.pack("<HHIH", 277, 3, 1, 32768)))
     assert fault_of(lambda: read_label(path, MAP)) == (f"{path}: found 32768 bands, expected one of whole numbers")
+
+
+def test_a_jpeg_is_no_label(tmp_path: Path) -> None:
+    pixels = np.zeros((40, 40), np.uint8)
+    pixels[7:29, 5:31] = 255
+    assert cv2.imwrite(str(tmp_path / "l.jpg"), pixels, [cv2.IMWRITE_JPEG_QUALITY, 60])
+    tiff = raster(tmp_path / "l.tif", pixels, compress="JPEG")
+    for path in (tmp_path / "l.jpg", tiff):
+        message = fault_of(lambda path=path: read_label(path, dict.fromkeys(range(256), 0)))  # type: ignore[misc]
+        assert message.startswith(f"{path}: found a JPEG with ") and " value(s), 0, 1, 2, " in message
+        assert "so write the label as PNG or TIFF" in message

@@ -700,3 +700,14 @@ def test_hrc_whu_knows_folders_of_masks(tmp_path: Path, folder: str) -> None:
     mask = picture(tmp_path / folder / "water_1.png", np.zeros((SIDE, SIDE), np.uint8))
     found = find_images(tmp_path, reader="hrc_whu", labels=True)
     assert not found.faults and [item.label for item in found.items] == [mask]
+
+
+def test_a_published_layout_may_hold_links_to_its_folders(
+    tmp_path: Path, make_tree: Callable[[str, Path], Path]
+) -> None:
+    root = make_tree("l8_biome", tmp_path / "biome")
+    (root / "BC").rename(root / "stored")
+    (root / "stored").rename(root / ".stored")  # where the walk does not look
+    (root / "BC").symlink_to(".stored", target_is_directory=True)
+    found = find_images(root, reader="l8_biome", labels=True)
+    assert len(found.items) == 2 and not found.faults and all(item.label for item in found.items)

@@ -183,6 +183,7 @@ def zoo(root: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     plain = rgb()
     image("plain", lambda p: Image.fromarray(plain).save(p))
     sound["plain"] = plain
+    label("plain", np.repeat(np.array([0, 255], np.uint8), SIZE[0] // 2)[:, None].repeat(SIZE[1], 1))
 
     for name, keep in (("truncated", 0.6), ("zero_bytes", 0.0)):
         image(name, lambda p: Image.fromarray(rgb()).save(p), "cannot be decoded")
@@ -320,3 +321,29 @@ def test_names_of_any_bytes_are_reported(tmp_path: Path, make_domain: Make) -> N
         check(configured(tmp_path))
     text = (tmp_path / "run/check/report.md").read_text("utf-8")
     assert "sc\\udcffne.png': has a control character in its name" in text
+
+
+def test_labels_that_may_mean_something_else_are_noted_by_file(tmp_path: Path, make_domain: Make) -> None:
+    for role in ("source", "target"):
+        make_domain(tmp_path / role, count=4)
+    labels = sorted((tmp_path / "source/labels").iterdir())
+    three = np.zeros(SIZE, np.uint8)
+    three[:9], three[9:20] = 1, 255
+    cv2.imwrite(str(labels[0]), three)
+    painted = Image.fromarray((cv2.imread(str(labels[3]), -1) > 0).astype(np.uint8), "P")
+    painted.putpalette([255, 255, 255, 0, 0, 0])
+    painted.save(labels[3])
+    options = ["--source.label_map={0: 0, 1: 1, 255: 255}", "--target.label_map={0: 0, 255: 0}"]
+    report = report_of(configured(tmp_path, *options))
+    notes = report["source"]["notes"]
+    for label in labels[1:3]:
+        mine = [note for note in notes if note.startswith(f"{label}: ")]
+        assert len(mine) == 1 and f"found 255 without 1, expected values as in {labels[0]}, which holds both" in mine[0]
+    contradicted = "found the value 0, clear by the label_map, painted white by its palette, expected white for cloud"
+    assert [note for note in notes if contradicted in note] == [
+        f"{labels[3]}: {contradicted}; mend the domain's label_map, or the palette"
+    ]
+    assert len(notes) == 3
+    assert "train: all labelled pixels are clear; is label_map right?" in report["target"]["notes"]
+    nothing = report_of(configured(tmp_path, "--target.label_map={0: 255, 255: 255}"))["target"]["notes"]
+    assert "train: no label holds a pixel that is clear or cloud; is label_map right?" in nothing
