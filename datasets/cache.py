@@ -22,7 +22,7 @@ from datasets.files import Item
 from utils.errors import DataError
 from utils.files import whole
 
-VERSION = 5  # of the layout and of the decoding; an older entry is not found any more
+VERSION = 6  # of the layout and of the decoding; an older entry is not found any more
 HEADER = struct.Struct("<8i")  # magic, planes, height, width, top, left, full height, full width
 START = HEADER.size + 4  # bytes before the pixels: these and their CRC-32
 MAGIC = 0x41445341

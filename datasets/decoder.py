@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.decode import band_order, read_bands, read_label
+from datasets.decode import band_order, joined_masks, read_bands, read_label
 from datasets.decoded import Decoded, trimmed
 from datasets.files import Item
 from datasets.scaling import Stretch
@@ -28,8 +28,9 @@ class Decoder:
         scaling: None takes 8-bit files as they are and refuses others; "shift8" drops the lower 8 of 16 bits, as the
             released code does; or a `Stretch` of each of `bands`.
         nodata: where there is no data. "file": where the file says so, by alpha, mask band or no-data tag; "none":
-            nowhere; "all_zero": where all bands in use are 0; a number: where one of them has that value; "band:NAME":
-            where that band of the file is 0. NaN and infinity are no data in any case.
+            nowhere; "all_zero", or 0: where all bands in use are 0, as where the tag is 0; "any_zero": where one of
+            them is; another number: where one of them has that value; "band:NAME": where that band of the file is 0.
+            NaN and infinity are no data in any case.
         label_map: value in a label file -> class (0, 1, 255).
     """
 
@@ -90,7 +91,7 @@ class Decoder:
         """The bands as they are stored, (H, W, C), and where they have data, (H, W) bool."""
         wanted = self.wanted
         if len(item.files) == 1:
-            layers, _, valid = read_bands(item.files[0], self.file_bands, item.window, wanted)
+            layers, _, valid, *_ = read_bands(item.files[0], self.file_bands, item.window, wanted)
         else:
             files = zip(self.sources(item), wanted, strict=True)
             read = [read_bands(path, (band,), item.window) for path, band in files]
@@ -98,14 +99,16 @@ class Decoder:
                 sizes = ", ".join(f"{width}x{height}" for height, width in sorted(shapes))
                 raise DataError(f"{item.image}: found bands of {sizes} pixels, expected one size; leave a band out")
             layers = np.dstack([file.pixels for file in read])
-            valid = np.logical_and.reduce([file.mask for file in read])
+            valid = joined_masks(np.stack([file.mask for file in read]), [tag for file in read for tag in file.tags])
         if len(wanted) > len(self.bands):
             valid = layers[..., -1] != 0
         pixels = layers[..., : len(self.bands)]
         if self.nodata == "none":
             valid = np.ones(valid.shape, bool)
-        elif self.nodata == "all_zero":
+        elif self.nodata in ("all_zero", 0):
             valid = (pixels != 0).any(2)
+        elif self.nodata == "any_zero":
+            valid = (pixels != 0).all(2)
         elif not isinstance(self.nodata, str):
             valid = (pixels != self.nodata).all(2)
         if pixels.dtype.kind == "f":
