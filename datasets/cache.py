@@ -36,7 +36,7 @@ class Cache:
 
     def key(self, item: Item, decoder: Decoder) -> tuple[str, str | None]:
         """The names of the entries of an image and of its label, whole: tiles of an image share them."""
-        how = [decoder.bands, decoder.file_bands, decoder.scaling, decoder.nodata]
+        how = [decoder.bands, decoder.file_bands, decoder.scaling, decoder.nodata, decoder.scale, decoder.offset]
         image = _name(["image", *how], decoder.sources(item))
         label = None if item.label is None else _name(["label", sorted(decoder.label_map.items())], (item.label,))
         return image, label

@@ -38,14 +38,15 @@ LIMIT_VARIABLE = "ASDA_MAX_IMAGE_MIB"  # of the environment, in place of it
 
 class Bands(NamedTuple):
     """The pixels of one file: (H, W, C) of one of `DTYPES`, as they are stored; the names of the bands; where it has
-    data, (H, W) bool, by its alpha band, mask band or no-data tag; whether the names are the file's own; and the tag of
-    each band, None for none."""
+    data, (H, W) bool, by its alpha band, mask band or no-data tag; whether the names are the file's own; and of each
+    band the no-data tag, and the tags (scale, offset) that make values of what is stored, None for none."""
 
     pixels: np.ndarray
     names: tuple[str, ...]
     mask: np.ndarray
     named: bool = True
     tags: tuple[float | None, ...] = ()
+    units: tuple[tuple[float, float] | None, ...] = ()
 
 
 def read_bands(
@@ -66,8 +67,8 @@ def read_bands(
     if wanted is not None and (order := band_order(path, known, wanted)) != list(range(len(known))):
         pixels = pixels[..., order]
     inside = window.slices if window else ...
-    called = tuple(wanted or known)
-    return Bands(pixels[inside], called, mask[inside], names is None or len(known) == 1, (None,) * len(called))
+    called, none = tuple(wanted or known), (None,) * len(wanted or known)
+    return Bands(pixels[inside], called, mask[inside], names is None or len(known) == 1, none, none)
 
 
 def _known_names(path: Path, given: Sequence[str] | None, own: Sequence[str], count: int) -> tuple[str, ...]:
@@ -235,7 +236,7 @@ def _read_gdal(path: Path, names: Sequence[str] | None, window: Window | None, w
         _require_room_in(path, dataset, len(chosen), window)
         inside = window and window.slices
         pixels = dataset.read(chosen, window=inside)
-        tags = tuple(dataset.nodatavals[i - 1] for i in chosen)
+        tags, units = tuple(dataset.nodatavals[i - 1] for i in chosen), _units(path, dataset, chosen)
         mask = np.ones(pixels.shape[1:], bool)
         # An alpha band that has a name is a band like the others, and no mask.
         if not everything or "alpha" not in kinds or dataset.nodata is not None:
@@ -247,7 +248,17 @@ def _read_gdal(path: Path, names: Sequence[str] | None, window: Window | None, w
     if pixels.dtype not in DTYPES:
         raise DataError(f"{path}: found {pixels.dtype} pixels, expected {', '.join(DTYPES)}")
     named = len(known) == 1 or tuple(own) == known
-    return Bands(pixels.transpose(1, 2, 0), tuple(wanted or known), mask, named, tags)
+    return Bands(pixels.transpose(1, 2, 0), tuple(wanted or known), mask, named, tags, units)
+
+
+def _units(path: Path, dataset: Any, bands: Sequence[int]) -> tuple[tuple[float, float] | None, ...]:
+    """The scale and offset of these bands by the file's tags, which are 1 and 0 where there are none."""
+    units = tuple((float(dataset.scales[i - 1]), float(dataset.offsets[i - 1])) for i in bands)
+    for scale, offset in units:
+        if not (math.isfinite(scale) and math.isfinite(offset) and scale):
+            expected = "finite numbers, and a scale other than 0; mend or remove the tags"
+            raise DataError(f"{path}: found the tags scale {scale:g} and offset {offset:g}, expected {expected}")
+    return units if {*units} != {(1.0, 0.0)} else (None,) * len(units)
 
 
 def joined_masks(masks: np.ndarray, tags: Sequence[float | None]) -> np.ndarray:

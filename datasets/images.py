@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,8 @@ from datasets.cache import Cache
 from datasets.decoded import Decoded
 from datasets.decoder import Decoder
 from datasets.files import Item, Window, raise_all, unique
+from datasets.scaling import Stretch
+from datasets.values import LIMIT
 from utils.errors import DataError
 
 PARALLEL = 64  # items that are read ahead
@@ -82,20 +85,27 @@ def checked(
     cut those with a side of more pixels than `tile` into `tiles`. Raises a DataError that lists all files that cannot
     be used."""
 
-    def inspect_item(item: Item) -> tuple[list[Item], Keys | None]:
+    def inspect_item(item: Item) -> tuple[list[Item], Keys | None, Counter[str]]:
         key = None if cache is None else cache.key(item, decoder)
         decoded = ImageSet((item,), decoder, cache, {item.name: key} if key else {}).read(item)
-        return (tiles(item, decoded, tile) if decoded.valid.any() else []), key
+        thin = decoded.image[::8, ::8][decoded.valid[::8, ::8]]  # of an entry of the cache not all of it is read
+        ends = Counter(values=thin.size, outside=int(((thin == 0) | (thin == 255)).sum()))
+        return (tiles(item, decoded, tile) if decoded.valid.any() else []), key, ends
 
     results = list(in_parallel(inspect_item, items, f"checking {what}"))
     faults = [str(result) for result in results if isinstance(result, DataError)]
     found = [result for result in results if not isinstance(result, DataError)]
-    kept, twice = unique(part for parts, _ in found for part in parts)
+    kept, twice = unique(part for parts, *_ in found for part in parts)
     raise_all([*faults, *twice], what)
-    keys = {part.name: key for parts, key in found if key is not None for part in parts}
+    keys = {part.name: key for parts, key, _ in found if key is not None for part in parts}
     if not kept:
         raise DataError(f"{what}: none of its {len(items)} image(s) holds a pixel of data; see the domain's nodata")
-    if empty := sum(not parts for parts, _ in found):
+    ends = sum((ends for *_, ends in found), Counter[str]())
+    if isinstance(decoder.scaling, Stretch) and ends["outside"] > LIMIT * ends["values"]:
+        low, high = min(decoder.scaling.low), max(decoder.scaling.high)
+        fix = "mend the domain's scaling, or its scale and offset"
+        raise DataError(f"{what}: most values lie outside the range {low:g} to {high:g} that the scaling knows; {fix}")
+    if empty := sum(not parts for parts, *_ in found):
         print(f"{what}: {empty} of {len(items)} images hold no data and are left out")
     return ImageSet(tuple(kept), decoder, cache, keys)
 

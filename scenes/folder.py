@@ -48,12 +48,12 @@ def find_scenes(inputs: Sequence[str], out: Path) -> dict[str, Path]:
     return {name: paths[0] for name, paths in scenes.items()}
 
 
-def open_folder(out: Path, weights: Path, options: Options) -> None:
-    """Make the folder of the masks, or go on with it; raises ConfigError if it was begun with other settings, or cannot
-    be made."""
+def open_folder(out: Path, weights: Path, options: Options, reading_rules: Mapping[str, object] | None = None) -> None:
+    """Make the folder of the masks, or go on with it; raises ConfigError if it was begun with other settings, those of
+    how scenes are read among them (`reading_rules`), or cannot be made."""
     record = out / SETTINGS
     digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
-    settings = {"weights": digest, **asdict(options)}
+    settings = {"weights": digest, **asdict(options), **(reading_rules or {})}
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not record.exists():
@@ -106,12 +106,14 @@ def read_summary(path: Path) -> dict[str, Summary]:
         return {}
     with reading(path, "a summary of predict.py", "remove it to predict all scenes anew"):
         rows = list(csv.DictReader(io.StringIO(path.read_text("utf-8"))))
-        return {row["scene"]: Summary(*(float(row[field]) for field in Summary._fields)) for row in rows}
+        rows = [Summary._field_defaults | row for row in rows]  # of a summary from before these were written
+        kinds = [(name, str if name == "notes" else float) for name in Summary._fields]
+        return {row["scene"]: Summary._make(kind(row[name]) for name, kind in kinds) for row in rows}
 
 
 def write_summary(path: Path, rows: Mapping[str, Summary]) -> None:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["scene", *Summary._fields])
-    table.writerows([name, *(f"{value:.6g}" for value in row)] for name, row in sorted(rows.items()))
+    table.writerows([name, *(f"{value:.6g}" for value in row[:-1]), row.notes] for name, row in sorted(rows.items()))
     write_text(path, text.getvalue())
