@@ -49,12 +49,12 @@ def find_scenes(inputs: Sequence[str], out: Path) -> dict[str, Path]:
     return {name: paths[0] for name, paths in scenes.items()}
 
 
-def open_folder(out: Path, weights: Path, options: Options) -> None:
+def open_folder(out: Path, weights: Path, options: Options, reading_rules: Mapping[str, object] | None = None) -> None:
     """Make the folder of the masks, or go on with it; raises ConfigError if scenes were finished there with other
-    settings, or it cannot be made."""
+    settings, those of how scenes are read among them (`reading_rules`), or it cannot be made."""
     record = out / SETTINGS
     digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
-    settings = {"weights": digest, **asdict(options)}
+    settings = {"weights": digest, **asdict(options), **(reading_rules or {})}
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not record.exists():
@@ -144,8 +144,9 @@ def read_summary(path: Path) -> dict[str, Row]:
         return {}
     with reading(path, "a summary of predict.py", "remove it to predict all scenes anew"):
         whole, end, _ = path.read_text("utf-8").rpartition("\n")
-        rows = {row["scene"]: row for row in csv.DictReader(io.StringIO(whole + end))}
-        summaries = {name: Summary(*(float(row[field]) for field in Summary._fields)) for name, row in rows.items()}
+        rows = {row["scene"]: Summary._field_defaults | row for row in csv.DictReader(io.StringIO(whole + end))}
+        kinds = [(name, str if name == "notes" else float) for name in Summary._fields]
+        summaries = {name: Summary._make(kind(row[field]) for field, kind in kinds) for name, row in rows.items()}
         return {name: Row(summaries[name], *(int(row[field]) for field in STAMP)) for name, row in rows.items()}
 
 
@@ -160,5 +161,6 @@ def write_summary(path: Path, rows: Mapping[str, Row]) -> None:
 def _table(rows: Mapping[str, Row]) -> str:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerows([name, *(f"{value:.6g}" for value in row.summary), *row[1:]] for name, row in sorted(rows.items()))
+    for name, row in sorted(rows.items()):
+        table.writerow([name, *(f"{value:.6g}" for value in row.summary[:-1]), row.summary.notes, *row[1:]])
     return text.getvalue()

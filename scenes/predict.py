@@ -3,6 +3,7 @@
 import math
 import shutil
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from config.fields import at_least, faults, within
+from config.fields import at_least, faults, share, within
+from datasets.decode import Bands
 from datasets.files import Item
+from datasets.values import LIMIT, Values
 from engine.windows import Plan, PredictBatch, Rows, blended, plan
 from scenes.masks import CLOUD, dilated, without_small
 from scenes.network import CloudNetwork
@@ -28,6 +31,7 @@ Write = Callable[[np.ndarray], object]
 Tick = Callable[[int, int], object]
 AHEAD = 2  # slabs that are read, and strips that are predicted, before they are asked for
 GDAL_CACHE = 64  # MiB
+NOTES = " | "  # between two notes of a scene
 BATCH = 2**18  # pixels of network input in one batch
 WHOLE = 4096  # pixels: the longest side of a scene that is seen whole
 
@@ -42,6 +46,7 @@ class Options:
         flips: take the mean over each window and its three mirror images; four times the work.
         min_cloud: clouds of fewer pixels than this are cleared.
         buffer: pixels that are this near to a cloud's become cloud; after `min_cloud`.
+        outside: a scene is refused if more than this share of its values lies outside the range that the scaling knows.
     """
 
     window: int | None = at_least(None, 1)
@@ -50,6 +55,7 @@ class Options:
     flips: bool = False
     min_cloud: int = at_least(0, 0, " pixels")
     buffer: int = at_least(0, 0, " pixels")
+    outside: float = share(LIMIT)
 
     def __post_init__(self) -> None:
         for sentence in faults(self):
@@ -78,12 +84,15 @@ class Result(NamedTuple):
 
 class Summary(NamedTuple):
     """Of one scene: cloud as a share of the pixels with data, those as a share of all, their mean entropy in [0, 1],
-    and the seconds that it took. Without data, the first and third are NaN."""
+    the seconds that it took, the share of the values outside the range that the scaling knows, and what should be known
+    before the mask is believed, a sentence each, joined by " | ". Without data, the first and third are NaN."""
 
     cloud_share: float
     valid_share: float
     mean_entropy: float
     seconds: float
+    outside_share: float = 0.0
+    notes: str = ""
 
 
 def predict_array(
@@ -96,7 +105,8 @@ def predict_array(
             the network is for (uint8, uint16, int16 or float32): they are scaled to 8 bits as those are.
         valid: (H, W) bool, where there is data; None: everywhere but at NaN and infinity.
 
-    An image of another shape, or of values that are not those of the network's files, raises DataError.
+    An image of another shape, or of values that are not those of the network's files, raises DataError; what a
+    scene's summary would note is warned of.
     """
     options = options or Options()
     bands = network.images.decoder.bands
@@ -106,7 +116,14 @@ def predict_array(
         valid = np.isfinite(image).all(2)
     if valid.shape != image.shape[:2]:
         raise DataError(f"found valid of {valid.shape}, expected {image.shape[:2]} as the image")
-    scaled = network.images.decoder.scaled(image, Item("array", (Path("array"),)))
+    decoder, values = network.images.decoder, Values(network.images.decoder)
+    stored = Bands(image, bands, valid, units=(None,) * len(bands))
+    calibrated = decoder.values(stored)
+    scaled = decoder.scaled(calibrated, Item("array", (Path("array"),)))
+    values.add(stored, calibrated)
+    _require_range(values, "array", options)
+    for note in values.notes():
+        warnings.warn(note, stacklevel=2)
     scene = Rows(np.where(valid[..., None], scaled, np.uint8(0)), valid)
     windows = options.plan(valid.shape[0], valid.shape[1], network)
     strips = _clouds(network, iter([scene]), windows, options.flips)
@@ -143,11 +160,11 @@ def predict_scene(
         windows = options.plan(grid.height, grid.width, network)
     except ConfigError as error:
         raise DataError(f"{path}: {error}") from None
-    image_small, mask_small = Thumbnail(grid), Thumbnail(grid)
+    image_small, mask_small, values = Thumbnail(grid), Thumbnail(grid), Values(network.images.decoder)
     sums: dict[str, float] = defaultdict(float)
 
     def scene() -> Iterator[Rows]:
-        for slab in slabs(path, network.images.decoder, grid):
+        for slab in slabs(path, network.images.decoder, grid, values.add):
             image_small.add(slab.layer)
             yield slab
 
@@ -168,12 +185,20 @@ def predict_scene(
         for strip in _masks(strips, options, {name: layer.add for name, layer in layers.items()}, sums):
             layers["mask"].add(strip)
             mask_small.add(strip)
+        _require_range(values, path, options)
         if "quicklook" in outputs:
             write_quicklook(outputs["quicklook"], image_small, mask_small, network.images.decoder.bands, scratch)
         for layer in layers.values():
             layer.finish()
     valid, seconds = sums["valid"] or float("nan"), time.perf_counter() - began
-    return Summary(sums["cloud"] / valid, sums["valid"] / (grid.height * grid.width), sums["entropy"] / valid, seconds)
+    shares = sums["cloud"] / valid, sums["valid"] / (grid.height * grid.width), sums["entropy"] / valid
+    return Summary(*shares, seconds, values.outside_share, NOTES.join(values.notes()))
+
+
+def _require_range(values: Values, path: object, options: Options) -> None:
+    """Raise a DataError if too many values lie outside what the scaling knows: all of them became 0 or 255."""
+    if values.outside_share > options.outside:
+        raise DataError(f"{path}: {values.misfit()}")
 
 
 def _clouds(

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.decode import open_raster, picture_kind, require_room, size_of
-from datasets.decoder import Decoder
+from datasets.decoder import Decoder, Seen
 from datasets.files import Item, Window
 from engine.memory import ran_out
 from engine.pictures import MASK_COLOURS
@@ -68,24 +68,23 @@ def grid_of(path: Path) -> Grid:
         return Grid(height, width, place, dataset.block_shapes[0])
 
 
-def slabs(path: Path, decoder: Decoder, grid: Grid) -> Iterator[Rows]:
-    """The 8-bit bands (h, W, C) of a scene and where it has data, from the top down, each pixel decoded once.
+def slabs(path: Path, decoder: Decoder, grid: Grid, seen: Seen = lambda stored, values: None) -> Iterator[Rows]:
+    """The 8-bit bands (h, W, C) of a scene and where it has data, from the top down, each pixel decoded once; `seen`
+    gets what is stored and its values, piece by piece.
 
     A slab is as high as the file's blocks, or several of them; it is decoded in pieces, since decoding takes several
     times the memory of its result. A picture is one slab.
     """
     if grid.blocks is None:
-        yield Rows(*decoder.pixels(Item(path.name, (path,))))
+        yield Rows(*decoder.pixels(Item(path.name, (path,)), seen))
         return
     block_rows, block_columns = grid.blocks
     rows = min(block_rows * -(-ROWS // block_rows), max(ROWS, PIECE // block_columns))
     columns = block_columns * max(1, PIECE // (rows * block_columns))
     for top in range(0, grid.height, rows):
         height = min(rows, grid.height - top)
-        parts = [
-            decoder.pixels(Item(path.name, (path,), window=Window(top, left, height, min(columns, grid.width - left))))
-            for left in range(0, grid.width, columns)
-        ]
+        windows = [Window(top, left, height, min(columns, grid.width - left)) for left in range(0, grid.width, columns)]
+        parts = [decoder.pixels(Item(path.name, (path,), window=window), seen) for window in windows]
         yield Rows(*(np.concatenate(part, axis=1) for part in zip(*parts, strict=True)))
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -308,6 +309,140 @@ def test_inputs_that_cannot_be_meant_are_refused(tmp_path: Path, weights: Path) 
         masks_of(tmp_path / "none.safetensors", tmp_path / "out2", tmp_path / "one")
 
 
+RGB = ["red", "green", "blue"]
+
+
+def record(weights: Path, **target: Any) -> None:
+    """Write the network once more, with another record of the target."""
+    usual = {"bands": None, "scaling": [[LOW] * 3, [HIGH] * 3], "nodata": "file"}
+    data = {"bands": RGB, "size": 64, "geometry": "crop", "tile": None, "target": usual | target}
+    torch.manual_seed(1)
+    save_segmenter(weights, Segmenter("mobilenetv3_small_050", init="kaiming"), {"data": json.dumps(data)})
+
+
+def rewritten(source: Path, path: Path, change: Callable[[np.ndarray], np.ndarray], **tags: Any) -> Path:
+    """The scene with other values, and other tags of its bands."""
+    with rasterio.open(source) as file:
+        pixels = change(file.read())
+        profile = {**file.profile, "dtype": pixels.dtype, "nodata": None}
+    with rasterio.open(path, "w", **profile) as file:
+        file.write(pixels)
+        for name, value in tags.items():
+            setattr(file, name, value)
+    return path
+
+
+def mask_of(weights: Path, out: Path, *arguments: object) -> np.ndarray:
+    [mask] = masks_of(weights, out, *arguments).glob("*_mask.tif")
+    return rasterio.open(mask).read(1)
+
+
+def test_a_scene_of_another_unit_is_refused_and_read_with_scale_and_offset(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(weights, nodata="none")
+    write_scene(tmp_path / "a.tif")
+    expected = mask_of(weights, tmp_path / "expected", tmp_path / "a.tif")
+    share = rewritten(tmp_path / "a.tif", tmp_path / "share.tif", lambda p: p.astype(np.float32) / 10_000)
+    with pytest.raises(DataError) as refused:
+        masks_of(weights, tmp_path / "out", share)
+    known = r"100\.0% of them, found 0 to 0\.\d+, expected 500 to 9000"
+    assert re.search(
+        rf"share\.tif: most values lie outside .*; see --scale and --offset \({known}\)", str(refused.value)
+    )
+    assert not list((tmp_path / "out").glob("*share*"))
+    assert (mask_of(weights, tmp_path / "unit", share, "--scale", 10_000) != expected).mean() < 0.01
+    later = rewritten(tmp_path / "a.tif", tmp_path / "later.tif", lambda p: p + np.uint16(1000))
+    assert np.array_equal(mask_of(weights, tmp_path / "later", later, "--offset", -1000), expected)
+    record(weights, nodata="none", scaling=[[0.05] * 3, [0.9] * 3, 1, "float32"])
+    tagged = {"scales": [1e-4] * 3, "offsets": [-0.1] * 3}
+    later = rewritten(tmp_path / "a.tif", tmp_path / "tags.tif", lambda p: p + np.uint16(1000), **tagged)
+    assert (mask_of(weights, tmp_path / "tags", later) != expected).mean() < 0.01
+    with pytest.raises(DataError, match=r"expected float32, .* see --scale and --offset"):
+        masks_of(weights, tmp_path / "deep", tmp_path / "a.tif")
+    with pytest.raises(ConfigError, match="begun with other settings: scale was None, is 2"):
+        masks_of(weights, tmp_path / "deep", tmp_path / "a.tif", "--scale", 2)
+
+
+def test_what_is_odd_about_a_scene_stands_in_the_summary_and_on_the_screen(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(weights, nodata="none", scaling=[[LOW] * 3, [HIGH] * 3, 1, None, [400.0, 500.0, 600.0]])
+    ground = np.random.default_rng(0).integers(1450, 3000, (3, 150, 130)).astype(np.uint16)
+    write_scene(tmp_path / "a.tif")
+    holes, flat = ground.copy(), ground.copy()
+    holes[:, ::20, ::20] = 65535
+    flat[1] = 2000
+    scenes = {
+        "fill": holes,
+        "flat": flat,
+        "two": ground,
+        "bright": np.where(ground < 2000, 2000, 9001).astype(np.uint16),
+    }
+    for name, pixels in scenes.items():
+        rewritten(tmp_path / "a.tif", tmp_path / f"{name}.tif", lambda _, pixels=pixels: pixels)  # type: ignore[misc]
+    rewritten(tmp_path / "a.tif", tmp_path / "full.tif", np.ones_like).unlink()
+    rewritten(tmp_path / "a.tif", tmp_path / "full.tif", lambda p: np.full_like(p, 65535))
+    with pytest.raises(DataError, match=r"1 of 5 scenes failed:\n.*full\.tif: most values .*found 65535, expected 500"):
+        masks_of(weights, tmp_path / "out", *(tmp_path / f"{name}.tif" for name in (*scenes, "full")))
+    rows = {row["scene"]: row for row in csv.DictReader((tmp_path / "out/summary.csv").read_text().splitlines())}
+    unnamed = "the file does not name its bands, which are taken for red, green, blue, in this order"
+    assert all(unnamed in row["notes"] for row in rows.values())
+    assert "pixels hold 65535, far from all other values, and count as data" in rows["fill"]["notes"]
+    assert "a band has one value at every pixel (green 2000)" in rows["flat"]["notes"]
+    assert "all bands are about +1000 off those of training" in rows["two"]["notes"]
+    assert float(rows["bright"]["outside_share"]) == pytest.approx((ground >= 2000).mean(), rel=1e-4)
+    assert "most values lie outside the range" in rows["bright"]["notes"]
+    printed = capsys.readouterr().out
+    assert f"note: bright: {unnamed}, and so 3 more\n" in printed and "set --nodata (0." in printed
+    assert "the domain's" not in printed and "see --offset" in printed
+    old = "scene,cloud_share,valid_share,mean_entropy,seconds\na,0.5,1,0.25,3\n"
+    (tmp_path / "old.csv").write_text(old)
+    assert read_summary(tmp_path / "old.csv")["a"][4:] == (0.0, "")
+
+
+def test_bands_in_another_order_are_refused_and_read_by_name(tmp_path: Path, weights: Path) -> None:
+    record(weights, bands=RGB)
+    pixels = write_scene(tmp_path / "a.tif")
+    expected = mask_of(weights, tmp_path / "expected", tmp_path / "a.tif")
+    turned = rewritten(tmp_path / "a.tif", tmp_path / "b.tif", lambda p: p[::-1], nodata=0)
+    named = rewritten(turned, tmp_path / "c.tif", lambda p: p, descriptions=("blue", "green", "red"), nodata=0)
+    with pytest.raises(DataError, match=r"found the bands blue, green, red .* expected red, green, blue; mend --bands"):
+        masks_of(weights, tmp_path / "out", named)
+    for name, path in (("unnamed", turned), ("named", named)):
+        assert np.array_equal(mask_of(weights, tmp_path / name, path, "--bands", "Blue, green,red"), expected)
+    assert not np.array_equal(pixels[0], pixels[2])
+    with pytest.raises(DataError, match=r"has no band red, green, blue, found a, b, c; mend --bands"):
+        masks_of(weights, tmp_path / "none", turned, "--bands", "a,b,c")
+
+
+def test_the_no_data_rule_may_be_given(tmp_path: Path, weights: Path) -> None:
+    pixels = write_scene(tmp_path / "a.tif")
+    pixels[1, 60:70, 80:90] = 0
+    rewritten(tmp_path / "a.tif", tmp_path / "b.tif", lambda _: pixels)
+    with rasterio.open(tmp_path / "b.tif", "r+") as file:
+        file.nodata = 0
+    for rule, valid in {
+        None: pixels.any(0),
+        "any_zero": pixels.all(0),
+        "0": pixels.any(0),
+        "none": pixels[0] >= 0,
+    }.items():
+        given = [] if rule is None else ["--nodata", rule]
+        mask = mask_of(weights, tmp_path / f"out_{rule}", tmp_path / "b.tif", *given)
+        assert np.array_equal(mask != 255, valid), rule
+    with pytest.raises(ConfigError, match="--nodata is 'zero', expected file, none, all_zero, any_zero, band:NAME"):
+        masks_of(weights, tmp_path / "out", tmp_path / "b.tif", "--nodata", "zero")
+
+
+def test_an_array_of_another_unit_is_refused(weights: Path) -> None:
+    network, image = load_network(weights, "cpu"), draw(90, 80).transpose(1, 2, 0)
+    with pytest.raises(DataError, match=r"array: most values lie outside the range .*expected 500 to 9000"):
+        predict_array(network, image.astype(np.float32) / 10_000)
+    with pytest.warns(UserWarning, match="a band has one value at every pixel"):
+        predict_array(network, np.full_like(image, 3000))
+
+
 def started(weights: Path, out: Path, scene: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "predict.py", "--weights", weights, "--out", out, "--device", "cpu", scene]
     return subprocess.Popen(
@@ -404,6 +539,7 @@ def test_the_command_ends_with_a_sentence_and_its_status(tmp_path: Path, weights
         check=False,
     )
     assert child.returncode == 1 and "error: 1 of 2 scenes failed" in child.stderr and "Traceback" not in child.stderr
+    assert child.stderr.count("bad.tif: cannot be decoded") == 1
     assert (tmp_path / "out" / "good_mask.tif").exists()
     loaded = set(child.stderr.splitlines()[-1].split()) | set(" ".join(child.stderr.splitlines()[-3:]).split())
     assert "scenes.predict" in loaded
