@@ -117,7 +117,8 @@ def _load_onnx(path: Path) -> CloudNetwork:
             raise WeightsError(f"{path}: gave {found.shape}, expected {(len(windows), *size)}; make it with export.py")
         return found
 
-    workers = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+    threads = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # the first is of the outermost level
+    workers = (int(threads) if threads.isdecimal() else 0) or os.cpu_count() or 1  # as OpenMP takes what is no number
     return CloudNetwork(path, images, cloud, workers, window=usual_window(images, metadata.get("architecture", "{}")))
 
 
