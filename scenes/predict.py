@@ -188,7 +188,8 @@ def _clouds(
 
 def _mean_of_flips(predict_batch: PredictBatch, windows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     turns = [np.s_[:, ::down, ::across] for down in (1, -1) for across in (1, -1)]
-    return np.mean([predict_batch(np.ascontiguousarray(windows[turn]), size)[turn] for turn in turns], axis=0)
+    # Copied, since torch takes no negative stride, not even of an axis of one pixel, which NumPy calls contiguous.
+    return np.mean([predict_batch(windows[turn].copy(), size)[turn] for turn in turns], axis=0)
 
 
 def _masks(
