@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from datasets.decode import size_of
 from engine import processes
 from engine.cli import configure, run
 from engine.layout import best_model
@@ -71,27 +72,33 @@ def predict(request: Request) -> None:
     """Predict every scene that is not finished; raises AsdaError if nothing can be predicted or, after all others, for
     the scenes that could not."""
     keep_memory_flat()
-    scenes = find_scenes(request.inputs, request.out)
+    scenes, unclear = find_scenes(request.inputs, request.out)
     with processes.first_alone():
         open_folder(request.out, request.weights, request.options)
     network = load_network(request.weights, request.device)
     summary = SummaryFile(request.out)
-    failed = []
+    failed = unclear if processes.is_first() else []
+    small, crop = [], network.images.size if network.images.geometry == "crop" else 0
     for name, path in progress(list(scenes.items())[processes.rank() :: processes.size()], desc="scenes", unit="scene"):
         try:
             outputs = outputs_of(request.out, request.layers, name, path)
             if name not in summary.rows or not all(output.is_file() for output in outputs.values()):
                 summary.add(name, predict_file(network, path, outputs, request.options))
+                small += [path] * (min(size_of(path)) < crop)
         except Exception as error:  # GDAL and the codecs have errors of their own; the other scenes go on
             known = isinstance(error, AsdaError)
             failed.append(str(error) if known else f"{path}: failed with {type(error).__name__}: {error}")
             tqdm.write(f"error: {failed[-1]}", file=sys.stderr)
     summary.join()
     failures = [failure for failed_there in processes.gathered_objects(failed) for failure in failed_there]
-    done = f"{len(scenes) - len(failures)} of {len(scenes)} scenes have their masks"
+    if small := [path for small_there in processes.gathered_objects(small) for path in small_there]:
+        seen = f"{len(small)} scene(s), such as {small[0]}, are smaller than the {crop} pixels that the network was"
+        print(f"note: {seen} trained on, and their masks less sure; give larger pieces of them if there are any")
+    total = len(scenes) + len(unclear)
+    done = f"{total - len(failures)} of {total} scenes have their masks"
     print(f"{request.out}: {done}; {SUMMARY} lists them")
     if failures:
-        raise DataError(f"{len(failures)} of {len(scenes)} scenes failed:\n  " + "\n  ".join(failures))
+        raise DataError(f"{len(failures)} of {total} scenes failed:\n  " + "\n  ".join(failures))
 
 
 def predict_file(network: CloudNetwork, path: Path, outputs: dict[str, Path], options: Options) -> Summary:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,12 @@ class CloudNetwork:
     settle: Callable[[], object] = lambda: None
     device: torch.device | None = None
     window: int | None = None
+
+    @cached_property
+    def name(self) -> str:
+        """Its file's name and, where the file is there, what tells its content from any other."""
+        digest = f", sha256 {hashlib.sha256(self.path.read_bytes()).hexdigest()}" if self.path.is_file() else ""
+        return self.path.name + digest
 
 
 def load_network(path: str | Path, device: str | None = None) -> CloudNetwork:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from scenes.rasters import MASK, SHARE, Output, Thumbnail, grid_of, slabs, write
 from scenes.streams import ahead
 from utils.errors import ConfigError, DataError
 from utils.labels import IGNORE
+from utils.records import commit
 
 Write = Callable[[np.ndarray], object]
 Tick = Callable[[int, int], object]
@@ -108,7 +109,8 @@ def predict_array(
         raise DataError(f"found valid of {valid.shape}, expected {image.shape[:2]} as the image")
     scaled = network.images.decoder.scaled(image, Item("array", (Path("array"),)))
     scene = Rows(np.where(valid[..., None], scaled, np.uint8(0)), valid)
-    windows = options.plan(*valid.shape, network)
+    height, width = valid.shape
+    windows = options.plan(height, width, network)
     strips = _clouds(network, iter([scene]), windows, options.flips)
     layers: dict[str, list[np.ndarray]] = {"probability": [], "entropy": []}
     masks = list(_masks(strips, options, {name: parts.append for name, parts in layers.items()}, defaultdict(float)))
@@ -151,6 +153,9 @@ def predict_scene(
             image_small.add(slab.layer)
             yield slab
 
+    settings = {key.upper(): value for key, value in asdict(options).items() if value is not None}
+    made = {"MODEL": network.name, "VERSION": f"commit {commit()}", **settings}
+    tags = {f"ASDA_{key}": str(value) for key, value in made.items()}
     scratch = outputs["mask"].with_name(f".{outputs['mask'].name}.part")
     shutil.rmtree(scratch, ignore_errors=True)
     with ExitStack() as stack:
@@ -164,7 +169,7 @@ def predict_scene(
         layers = {}
         for name, kind in (("probability", SHARE), ("entropy", SHARE), ("mask", MASK)):
             if name in outputs:
-                layers[name] = stack.enter_context(closing(Output(outputs[name], grid, kind, scratch)))
+                layers[name] = stack.enter_context(closing(Output(outputs[name], grid, kind, scratch, tags)))
         for strip in _masks(strips, options, {name: layer.add for name, layer in layers.items()}, sums):
             layers["mask"].add(strip)
             mask_small.add(strip)
