@@ -99,12 +99,12 @@ def predict(request: Request) -> None:
     """Predict every scene that is not finished; raises AsdaError if nothing can be predicted or, after all others, for
     the scenes that could not."""
     keep_memory_flat()
-    scenes = find_scenes(request.inputs, request.out)
+    scenes, unclear = find_scenes(request.inputs, request.out)
     with processes.first_alone():
         open_folder(request.out, request.weights, request.options, request.reading)
     network = reading_as(request.reading, load_network(request.weights, request.device))
     summary = SummaryFile(request.out)
-    failed = []
+    failed = unclear if processes.is_first() else []
     silent = request.quiet or not processes.is_first()
     mine = list(scenes.items())[processes.rank() :: processes.size()]
     for name, path in progress_bar(mine, desc="scenes", unit="scene", disable=silent):
@@ -124,11 +124,11 @@ def predict(request: Request) -> None:
     for line in grouped(sorted(noted)) if not request.quiet else []:
         print(f"note: {by_option(line)}")
     failures = [failure for failed_there in processes.gathered_objects(failed) for failure in failed_there]
-    done = f"{len(scenes) - len(failures)} of {len(scenes)} scenes have their masks"
+    total = len(scenes) + len(unclear)
     if not request.quiet:
-        print(f"{request.out}: {done}; {SUMMARY} lists them")
+        print(f"{request.out}: {total - len(failures)} of {total} scenes have their masks; {SUMMARY} lists them")
     if failures:
-        raise DataError(f"{len(failures)} of {len(scenes)} scenes failed:\n  " + "\n  ".join(failures))
+        raise DataError(f"{len(failures)} of {total} scenes failed:\n  " + "\n  ".join(failures))
 
 
 def reading_as(rules: dict[str, Any], network: CloudNetwork) -> CloudNetwork:

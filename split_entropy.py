@@ -18,6 +18,7 @@ import torch
 
 from config.schema import Config
 from datasets.files import Item
+from datasets.geometry import filled
 from datasets.images import ImageSet
 from engine import processes
 from engine.build import device_of, trained
@@ -58,7 +59,8 @@ def score_image(
     follow, so is the probability of cloud.
     """
     decoded = images.read(item)
-    prob = mean_over_scales(segmenter, decoded.image, config.data, config.split.scales)["main"]
+    image = filled(decoded.image, decoded.valid)
+    prob = mean_over_scales(segmenter, image, config.data, config.split.scales)["main"]
     valid = torch.from_numpy(decoded.valid.copy())
     entropies, mask = normalised_entropy(prob[None])[0], prob.argmax(0) * valid
     entropy = entropies[valid].double()

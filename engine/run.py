@@ -2,7 +2,6 @@
 
 import platform
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -22,7 +21,7 @@ from nets.segmenter import Segmenter
 from nets.weights import save_segmenter
 from utils.errors import ConfigError
 from utils.files import write_text
-from utils.records import changes, reading
+from utils.records import changes, commit, reading
 
 # What a stage's result does not depend on: it may differ when a run is continued. With a point at the end: all below.
 FREE_KEYS = (
@@ -108,12 +107,7 @@ def _entry(values: Any, key: str) -> Any:
 
 def versions() -> str:
     """Versions and, in a git checkout, the commit, in one line."""
-    ask = ["git", "-C", str(Path(__file__).resolve().parents[1]), "rev-parse", "HEAD"]
-    try:
-        commit = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = "unknown"
-    return f"python {platform.python_version()}, torch {torch.__version__}, commit {commit}"
+    return f"python {platform.python_version()}, torch {torch.__version__}, commit {commit()}"
 
 
 def uses_split(config: Config) -> bool:

@@ -15,6 +15,7 @@ from scipy.stats import spearmanr
 
 from config.load import load_config
 from config.schema import Config
+from datasets.geometry import filled
 from engine.build import trained
 from engine.cli import run
 from engine.domains import training_images
@@ -108,9 +109,10 @@ def diagnose(folder: Path) -> Diagnosis:
         known = decoded.valid & (decoded.label != IGNORE)
         if not known.any():
             continue
-        entropy, of_teacher = predict_image(teacher, decoded.image, config, config.split.scales, "main")
+        image = filled(decoded.image, decoded.valid)
+        entropy, of_teacher = predict_image(teacher, image, config, config.split.scales, "main")
         masks = decoded.taken(read_pseudo_label(split, item.name))
-        of_student = predict_image(student, decoded.image, config, [1.0], config.eval.head)[1]
+        of_student = predict_image(student, image, config, [1.0], config.eval.head)[1]
         found.add(*(layer[known] for layer in (decoded.label, entropy, of_teacher, masks, of_student)))
     if not found.error:
         raise DataError(f"{config.target.root}: no label has a known pixel, so there is nothing to judge by")

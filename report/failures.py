@@ -41,7 +41,7 @@ class FinishedRun:
         """Label, mask (H, W) and share of wrong pixels among the known, NaN of none, of a labelled image."""
         decoded = self.images.read(self.labelled[name])
         assert decoded.label is not None
-        probability = probabilities(self.network, decoded.image, self.config.data)
+        probability = probabilities(self.network, decoded.image, self.config.data, decoded.valid)
         mask, known = decide(probability, self.config.eval.head).byte().numpy(), decoded.label != IGNORE
         share = float((mask != decoded.label)[known].mean()) if known.any() else math.nan
         return decoded.placed(decoded.label, IGNORE), decoded.placed(mask, IGNORE), share

@@ -15,6 +15,7 @@ import torch
 from config.load import recorded_config
 from config.schema import Config
 from datasets.files import Item
+from datasets.geometry import filled
 from datasets.images import ImageSet
 from datasets.samples import network_input
 from engine.domains import training_images
@@ -120,8 +121,8 @@ def _draw_split(evaluation: Evaluation) -> list[Picture]:
     for name, half, item in progress_bar(shown, desc="easy and hard images", unit="image"):
         seen = replace(images, decoder=views[name].decoder, cache=None) if name in views else images
         decoded = seen.read(item)
-        probability = decided(probabilities(models[name], decoded.image, config.data), config.eval.head)
-        entropy = normalised_entropy(probability[None])[0].numpy()[decoded.valid]
+        probability = probabilities(models[name], decoded.image, config.data, decoded.valid)
+        entropy = normalised_entropy(decided(probability, config.eval.head)[None])[0].numpy()[decoded.valid]
         pixels[name, half].append(entropy[:: math.ceil(len(entropy) / SPLIT_PIXELS)])
     values = {_title(name): {half: np.concatenate(pixels[name, half]) for half in chosen} for name in models}
     entropy_histograms(folder / "entropy" / "easy_hard.png", values)
@@ -150,8 +151,9 @@ def draw_tsne(evaluation: Evaluation) -> list[Picture]:
         found = []
         for decoded in map(images.read, evenly_spaced(images, TSNE_IMAGES)):
             label = None if decoded.label is None else thinned(_middle(decoded.label, config))
-            patch = network_input(_middle(decoded.image, config), config.data.size, config.data.geometry)
-            found.append(Patch(patch, label, thinned(_middle(decoded.valid, config))))
+            image, valid = _middle(decoded.image, config), _middle(decoded.valid, config)
+            patch = network_input(filled(image, valid), config.data.size, config.data.geometry)
+            found.append(Patch(patch, label, thinned(valid)))
         return found
 
     reference = list(models)[-1]
@@ -200,7 +202,7 @@ def draw_gradcam(evaluation: Evaluation) -> list[Picture]:
         for item in progress_bar(chosen, desc=f"Grad-CAM {domain.role}", unit="image"):
             decoded = domain.seen_by(name).read(item)
             image, valid = _middle(decoded.image, config), _middle(decoded.valid, config)
-            patch = network_input(image, config.data.size, config.data.geometry).to(device)
+            patch = network_input(filled(image, valid), config.data.size, config.data.geometry).to(device)
             picture, known = thinned(as_rgb(image)), torch.from_numpy(valid.copy())
             columns["image"].append(picture)
             for head, (target, kind) in product(get_args(Head), enumerate(CLASSES)):

@@ -64,7 +64,8 @@ def score_scenes(domain: Domain, models: Mapping[str, Segmenter], config: Config
             tiles: dict[tuple[int, int], np.ndarray] = {}
             for item in (item for item in patches if item.scene == scene):
                 decoded = domain.seen_by(name).read(item)
-                cloud = decided(probabilities(model, decoded.image, config.data), config.eval.head)[1]
+                probability = probabilities(model, decoded.image, config.data, decoded.valid)
+                cloud = decided(probability, config.eval.head)[1]
                 tiles[place_of(item.name)] = decoded.placed((cloud * 255).round().byte().numpy(), 0)
                 bar.update()
             empty = np.zeros_like(next(iter(tiles.values())))

@@ -20,10 +20,11 @@ from utils.records import read_json, reading, write_json
 SETTINGS, SUMMARY = "predict.json", "summary.csv"
 
 
-def find_scenes(inputs: Sequence[str], out: Path) -> dict[str, Path]:
-    """The files to predict, by name: the path below the folder that was given, or the file's own, without suffix.
+def find_scenes(inputs: Sequence[str], out: Path) -> tuple[dict[str, Path], list[str]]:
+    """The files to predict, by name: the path below the folder that was given, or the file's own, without suffix; and a
+    sentence for each name that several files have, of which none is predicted.
 
-    An input that is not there raises DataError; two of one name, and masks among the scenes, raise ConfigError.
+    An input that is not there raises DataError; masks among the scenes raise ConfigError.
     """
     found: dict[str, set[Path]] = {}
     for text in inputs:
@@ -44,9 +45,9 @@ def find_scenes(inputs: Sequence[str], out: Path) -> dict[str, Path]:
     scenes = {name: sorted(paths) for name, paths in sorted(found.items())}
     if strange := [str(paths[0]) for name, paths in scenes.items() if CONTROL.search(name)]:
         raise ConfigError(f"{strange[0]!r}: has a control character in its name; rename it")
-    if shared := [", ".join(map(str, paths)) for paths in scenes.values() if len(paths) > 1]:
-        raise ConfigError(f"{'; '.join(shared)}: would have one mask file; rename them, or give another --out for each")
-    return {name: paths[0] for name, paths in scenes.items()}
+    shared = [", ".join(map(str, paths)) for paths in scenes.values() if len(paths) > 1]
+    fix = "would have one mask file; rename them, or give another --out for each"
+    return {name: paths[0] for name, paths in scenes.items() if len(paths) == 1}, [f"{of}: {fix}" for of in shared]
 
 
 def open_folder(out: Path, weights: Path, options: Options, reading_rules: Mapping[str, object] | None = None) -> None:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +26,7 @@ from scenes.rasters import MASK, SHARE, Output, Thumbnail, grid_of, slabs, write
 from scenes.streams import ahead
 from utils.errors import ConfigError, DataError
 from utils.labels import IGNORE
+from utils.records import commit
 
 Write = Callable[[np.ndarray], object]
 Tick = Callable[[int, int], object]
@@ -125,7 +126,8 @@ def predict_array(
     for note in values.notes():
         warnings.warn(note, stacklevel=2)
     scene = Rows(np.where(valid[..., None], scaled, np.uint8(0)), valid)
-    windows = options.plan(valid.shape[0], valid.shape[1], network)
+    height, width = valid.shape
+    windows = options.plan(height, width, network)
     strips = _clouds(network, iter([scene]), windows, options.flips)
     layers: dict[str, list[np.ndarray]] = {"probability": [], "entropy": []}
     masks = list(_masks(strips, options, {name: parts.append for name, parts in layers.items()}, defaultdict(float)))
@@ -168,6 +170,9 @@ def predict_scene(
             image_small.add(slab.layer)
             yield slab
 
+    settings = {key.upper(): value for key, value in asdict(options).items() if value is not None}
+    made = {"MODEL": network.name, "VERSION": f"commit {commit()}", **settings}
+    tags = {f"ASDA_{key}": str(value) for key, value in made.items()}
     scratch = outputs["mask"].with_name(f".{outputs['mask'].name}.part")
     shutil.rmtree(scratch, ignore_errors=True)
     with ExitStack() as stack:
@@ -181,7 +186,7 @@ def predict_scene(
         layers = {}
         for name, kind in (("probability", SHARE), ("entropy", SHARE), ("mask", MASK)):
             if name in outputs:
-                layers[name] = stack.enter_context(closing(Output(outputs[name], grid, kind, scratch)))
+                layers[name] = stack.enter_context(closing(Output(outputs[name], grid, kind, scratch, tags)))
         for strip in _masks(strips, options, {name: layer.add for name, layer in layers.items()}, sums):
             layers["mask"].add(strip)
             mask_small.add(strip)
@@ -192,7 +197,11 @@ def predict_scene(
             layer.finish()
     valid, seconds = sums["valid"] or float("nan"), time.perf_counter() - began
     shares = sums["cloud"] / valid, sums["valid"] / (grid.height * grid.width), sums["entropy"] / valid
-    return Summary(*shares, seconds, values.outside_share, NOTES.join(values.notes()))
+    notes, images = values.notes(), network.images
+    if images.geometry == "crop" and min(grid.height, grid.width) < images.size:
+        crop = f"the {images.size} pixels that the network was trained on"
+        notes.append(f"the scene is smaller than {crop}, and its mask less sure; give a larger piece if there is one")
+    return Summary(*shares, seconds, values.outside_share, NOTES.join(notes))
 
 
 def _require_range(values: Values, path: object, options: Options) -> None:
@@ -213,7 +222,8 @@ def _clouds(
 
 def _mean_of_flips(predict_batch: PredictBatch, windows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     turns = [np.s_[:, ::down, ::across] for down in (1, -1) for across in (1, -1)]
-    return np.mean([predict_batch(np.ascontiguousarray(windows[turn]), size)[turn] for turn in turns], axis=0)
+    # Copied, since torch takes no negative stride, not even of an axis of one pixel, which NumPy calls contiguous.
+    return np.mean([predict_batch(windows[turn].copy(), size)[turn] for turn in turns], axis=0)
 
 
 def _masks(

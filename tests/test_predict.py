@@ -1,6 +1,7 @@
 """predict.py from the command line: grids, no data, batches that fail in part, and what a kill leaves."""
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -20,6 +21,7 @@ import pytest
 import rasterio
 import torch
 from PIL import Image
+from rasterio.rpc import RPC
 from rasterio.transform import from_origin
 
 from engine.lock import LOCK
@@ -30,6 +32,7 @@ from scenes import Options, predict_array, predict_scene
 from scenes.folder import open_folder, read_summary
 from scenes.network import load_network
 from utils.errors import ConfigError, DataError, WeightsError
+from utils.records import commit
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PLACE = {"crs": "EPSG:32633", "transform": from_origin(499_980, 5_300_040, 10, 10)}
@@ -115,6 +118,27 @@ def test_ground_control_points_are_kept(tmp_path: Path, weights: Path) -> None:
         assert file.gcps[1] == "EPSG:4326"
 
 
+def test_masks_keep_the_tags_of_their_scene_and_say_what_they_hold(tmp_path: Path, weights: Path) -> None:
+    polynomial = {f"{of}_{part}_coeff": [1.0, *[0.5] * 19] for of in ("line", "samp") for part in ("num", "den")}
+    offsets = {f"{of}_{kind}": 2.5 for of in ("height", "lat", "line", "long", "samp") for kind in ("off", "scale")}
+    rpcs = RPC(**polynomial, **offsets, err_bias=0.5, err_rand=0.25)
+    write_scene(tmp_path / "a.tif", transform=None, crs=None, rpcs=rpcs)
+    with rasterio.open(tmp_path / "a.tif", "r+") as file:
+        file.update_tags(TIFFTAG_DATETIME="2026:03:01 10:20:30")
+        file.update_tags(ns="IMAGERY", SATELLITEID="S9")
+    out = masks_of(weights, tmp_path / "out", tmp_path / "a.tif", "--probability", "--threshold", 0.7)
+    values = {"mask": "0 clear, 1 cloud, 255 no data", "probability": "0 to 1, NaN no data"}
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    for layer, meaning in values.items():
+        with rasterio.open(out / f"a_{layer}.tif") as file:
+            tags = file.tags()
+            assert file.rpcs.to_dict() == rpcs.to_dict()
+        assert tags["TIFFTAG_DATETIME"] == "2026:03:01 10:20:30" and tags["SATELLITEID"] == "S9"
+        assert tags["ASDA_VALUES"] == meaning
+        assert tags["ASDA_THRESHOLD"] == "0.7" and tags["ASDA_MODEL"] == f"{weights.name}, sha256 {digest}"
+        assert tags["ASDA_VERSION"] == f"commit {commit()}"
+
+
 def test_a_picture_gives_a_picture(tmp_path: Path, weights: Path) -> None:
     target = {"bands": None, "scaling": None, "nodata": "file"}
     data = {"bands": ["red", "green", "blue"], "size": 64, "geometry": "letterbox", "tile": 96, "target": target}
@@ -126,6 +150,7 @@ def test_a_picture_gives_a_picture(tmp_path: Path, weights: Path) -> None:
     cv2.imwrite(str(tmp_path / "b.jpg"), image)
     out = masks_of(weights, tmp_path / "out", tmp_path / "*.png", tmp_path / "b.jpg", "--probability")
     mask = np.asarray(Image.open(out / "a_mask.png"))
+    assert Image.open(out / "a_mask.png").text["ASDA_VALUES"] == "0 clear, 1 cloud, 255 no data"  # type: ignore[attr-defined]
     assert Image.open(out / "a_mask.png").mode == "P" and np.array_equal(mask == 255, alpha[..., 0] == 0)
     probability = np.asarray(Image.open(out / "a_probability.png"))
     assert probability.dtype == np.uint16 and np.array_equal(probability == 65535, mask == 255)
@@ -296,11 +321,31 @@ def test_a_folder_that_cannot_be_written_to_is_told(tmp_path: Path, weights: Pat
     assert (tmp_path / "out" / "a_mask.tif").exists()
 
 
+def test_two_scenes_of_one_name_fail_and_the_others_go_on(tmp_path: Path, weights: Path) -> None:
+    for path in ("one/a.tif", "one/b.tif", "two/a.tif"):
+        write_scene(tmp_path / path, 80, 70)
+    Image.new("RGB", (70, 80)).save(tmp_path / "one" / "a.png")
+    expected = r"1 of 2 scenes failed:\n  .*one/a\.png, .*one/a\.tif, .*two/a\.tif: would have one mask file"
+    with pytest.raises(DataError, match=expected):
+        masks_of(weights, tmp_path / "out", tmp_path / "one", tmp_path / "two")
+    assert files_of(tmp_path / "out") == {"predict.json", "summary.csv", "b_mask.tif"}
+
+
+def test_scenes_smaller_than_the_training_crop_are_noted(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, height in {"a": 63, "b": 64, "c": 40}.items():
+        write_scene(tmp_path / f"{name}.tif", height, 70)
+    masks_of(weights, tmp_path / "out", tmp_path / "*.tif")
+    told = capsys.readouterr().out
+    assert "note: a: the scene is smaller than the 64 pixels that the network was trained on" in told
+    assert "and so 1 more" in told
+    masks_of(weights, tmp_path / "other", tmp_path / "b.tif")
+    assert "smaller" not in capsys.readouterr().out
+
+
 def test_inputs_that_cannot_be_meant_are_refused(tmp_path: Path, weights: Path) -> None:
     write_scene(tmp_path / "one" / "a.tif", 80, 70)
-    write_scene(tmp_path / "two" / "a.tif", 80, 70)
-    with pytest.raises(ConfigError, match=r"one/a\.tif, .*two/a\.tif: would have one mask file"):
-        masks_of(weights, tmp_path / "out", tmp_path / "one", tmp_path / "two")
     with pytest.raises(ConfigError, match="its masks would be taken for scenes"):
         masks_of(weights, tmp_path / "one" / "out", tmp_path / "one")
     with pytest.raises(DataError, match=r"none\*\.tif: no such file, folder or glob"):

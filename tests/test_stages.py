@@ -289,6 +289,27 @@ def test_score_is_the_mean_entropy_and_ranks_do_not_depend_on_order(
         score(images[0])
 
 
+def test_the_split_shows_the_network_no_holes(
+    tmp_path: Path, tiny_arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(tiny_arguments(tmp_path, "--target.nodata=0"))
+    images = training_images(config, "target", labels=False)
+    pixels = np.full((40, 48, 3), 200, np.uint8)
+    pixels[4:30:5, 3::7] = 0
+    cv2.imwrite(str(images[0].image), pixels)
+    seen: list[np.ndarray] = []
+
+    def predicted(network: object, image: np.ndarray, *_: object) -> dict[str, torch.Tensor]:
+        seen.append(image)
+        return {"main": torch.full((2, 40, 48), 0.5)}
+
+    monkeypatch.setattr(split_entropy, "mean_over_scales", predicted)
+    split_entropy.score_image(None, images, images[0], config, tmp_path, None)  # type: ignore[arg-type]
+    assert (seen[0] == 200).all()
+    label = read_layer(tmp_path, "pseudo_labels", images[0].name)
+    assert np.array_equal(label == 128, (pixels == 0).all(2))
+
+
 @pytest.mark.parametrize("cloud", [0.3, 0.9])
 def test_the_main_head_gives_score_mask_and_what_the_pixel_classifier_learns(
     tmp_path: Path, tiny_arguments: Arguments, monkeypatch: pytest.MonkeyPatch, cloud: float
