@@ -13,7 +13,9 @@ exit code is 1.
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +30,7 @@ from scenes.folder import SUMMARY, Row, SummaryFile, find_scenes, open_folder, o
 from utils.errors import AsdaError, DataError
 from utils.output import progress_bar
 
+SMALL = 2**17  # bytes
 ON_REQUEST = ("probability", "entropy", "quicklook")
 LESS_MEMORY = "See what else is using it, or give a smaller --window, fewer threads (OMP_NUM_THREADS) or --device cpu"
 
@@ -81,19 +84,37 @@ def predict(request: Request) -> None:
     summary = SummaryFile(request.out)
     failed = []
     silent = request.quiet or not processes.is_first()
-    mine = list(scenes.items())[processes.rank() :: processes.size()]
-    for name, path in progress_bar(mine, desc="scenes", unit="scene", disable=silent):
+
+    def attempt(scene: tuple[str, Path]) -> Row | str | None:
+        """The row of a scene, or what is wrong with it; None if it was finished before."""
+        name, path = scene
         try:
             outputs, stamp = outputs_of(request.out, request.layers, name, path), stamp_of(path)
-            if not summary.finished(name, stamp, outputs.values()):
-                if name in summary.rows and summary.rows.pop(name)[1:] != stamp:  # what another file of this name left
-                    for old in outputs_of(request.out, ("mask", *ON_REQUEST), name, path).values():
-                        old.unlink(missing_ok=True)
-                summary.add(name, Row(predict_file(network, path, outputs, request.options, silent), *stamp))
+            if summary.finished(name, stamp, outputs.values()):
+                return None
+            if name in summary.rows and summary.rows.pop(name)[1:] != stamp:  # what another file of this name left
+                for old in outputs_of(request.out, ("mask", *ON_REQUEST), name, path).values():
+                    old.unlink(missing_ok=True)
+            return Row(predict_file(network, path, outputs, request.options, silent), *stamp)
         except Exception as error:  # GDAL and the codecs have errors of their own; the other scenes go on
-            known = isinstance(error, AsdaError)
-            failed.append(str(error) if known else f"{path}: failed with {type(error).__name__}: {error}")
-            tqdm.write(f"error: {failed[-1]}", file=sys.stderr)
+            return (
+                str(error) if isinstance(error, AsdaError) else f"{path}: failed with {type(error).__name__}: {error}"
+            )
+
+    mine = sorted(list(scenes.items())[processes.rank() :: processes.size()], key=lambda scene: not is_small(scene[1]))
+    small = sum(is_small(path) for _, path in mine)
+    with ThreadPoolExecutor(network.workers) as pool:  # a large scene keeps all cores busy by itself
+        results = chain(pool.map(attempt, mine[:small]), map(attempt, mine[small:]))
+        try:
+            bar = progress_bar(results, total=len(mine), desc="scenes", unit="scene", disable=silent)
+            for (name, _), result in zip(mine, bar, strict=True):
+                if isinstance(result, Row):
+                    summary.add(name, result)
+                elif result is not None:
+                    failed.append(result)
+                    tqdm.write(f"error: {result}", file=sys.stderr)
+        finally:
+            pool.shutdown(cancel_futures=True)
     summary.join()
     failures = [failure for failed_there in processes.gathered_objects(failed) for failure in failed_there]
     done = f"{len(scenes) - len(failures)} of {len(scenes)} scenes have their masks"
@@ -101,6 +122,11 @@ def predict(request: Request) -> None:
         print(f"{request.out}: {done}; {SUMMARY} lists them")
     if failures:
         raise DataError(f"{len(failures)} of {len(scenes)} scenes failed:\n  " + "\n  ".join(failures))
+
+
+def is_small(scene: Path) -> bool:
+    """Whether a scene is one of those of which several are predicted at once."""
+    return scene.is_file() and scene.stat().st_size < SMALL
 
 
 def predict_file(

@@ -71,7 +71,7 @@ def _take(file: int, *, wait: bool) -> None:
     while True:
         os.lseek(file, FAR, os.SEEK_SET)
         try:
-            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
             return
         except PermissionError:
             if not wait:
