@@ -13,7 +13,9 @@ exit code is 1. Bands, scale, offset and no-data rule may be given where the sce
 import re
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +34,7 @@ from utils.output import progress_bar
 
 READING = ("bands", "scale", "offset", "nodata")  # keys of a domain that are options here
 OF_DOMAIN = re.compile(f"the domain's ({'|'.join(READING)})")
+SMALL = 2**17  # bytes
 ON_REQUEST = ("probability", "entropy", "quicklook")
 LESS_MEMORY = "See what else is using it, or give a smaller --window, fewer threads (OMP_NUM_THREADS) or --device cpu"
 
@@ -106,18 +109,35 @@ def predict(request: Request) -> None:
     summary = SummaryFile(request.out)
     failed = unclear if processes.is_first() else []
     silent = request.quiet or not processes.is_first()
-    mine = list(scenes.items())[processes.rank() :: processes.size()]
-    for name, path in progress_bar(mine, desc="scenes", unit="scene", disable=silent):
+
+    def attempt(scene: tuple[str, Path]) -> Row | str | None:
+        """The row of a scene, or what is wrong with it; None if it was finished before."""
+        name, path = scene
         try:
             outputs, stamp = outputs_of(request.out, request.layers, name, path), stamp_of(path)
-            if not summary.finished(name, stamp, outputs.values()):
-                if name in summary.rows and summary.rows.pop(name)[1:] != stamp:  # what another file of this name left
-                    for old in outputs_of(request.out, ("mask", *ON_REQUEST), name, path).values():
-                        old.unlink(missing_ok=True)
-                summary.add(name, Row(predict_file(network, path, outputs, request.options, silent), *stamp))
+            if summary.finished(name, stamp, outputs.values()):
+                return None
+            if name in summary.rows and summary.rows.pop(name)[1:] != stamp:  # what another file of this name left
+                for old in outputs_of(request.out, ("mask", *ON_REQUEST), name, path).values():
+                    old.unlink(missing_ok=True)
+            return Row(predict_file(network, path, outputs, request.options, silent), *stamp)
         except Exception as error:  # GDAL and the codecs have errors of their own; the other scenes go on
             known = isinstance(error, AsdaError)
-            failed.append(by_option(str(error)) if known else f"{path}: failed with {type(error).__name__}: {error}")
+            return by_option(str(error)) if known else f"{path}: failed with {type(error).__name__}: {error}"
+
+    mine = sorted(list(scenes.items())[processes.rank() :: processes.size()], key=lambda scene: not is_small(scene[1]))
+    small = sum(is_small(path) for _, path in mine)
+    with ThreadPoolExecutor(network.workers) as pool:  # a large scene keeps all cores busy by itself
+        results = chain(pool.map(attempt, mine[:small]), map(attempt, mine[small:]))
+        try:
+            bar = progress_bar(results, total=len(mine), desc="scenes", unit="scene", disable=silent)
+            for (name, _), result in zip(mine, bar, strict=True):
+                if isinstance(result, Row):
+                    summary.add(name, result)
+                elif result is not None:
+                    failed.append(result)
+        finally:
+            pool.shutdown(cancel_futures=True)
     summary.join()
     rows = read_summary(summary.path) if processes.is_first() else {}
     noted = ((name, note) for name in rows.keys() & scenes for note in rows[name].summary.notes.split(NOTES) if note)
@@ -145,6 +165,11 @@ def by_option(sentence: str) -> str:
     sentence = sentence.replace("set data.bands to bands that both domains have, or mend", "mend")
     sentence = sentence.replace(", or give the domain's scaling", " as in training")
     return re.sub(OF_DOMAIN, r"--\1", sentence.replace("the domain's scale and offset", "--scale and --offset"))
+
+
+def is_small(scene: Path) -> bool:
+    """Whether a scene is one of those of which several are predicted at once."""
+    return scene.is_file() and scene.stat().st_size < SMALL
 
 
 def predict_file(

@@ -95,7 +95,7 @@ def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 WINDOWS = """
-import fcntl, sys, time, types
+import fcntl, subprocess, sys, time, types  # subprocess asks for msvcrt itself
 from pathlib import Path
 def locking(file, mode, count):
     try:
