@@ -107,7 +107,7 @@ def predict(request: Request) -> None:
         open_folder(request.out, request.weights, request.options, request.reading)
     network = reading_as(request.reading, load_network(request.weights, request.device))
     summary = SummaryFile(request.out)
-    failed = unclear if processes.is_first() else []
+    failed = [*unclear] if processes.is_first() else []
     silent = request.quiet or not processes.is_first()
 
     def attempt(scene: tuple[str, Path]) -> Row | str | None:

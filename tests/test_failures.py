@@ -51,7 +51,7 @@ from engine.log import prediction_grid
 from nets.segmenter import Segmenter
 from nets.weights import load_segmenter, save_segmenter
 from report.gradcam import grad_cam
-from scenes import load_network, predict_array
+from scenes import Options, load_network, predict_array
 from split_entropy import split_entropy
 from utils.errors import DataError, EvaluationError, WeightsError
 
@@ -362,13 +362,14 @@ def test_a_network_predicts_the_same_after_a_scene_that_failed(
         load_network(scene_weights, "cpu"),
         np.random.default_rng(0).integers(0, 256, (300, 80, 3), np.uint8),
     )
-    before, expected = state_of(loaded[0]), predict_array(network, image)
+    options = Options(window=64)
+    before, expected = state_of(loaded[0]), predict_array(network, image, options=options)
     for fault in ("torch", "memory", "Ctrl-C"):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(type(FAULTS[fault]())):
             fail_in_forward(patch, 3, FAULTS[fault]())
-            predict_array(network, image)
+            predict_array(network, image, options=options)
         assert state_of(loaded[0]) == before
-        assert np.array_equal(predict_array(network, image).probability, expected.probability)
+        assert np.array_equal(predict_array(network, image, options=options).probability, expected.probability)
 
 
 # the split
