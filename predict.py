@@ -97,9 +97,8 @@ def predict(request: Request) -> None:
                     old.unlink(missing_ok=True)
             return Row(predict_file(network, path, outputs, request.options, silent), *stamp)
         except Exception as error:  # GDAL and the codecs have errors of their own; the other scenes go on
-            return (
-                str(error) if isinstance(error, AsdaError) else f"{path}: failed with {type(error).__name__}: {error}"
-            )
+            known = isinstance(error, AsdaError)
+            return str(error) if known else f"{path}: failed with {type(error).__name__}: {error}"
 
     mine = sorted(list(scenes.items())[processes.rank() :: processes.size()], key=lambda scene: not is_small(scene[1]))
     small = sum(is_small(path) for _, path in mine)
@@ -108,9 +107,12 @@ def predict(request: Request) -> None:
         try:
             bar = progress_bar(results, total=len(mine), desc="scenes", unit="scene", disable=silent)
             for (name, _), result in zip(mine, bar, strict=True):
-                if isinstance(result, Row):
-                    summary.add(name, result)
-                elif result is not None:
+                try:
+                    if isinstance(result, Row):
+                        summary.add(name, result)
+                except DataError as error:
+                    result = str(error)
+                if isinstance(result, str):
                     failed.append(result)
                     tqdm.write(f"error: {result}", file=sys.stderr)
         finally:
