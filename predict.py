@@ -132,9 +132,12 @@ def predict(request: Request) -> None:
         try:
             bar = progress_bar(results, total=len(mine), desc="scenes", unit="scene", disable=silent)
             for (name, _), result in zip(mine, bar, strict=True):
-                if isinstance(result, Row):
-                    summary.add(name, result)
-                elif result is not None:
+                try:
+                    if isinstance(result, Row):
+                        summary.add(name, result)
+                except DataError as error:
+                    result = str(error)
+                if isinstance(result, str):
                     failed.append(result)
         finally:
             pool.shutdown(cancel_futures=True)

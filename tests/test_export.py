@@ -35,7 +35,9 @@ DATA = {
     "tile": None,
     "target": {
         "bands": ["red", "green", "nir"],
-        "scaling": [[100.0, 200.0], [4000.0, 5000.0], 2.0, "uint16"],
+        "scaling": [[100.0, 200.0], [4000.0, 5000.0], 2.0, "uint16", None],
+        "scale": None,
+        "offset": None,
         "nodata": 0,
     },
 }

@@ -9,6 +9,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import resource
 import runpy
 import shutil
@@ -554,7 +555,7 @@ def test_a_prediction_that_fails_leaves_whole_scenes(
     if fault == "disk":
         assert f"{name}: cannot be written (No space left on device)" in str(e.value)
     if (name, fault) == ("forward", "memory"):
-        assert "b.png: cpu has not enough memory for windows of 64 pixels (peak" in str(e.value)
+        assert re.search(r"[ab]\.png: cpu has not enough memory for windows of \d+ pixels \(peak", str(e.value))
         assert "smaller --window" in str(e.value)
     left = files_in(out)
     assert all(content == expected[file] for file, content in left.items() if file != "summary.csv")
@@ -562,7 +563,8 @@ def test_a_prediction_that_fails_leaves_whole_scenes(
     again = predicted(scene_weights, out, scenes, "--quicklook")
     assert {**again, "summary.csv": b""} == {**expected, "summary.csv": b""}
     rows = [file["summary.csv"].decode().splitlines() for file in (again, expected)]
-    assert [row.rsplit(",", 1)[0] for row in rows[0]] == [row.rsplit(",", 1)[0] for row in rows[1]]
+    rows = [[field for row in table for i, field in enumerate(row.split(",")) if i != 4] for table in rows]
+    assert rows[0] == rows[1]  # without the seconds
 
 
 @pytest.fixture
