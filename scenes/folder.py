@@ -148,7 +148,10 @@ def read_summary(path: Path) -> dict[str, Row]:
         rows = {row["scene"]: Summary._field_defaults | row for row in csv.DictReader(io.StringIO(whole + end))}
         kinds = [(name, str if name == "notes" else float) for name in Summary._fields]
         summaries = {name: Summary._make(kind(row[field]) for field, kind in kinds) for name, row in rows.items()}
-        return {name: Row(summaries[name], *(int(row[field]) for field in STAMP)) for name, row in rows.items()}
+        # A summary from before the stamps were written has none, so that its scenes are predicted anew.
+        return {
+            name: Row(summaries[name], *(int(row.get(field) or 0) for field in STAMP)) for name, row in rows.items()
+        }
 
 
 def write_summary(path: Path, rows: Mapping[str, Row]) -> None:
