@@ -18,16 +18,17 @@ import torch
 
 from config.schema import Config
 from datasets.files import Item
+from datasets.geometry import filled
 from datasets.images import ImageSet
 from engine import processes
 from engine.build import device_of, trained
 from engine.cli import run
 from engine.domains import training_images
 from engine.inference import mean_over_scales
+from engine.layout import RANKING
 from engine.memory import memory_explained
 from engine.pixel_classifier import relabel
 from engine.pseudo_labels import (
-    RANKING,
     RankedImage,
     drop_uncertain,
     levels_of,
@@ -36,6 +37,7 @@ from engine.pseudo_labels import (
     write_ranking,
 )
 from engine.run import make_generated, open_stage, uses_split
+from engine.schedule import easy_count
 from losses.class_threshold import EntropyHistogram
 from losses.entropy import normalised_entropy
 from nets.segmenter import Segmenter
@@ -57,7 +59,8 @@ def score_image(
     follow, so is the probability of cloud.
     """
     decoded = images.read(item)
-    prob = mean_over_scales(segmenter, decoded.image, config.data, config.split.scales)["main"]
+    image = filled(decoded.image, decoded.valid)
+    prob = mean_over_scales(segmenter, image, config.data, config.split.scales)["main"]
     valid = torch.from_numpy(decoded.valid.copy())
     entropies, mask = normalised_entropy(prob[None])[0], prob.argmax(0) * valid
     entropy = entropies[valid].double()
@@ -71,23 +74,6 @@ def score_image(
     if config.split.pseudo_label == "pixel_classifier":
         write_layer(folder, "cloud", item.name, decoded.placed(levels_of(prob[1]), 0))
     return RankedImage(score, item.name, float(mask[valid].double().mean()))
-
-
-def easy_count(images: int, ratio: float, one_more: bool = False) -> int:
-    """Size of the easy split: `int(ratio * n)`; with `one_more`, as released, one more, but never all.
-
-    Raises:
-        DataError: one of the two splits would be empty.
-    """
-    count = int(ratio * images)
-    if one_more:
-        count = min(count + 1, images - 1)
-    if not 0 < count < images:
-        raise DataError(
-            f"split.ratio {ratio} of {images} target image(s) gives {count} easy and {images - count} hard; "
-            "both need at least one: change split.ratio or give more target images"
-        )
-    return count
 
 
 @torch.inference_mode()

@@ -22,8 +22,8 @@ from engine.domains import data_record, training_images
 from engine.forward import forward_batch
 from engine.loop import fit
 from engine.optim import segmenter_optimizer
-from engine.run import make_generated, open_stage, write_weights
-from engine.schedule import stage_length
+from engine.run import make_generated, open_stage, uses_split, write_weights
+from engine.schedule import easy_count, stage_length
 from engine.stage import Batch, Losses, TrainingStage, entropies
 from losses.inputs import DomainOutputs, TrainingProgress
 from losses.segmentation import cross_entropy, focal, soft_jaccard
@@ -87,6 +87,8 @@ def train_teacher(config: Config) -> None:
     stage = TeacherStage(config)
     images = {w.supervise: training_images(config, w.supervise, labels=True)}  # the oracle alone sees target labels
     target = images.get("target") or training_images(config, "target", labels=False)
+    if uses_split(config):
+        easy_count(len(target), config.split.ratio, config.released.split)  # refuses what stage 2 would refuse
     if stage.alignment is not None:
         images["target"] = target
     print(f"{folder}: {', '.join(f'{len(part)} {name} images' for name, part in images.items())}")

@@ -11,7 +11,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing.process import BaseProcess
 
 import torch
-from tqdm import tqdm
 
 from comparison.jobs import Job
 from comparison.results import finished, write_result
@@ -20,6 +19,7 @@ from comparison.stages import steps_done
 from config.comparison import CompareConfig
 from engine.lock import one_writer
 from engine.run import make_generated
+from utils.output import progress_bar
 
 JOB_LOCK = ".job.lock"  # beside the lock of the stages' scripts, which each of them takes for itself
 
@@ -41,8 +41,8 @@ def run_jobs(jobs: Sequence[Job], planned: int, config: CompareConfig) -> list[J
     lengths = {job.folder: job.steps for job in jobs}
     running: dict[int, tuple[Job, BaseProcess]] = {}
     spawn = multiprocessing.get_context("spawn")
-    with tqdm(
-        total=sum(lengths.values()), desc="compare", unit="step", dynamic_ncols=True, smoothing=0.02, disable=not jobs
+    with progress_bar(
+        total=sum(lengths.values()), desc="compare", unit="step", smoothing=0.02, disable=not jobs
     ) as bar:
         bar.update(sum(steps_done(folder) for folder in lengths))
         bar.unpause()

@@ -13,7 +13,7 @@ from losses.registry import ALIGNMENTS, CONTRASTS, SELF_TRAINING
 
 PARTS = ("scores", "scenes", "masks", "entropy", "tsne", "gradcam", "report")
 DECODERS = ("fpn", "unet", "segformer", "upernet", "dpt", "deeplab_v2")
-NO_DATA = ("file", "none", "all_zero")  # beside a number and band:NAME; datasets/decoder.py has what they mean
+NO_DATA = ("file", "none", "all_zero", "any_zero")  # beside a number and band:NAME; see datasets/decoder.py
 SHIFT8 = "shift8"
 LIKE_SOURCE = "source"
 
@@ -62,6 +62,10 @@ class DomainConfig:
     gamma: float = positive(1.0)
     """tone curve of that scaling, x^(1/gamma): 1 leaves reflectance linear; about 2.2 makes it look like 8-bit
     pictures that are made for the eye, such as those of the other domain"""
+    scale: float | None = positive(None)
+    """of files without scale and offset tags: a value is scale times what is stored, plus offset; null: 1"""
+    offset: float | None = None
+    """see scale; Sentinel-2 has -1000 since processing baseline 04.00, or -0.1 with the scale 0.0001; null: 0"""
     nodata: float | str | None = bounded(
         None,
         (
@@ -69,8 +73,9 @@ class DomainConfig:
             f"{', '.join(NO_DATA)}, band:NAME or a number",
         ),
     )
-    """pixels without data: file (its alpha, mask band or no-data tag), none, all_zero (all bands 0), a number (any band
-    has it), band:NAME (that band is 0); null: the reader's rule, usually file. NaN is never data"""
+    """pixels without data, by what is stored: file (its alpha, mask band or no-data tag), none, all_zero or 0 (all
+    bands 0), any_zero, a number (any band has it), band:NAME (that band is 0); null: the reader's rule, usually file.
+    NaN is never data"""
     label_map: dict[int, int] | None = bounded(
         None,
         (lambda classes: classes and {*classes.values()} <= {0, 1, 255}, "classes 0 (clear), 1 (cloud), 255 (ignore)"),

@@ -40,8 +40,12 @@ def flip(raster: Raster, amounts: Amounts, rng: np.random.Generator) -> Raster:
         rows = np.ascontiguousarray(layer).reshape(-1, layer.shape[-1])
         return cv2.flip(rows.view(np.uint8), 1).view(layer.dtype).reshape(layer.shape)
 
-    label = None if raster.label is None else mirrored(raster.label)
-    return Raster(mirrored(raster.image.transpose(2, 0, 1)).transpose(1, 2, 0), label, mirrored(raster.valid))
+    label, box = None if raster.label is None else mirrored(raster.label), raster.box
+    if box is not None:
+        rows, columns = raster.valid.shape
+        top = rows - box.top - box.height if vertical else box.top
+        box = box._replace(top=top, left=columns - box.left - box.width if horizontal else box.left)
+    return Raster(mirrored(raster.image.transpose(2, 0, 1)).transpose(1, 2, 0), label, mirrored(raster.valid), box)
 
 
 def tone_change(image: np.ndarray, amounts: Amounts, rng: np.random.Generator) -> np.ndarray:

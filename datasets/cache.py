@@ -22,7 +22,7 @@ from datasets.files import Item
 from utils.errors import DataError
 from utils.files import whole
 
-VERSION = 5  # of the layout and of the decoding; an older entry is not found any more
+VERSION = 6  # of the layout and of the decoding; an older entry is not found any more
 HEADER = struct.Struct("<8i")  # magic, planes, height, width, top, left, full height, full width
 START = HEADER.size + 4  # bytes before the pixels: these and their CRC-32
 MAGIC = 0x41445341
@@ -36,7 +36,7 @@ class Cache:
 
     def key(self, item: Item, decoder: Decoder) -> tuple[str, str | None]:
         """The names of the entries of an image and of its label, whole: tiles of an image share them."""
-        how = [decoder.bands, decoder.file_bands, decoder.scaling, decoder.nodata]
+        how = [decoder.bands, decoder.file_bands, decoder.scaling, decoder.nodata, decoder.scale, decoder.offset]
         image = _name(["image", *how], decoder.sources(item))
         label = None if item.label is None else _name(["label", sorted(decoder.label_map.items())], (item.label,))
         return image, label

@@ -4,27 +4,37 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from datasets.cache import content_hash
-from datasets.decoder import Decoder, require_size
+from datasets.decode import classes_of, label_values, read_palette
+from datasets.decoder import Decoder, require_same_place, require_size
 from datasets.files import Item
 from datasets.images import in_parallel
 from datasets.readers import Published
+from datasets.values import LIMIT, OFFSET, Values, grouped, shift_between
 from utils.errors import DataError
 from utils.labels import IGNORE
 
+CLEAR, CLOUD = 0, 1
+WHITE = 250  # red, green and blue of what is painted white have at least this
+LISTED = 20  # files that are named for one cause
+
 
 class ImageFacts(NamedTuple):
-    """One image: its size (H, W), type, lowest and highest value of each band with data, number of pixels of each kind
-    ("all", "valid", "clear", "cloud"), and a hash of its content."""
+    """One image: its size (H, W), type, values, number of pixels of each kind ("all", "valid", "partly_zero", "clear",
+    "cloud"), a hash of its content, the values of its label, and what is odd about that."""
 
     size: tuple[int, int]
     dtype: str
-    low: tuple[float, ...]
-    high: tuple[float, ...]
+    values: Values
     pixels: Counter[str]
     content: str
+    label_values: tuple[int, ...] = ()
+    odd: str = ""
 
 
 @dataclass
@@ -41,7 +51,13 @@ class PartSummary:
     high: tuple[float, ...] = ()
     scenes: set[str] = field(default_factory=set)
     contents: dict[str, list[str]] = field(default_factory=dict)
+    label_values: dict[tuple[int, ...], list[Item]] = field(default_factory=dict)
+    odd: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    dark: list[tuple[float, ...]] = field(default_factory=list)
+    units: Counter[tuple[float, float] | None] = field(default_factory=Counter)
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    outside: int = 0
 
     def add(self, item: Item, image: ImageFacts) -> None:
         self.images += 1
@@ -50,12 +66,20 @@ class PartSummary:
         self.pixels += image.pixels
         self.sizes[image.size] += 1
         self.dtypes.setdefault(image.dtype, []).append(item)
-        if image.low:
-            self.low = tuple(map(min, self.low or image.low, image.low))
-            self.high = tuple(map(max, self.high or image.high, image.high))
+        low, high = image.values.range
+        if low:
+            self.low, self.high = tuple(map(min, self.low or low, low)), tuple(map(max, self.high or high, high))
+            self.dark.append(image.values.dark)
+        self.units[image.values.units] += 1
+        self.outside += image.values.outside
+        self.notes += [(item.name, note) for note in image.values.notes()]
         if item.scene is not None:
             self.scenes.add(item.scene)
         self.contents.setdefault(image.content, []).append(item.name)
+        if item.label is not None:
+            self.label_values.setdefault(image.label_values, []).append(item)
+        if image.odd:
+            self.odd.append(image.odd)
 
     @property
     def usual_dtype(self) -> str:
@@ -81,26 +105,53 @@ class PartSummary:
             "values": {band: [low, high] for band, low, high in zip(bands, self.low, self.high, strict=False)},
             "cloud_share": self.cloud_share,
             "no_data_share": 1 - self.pixels["valid"] / self.pixels["all"] if self.images else None,
+            "some_bands_zero_share": self.pixels["partly_zero"] / self.pixels["all"] if self.images else None,
             "images_without_data": self.empty,
         }
 
 
 def inspect_image(item: Item, decoder: Decoder) -> ImageFacts:
     """Decode one image and its label; raises DataError if one of them cannot be used."""
-    pixels, valid = decoder.native(item)
+    stored, values = decoder.stored(item), Values(decoder)
+    pixels, valid = decoder.values(stored), stored.mask
     if decoder.scaling is not None:
         decoder.require_type(pixels.dtype, item)
-    counts = Counter(all=valid.size, valid=int(valid.sum()))
+    values.add(stored, pixels)
+    counts = Counter(all=valid.size, valid=int(valid.sum()), partly_zero=values.partly_zero)
+    held, odd = np.zeros(0, np.uint8), ""
     if item.label is not None:
-        label = decoder.label(item)
+        of_file = label_values(item.label, item.label_window)
+        label = classes_of(item.label, of_file, decoder.label_map)
         require_size(label, item, *valid.shape)
+        require_same_place(item, *valid.shape)
+        held = np.unique(of_file)
+        odd = _contradicted(item.label, held.tolist(), decoder.label_map)
         known = valid & (label != IGNORE)
         counts.update(clear=int((label[known] == 0).sum()), cloud=int((label[known] == 1).sum()))
-    inside = pixels[valid]
-    low, high = (inside.min(0), inside.max(0)) if len(inside) else ((), ())
     hashes = [content_hash(path) for path in item.files if path.is_file()]
     content = hashlib.blake2b("".join(hashes).encode(), digest_size=16).hexdigest()
-    return ImageFacts(valid.shape, str(pixels.dtype), tuple(map(float, low)), tuple(map(float, high)), counts, content)
+    return ImageFacts(valid.shape, str(pixels.dtype), values, counts, content, tuple(held.tolist()), odd)
+
+
+def _contradicted(path: Path, values: Sequence[int], label_map: Mapping[int, int]) -> str:
+    """A sentence if what a label's palette paints white is clear and nothing else."""
+    palette = read_palette(path)
+    white = [value for value in values if min(palette.get(value, (0,))) >= WHITE]
+    if {label_map[value] for value in white} != {CLEAR}:
+        return ""
+    found = f"found the value {white[0]}, clear by the label_map, painted white by its palette"
+    return f"{path}: {found}, expected white for cloud; mend the domain's label_map, or the palette"
+
+
+def _mixed(values: Mapping[tuple[int, ...], Sequence[Item]]) -> list[str]:
+    """A sentence for each label of 255 without 1, where others hold both: is 255 cloud there, and nothing here?"""
+    both = next((items[0].label for found, items in values.items() if {1, IGNORE} <= set(found)), None)
+    alone = [item.label for found, items in values.items() if IGNORE in found and 1 not in found for item in items]
+    if both is None:
+        return []
+    fix = "if 255 is cloud in one of them, write these labels alike, or give each kind a domain of its own"
+    lines = [f"{label}: found 255 without 1, expected values as in {both}, which holds both; {fix}" for label in alone]
+    return lines[:LISTED] + [f"... and {len(lines) - LISTED} more such labels"] * (len(lines) > LISTED)
 
 
 def inspect_part(items: Sequence[Item], decoder: Decoder, what: str, faults: Iterable[str] = ()) -> PartSummary:
@@ -117,6 +168,8 @@ def inspect_part(items: Sequence[Item], decoder: Decoder, what: str, faults: Ite
         for dtype, odd in part.dtypes.items()
         if dtype != part.usual_dtype
     ]
+    if part.outside > LIMIT * part.pixels["valid"] * len(decoder.bands):
+        part.problems.append(f"{what}: most values lie outside the scaling's range; mend the domain's scaling or scale")
     return part
 
 
@@ -127,11 +180,17 @@ def warnings_of(parts: Mapping[str, PartSummary]) -> list[str]:
         if twice := [names for names in part.contents.values() if len(names) > 1]:
             example = " and ".join(twice[0][:2])
             found.append(f"{name}: {len(twice)} image(s) are there more than once, such as {example}")
+        found += [f"{name}: {line}" for line in grouped(part.notes)]
+        if len(part.units) > 1:
+            found.append(f"{name}: images differ in their scale and offset tags: {_tags(part)}")
         if part.empty:
             found.append(f"{name}: {part.empty} image(s) hold no data; training and scores leave them out")
         if part.labelled and part.cloud_share in (0.0, 1.0):
             kind = "cloud" if part.cloud_share else "clear"
             found.append(f"{name}: all labelled pixels are {kind}; is label_map right?")
+        if part.labelled and part.cloud_share is None:
+            found.append(f"{name}: no label holds a pixel that is clear or cloud; is label_map right?")
+        found += [*part.odd[:LISTED], *_mixed(part.label_values)]
     if {"train", "eval"} <= set(parts):
         train, held_back = parts["train"], parts["eval"]
         both = "are in train and eval, such as"
@@ -142,6 +201,27 @@ def warnings_of(parts: Mapping[str, PartSummary]) -> list[str]:
             advice = "scores will be too good; hold back whole scenes, for instance by eval_share"
             found.append(f"{len(shared)} scene(s) {both} {shared[0]}: {advice}")
     return found
+
+
+def between_domains(source: PartSummary, target: PartSummary) -> list[str]:
+    """How the values of two domains differ by their tags, or by a constant in all bands."""
+    found = []
+    if source.units and target.units and source.units.keys() != target.units.keys():
+        found.append(
+            f"scale and offset tags of the source's images: {_tags(source)}; of the target's: {_tags(target)}; if "
+            "their values differ in unit, set scale and offset of the domain without tags"
+        )
+    kinds = {source.usual_dtype, target.usual_dtype}
+    if source.dark and target.dark and len(kinds) == 1 and kinds != {"uint8"}:
+        shift = shift_between(*(np.median(part.dark, axis=0).tolist() for part in (target, source)))
+        if shift is not None:
+            found.append(f"all bands of the target are about {shift:+g} off the source's, {OFFSET}; set target.offset")
+    return found
+
+
+def _tags(part: PartSummary) -> str:
+    named = ("none" if unit is None else f"{unit[0]:g} and {unit[1]:g}" for unit in part.units)
+    return ", ".join(f"{tags} ({count})" for tags, count in zip(named, part.units.values(), strict=True))
 
 
 def against_published(parts: Mapping[str, PartSummary], keys: Mapping[str, str], facts: Published | None) -> list[str]:

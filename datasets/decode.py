@@ -24,6 +24,7 @@ from datasets.files import Window
 from utils.errors import DataError
 
 RGB = ("red", "green", "blue")
+COLOURS = ("coastal", *RGB, "nir")  # what a band's description or colour interpretation may call it, in any file
 DTYPES = ("uint8", "uint16", "int16", "float32")
 UPRIGHT = 1  # EXIF orientation
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # and BigTIFF
@@ -36,19 +37,23 @@ LIMIT_VARIABLE = "ASDA_MAX_IMAGE_MIB"  # of the environment, in place of it
 
 
 class Bands(NamedTuple):
-    """The pixels of one file: (H, W, C) of one of `DTYPES`, the names of the bands, and where it has data, (H, W) bool,
-    by its alpha band, mask band or no-data tag."""
+    """The pixels of one file: (H, W, C) of one of `DTYPES`, as they are stored; the names of the bands; where it has
+    data, (H, W) bool, by its alpha band, mask band or no-data tag; whether the names are the file's own; and of each
+    band the no-data tag, and the tags (scale, offset) that make values of what is stored, None for none."""
 
     pixels: np.ndarray
     names: tuple[str, ...]
     mask: np.ndarray
+    named: bool = True
+    tags: tuple[float | None, ...] = ()
+    units: tuple[tuple[float, float] | None, ...] = ()
 
 
 def read_bands(
     path: Path, names: Sequence[str] | None = None, window: Window | None = None, wanted: Sequence[str] | None = None
 ) -> Bands:
-    """Decode an image file; raises DataError if it is missing, damaged, of a kind that would be misread, or has another
-    number of bands.
+    """Decode an image file; raises DataError if it is missing, damaged, of a kind that would be misread, has another
+    number of bands, or calls them otherwise.
 
     `names` are of its bands, in the file's order; None takes those that the file gives, or gray, or red, green, blue.
     An alpha band has no name unless as many names are given as there are bands. `wanted` are the bands to give, in that
@@ -56,21 +61,29 @@ def read_bands(
     """
     if (kind := picture_kind(path)) is None:
         return _read_gdal(path, names, window, wanted)
-    pixels, own, mask = _read_picture(path, kind, names)
-    known = _known_names(path, names, own, pixels.shape[2])
+    pixels, own, mask, *_ = _read_picture(path, kind, names)
+    # The colours of a picture are those of its format, which says nothing against what the channels are said to hold.
+    known = _known_names(path, names, own if names is None else ("",) * len(own), pixels.shape[2])
     if wanted is not None and (order := band_order(path, known, wanted)) != list(range(len(known))):
         pixels = pixels[..., order]
     inside = window.slices if window else ...
-    return Bands(pixels[inside], tuple(wanted or known), mask[inside])
+    called, none = tuple(wanted or known), (None,) * len(wanted or known)
+    return Bands(pixels[inside], called, mask[inside], names is None or len(known) == 1, none, none)
 
 
-def _known_names(path: Path, given: Sequence[str] | None, own: tuple[str, ...], count: int) -> tuple[str, ...]:
-    """The names of so many bands: those that are given, or else the file's own."""
+def _known_names(path: Path, given: Sequence[str] | None, own: Sequence[str], count: int) -> tuple[str, ...]:
+    """The names of so many bands: those that are given, else the file's `own`, "" for none, or else what is usual;
+    raises DataError where the file calls a band otherwise."""
     if given is not None and len(given) != count:
         raise DataError(f"{path}: found {count} band(s), expected {len(given)}: {', '.join(given)}")
-    if not given and not own:
+    names = tuple(given or (own if all(own) else {1: ("gray",), 3: RGB}.get(count, ())))
+    if not names:
         raise DataError(f"{path}: found {count} bands without names; give the domain's bands, in the order of the file")
-    return tuple(given or own)
+    if any(word != name and word in (*COLOURS, *names) for word, name in zip(own, names, strict=True)):
+        found = ", ".join(word or "(no name)" for word in own)
+        fix = "mend the domain's bands, or the file's descriptions or colour interpretation"
+        raise DataError(f"{path}: found the bands {found} by the file itself, expected {', '.join(names)}; {fix}")
+    return names
 
 
 def band_order(path: Path, names: Sequence[str], wanted: Sequence[str]) -> list[int]:
@@ -91,8 +104,15 @@ def size_of(path: Path) -> tuple[int, int]:
 def read_label(path: Path, label_map: Mapping[int, int], window: Window | None = None) -> np.ndarray:
     """Decode a label image into classes (H, W) uint8: 0 clear, 1 cloud, 255 ignore.
 
-    A palette gives its indices, a one-bit image 0 and 255, grey saved as colour its grey. Raises DataError if the file
-    cannot be decoded, is not of one band, or holds a value outside `label_map`.
+    Raises DataError if the file cannot be decoded, is not of one band, or holds a value outside `label_map`.
+    """
+    return classes_of(path, label_values(path, window), label_map)
+
+
+def label_values(path: Path, window: Window | None = None) -> np.ndarray:
+    """Decode a label image into its values, (H, W) uint8; raises DataError as `read_label`.
+
+    A palette gives its indices, a one-bit image 0 and 255, grey saved as colour its grey.
     """
     pixels = _label_pixels(path, window)
     if pixels.ndim == 3 and (pixels.shape[2] == 1 or (pixels[..., :1] == pixels[..., :3]).all()):
@@ -102,7 +122,11 @@ def read_label(path: Path, label_map: Mapping[int, int], window: Window | None =
         raise DataError(f"{path}: found {found}, expected one band of whole numbers, a value for each class")
     if pixels.dtype != np.uint8 and pixels.size and (pixels.min() < 0 or pixels.max() > 255):
         raise DataError(f"{path}: found label values {pixels.min()} to {pixels.max()}, expected values from 0 to 255")
-    pixels = np.ascontiguousarray(pixels, np.uint8)
+    return np.ascontiguousarray(pixels, np.uint8)
+
+
+def classes_of(path: Path, pixels: np.ndarray, label_map: Mapping[int, int]) -> np.ndarray:
+    """The classes of a label's values, both (H, W) uint8; raises DataError for a value outside `label_map`."""
     known, classes = np.zeros(pixels.shape, bool), np.zeros(pixels.shape, np.uint8)
     for value, cls in label_map.items():  # a few values: faster than a table
         here = pixels == value
@@ -181,7 +205,18 @@ def _read_picture(path: Path, kind: str, names: Sequence[str] | None) -> Bands:
     rgba = cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA)
     if names is not None and len(names) == 4:
         return Bands(rgba, tuple(names), everywhere)
-    return Bands(rgba[..., :3], RGB, rgba[..., 3] > 0)
+    return Bands(rgba[..., :3], RGB, _alpha(path, rgba[..., 3]))
+
+
+def _alpha(path: Path, band: np.ndarray) -> np.ndarray:
+    """Where an alpha band has data; DataError if it holds anything but 0 and the largest value of its type."""
+    top = np.iinfo(band.dtype).max if band.dtype.kind in "iu" else 1
+    mask: np.ndarray = band == top
+    if (other := band[~mask & (band != 0)]).size:
+        found = f"found {other.min()} to {other.max()} in its alpha band, which nobody has named"
+        fix = "if it holds data, such as near infrared, give the domain's bands, in the order of the file"
+        raise DataError(f"{path}: {found}, expected 0 and {top} alone; {fix}")
+    return mask
 
 
 def _require_as_seen(path: Path, header: ImageFile) -> None:
@@ -202,22 +237,47 @@ def _read_gdal(path: Path, names: Sequence[str] | None, window: Window | None, w
         # GDAL takes the fourth of four 8-bit bands for alpha; a band that somebody has named otherwise holds data.
         everything = len(names or ()) == dataset.count or (all(described) and "alpha" not in described)
         data = [i + 1 for i, kind in enumerate(kinds) if everything or kind != "alpha"]
-        own = tuple(described[i - 1] for i in data)
-        if not all(own):
-            own = {1: ("gray",), 3: RGB}.get(len(data), ())
+        own = described if any(described) else [kind if kind in COLOURS else "" for kind in kinds]
+        # So is every file of three or four 8-bit bands called unless its writer says otherwise.
+        if names and not any(described) and dataset.dtypes[0] == "uint8" and tuple(own) in (RGB, (*RGB, "")):
+            own = [""] * dataset.count
+        own = [own[i - 1] for i in data]
         known = _known_names(path, names, own, len(data))
         chosen = data if wanted is None else [data[place] for place in band_order(path, known, wanted)]
         _require_room_in(path, dataset, len(chosen), window)
-        pixels = dataset.read(chosen, window=window and window.slices)
+        inside = window and window.slices
+        pixels = dataset.read(chosen, window=inside)
+        tags, units = tuple(dataset.nodatavals[i - 1] for i in chosen), _units(path, dataset, chosen)
         mask = np.ones(pixels.shape[1:], bool)
         # An alpha band that has a name is a band like the others, and no mask.
         if not everything or "alpha" not in kinds or dataset.nodata is not None:
-            mask = dataset.read_masks(chosen, window=window and window.slices).all(0)
+            mask = joined_masks(dataset.read_masks(chosen, window=inside) > 0, tags)
+        if not everything and "alpha" in kinds and "alpha" not in described:
+            mask &= _alpha(path, dataset.read(kinds.index("alpha") + 1, window=inside))
     if pixels.dtype == np.float64:
         pixels = pixels.astype(np.float32)
     if pixels.dtype not in DTYPES:
         raise DataError(f"{path}: found {pixels.dtype} pixels, expected {', '.join(DTYPES)}")
-    return Bands(pixels.transpose(1, 2, 0), tuple(wanted or known), mask)
+    named = len(known) == 1 or tuple(own) == known
+    return Bands(pixels.transpose(1, 2, 0), tuple(wanted or known), mask, named, tags, units)
+
+
+def _units(path: Path, dataset: Any, bands: Sequence[int]) -> tuple[tuple[float, float] | None, ...]:
+    """The scale and offset of these bands by the file's tags, which are 1 and 0 where there are none."""
+    units = tuple((float(dataset.scales[i - 1]), float(dataset.offsets[i - 1])) for i in bands)
+    for scale, offset in units:
+        if not (math.isfinite(scale) and math.isfinite(offset) and scale):
+            expected = "finite numbers, and a scale other than 0; mend or remove the tags"
+            raise DataError(f"{path}: found the tags scale {scale:g} and offset {offset:g}, expected {expected}")
+    return units if {*units} != {(1.0, 0.0)} else (None,) * len(units)
+
+
+def joined_masks(masks: np.ndarray, tags: Sequence[float | None]) -> np.ndarray:
+    """Where an image has data, (H, W) bool, by each band's mask, (C, H, W) bool, and no-data tag: where all bands have,
+    but where the tag is 0, 0 in some bands alone is a value like others, as in dark water."""
+    zero = np.array([tag == 0 for tag in tags], bool)
+    valid: np.ndarray = masks[~zero].all(0)
+    return valid & masks[zero].any(0) if zero.any() else valid
 
 
 @lru_cache(maxsize=1)
@@ -289,13 +349,48 @@ def _label_pixels(path: Path, window: Window | None) -> np.ndarray:
             if dataset.count > 4:  # grey saved as colour, at most
                 raise DataError(f"{path}: found {dataset.count} bands, expected one of whole numbers")
             _require_room_in(path, dataset, dataset.count, window)
-            return dataset.read(window=window and window.slices).transpose(1, 2, 0)
+            pixels: np.ndarray = dataset.read(window=window and window.slices).transpose(1, 2, 0)
+            if dataset.compression is not None and dataset.compression.name == "jpeg":
+                raise _lossy(path, pixels)
+            return pixels
     inside = window.slices if window else ...
     with _decoding(path), HEADERS[kind](path) as image:
         _require_room_for(path, image)
         if image.mode == "L" and kind == "png":
             return _by_opencv(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)[inside]  # no Pillow copy
-        return np.asarray(image.convert("L") if image.mode == "1" else image)[inside]
+        pixels = np.asarray(image.convert("L") if image.mode == "1" else image)[inside]
+    if kind == "jpeg":
+        raise _lossy(path, pixels)
+    return pixels
+
+
+def _lossy(path: Path, pixels: np.ndarray) -> DataError:
+    values = np.unique(pixels)
+    few = ", ".join(map(str, values[:8])) + ", ..." * (len(values) > 8)
+    return DataError(
+        f"{path}: found a JPEG with {len(values)} value(s), {few}, expected one value for each class; its compression "
+        "changes values, so write the label as PNG or TIFF, from what the JPEG was made of"
+    )
+
+
+def place_of(path: Path) -> tuple[Any, Any] | None:
+    """The CRS, or None, and the transform of a GeoTIFF; None for what says nothing of where it lies."""
+    if picture_kind(path):
+        return None
+    with open_raster(path) as dataset:
+        says = dataset.driver == "GTiff" and not dataset.transform.is_identity
+        return (dataset.crs, dataset.transform) if says else None
+
+
+def read_palette(path: Path) -> dict[int, tuple[int, ...]]:
+    """The colours (red, green, blue, 0 to 255) in which a file shows its values; none if it has no palette."""
+    if (kind := picture_kind(path)) is None:
+        with open_raster(path) as dataset:
+            palette = dataset.colormap(1) if dataset.colorinterp[0].name == "palette" else {}
+            return {value: colour[:3] for value, colour in palette.items()}
+    with _decoding(path), HEADERS[kind](path) as image:
+        colours = image.getpalette() or [] if image.mode == "P" else []
+        return {value: tuple(colours[3 * value : 3 * value + 3]) for value in range(len(colours) // 3)}
 
 
 def _by_opencv(content: np.ndarray, way: int) -> np.ndarray:

@@ -97,8 +97,8 @@ def from_folders(root: Path, labels: bool, partial: bool) -> Found:
     folder is missing.
     """
     image_folder, label_folder = root / "images", root / "labels"
-    images = by_name(image_folder)
-    masks = by_name(label_folder) if labels and (label_folder.is_dir() or not partial) else {}
+    images = by_name(image_folder, root)
+    masks = by_name(label_folder, root) if labels and (label_folder.is_dir() or not partial) else {}
     missing = images.keys() - masks.keys() if labels and not partial else set()
     faults = duplicates(images) + duplicates(masks)
     faults += [f"{images[name][0]}: has no label in {label_folder}" for name in sorted(missing)]
@@ -108,16 +108,40 @@ def from_folders(root: Path, labels: bool, partial: bool) -> Found:
     return Found([Item(name, (image,), mask) for name, image, mask in paired], faults)
 
 
-def by_name(folder: Path) -> dict[str, list[Path]]:
-    """The image files below a folder by their path in it without suffix; raises DataError if there is no folder."""
+def by_name(folder: Path, root: Path) -> dict[str, list[Path]]:
+    """The image files below a folder by their path in it without suffix; raises DataError if there is no folder, and as
+    `below`."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected the files of the domain, or give a list file")
     found: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)  # such as ._a.tif of macOS
-        if path.suffix.lower() in SUFFIXES and not hidden:
+    for path in below(folder, root):
+        if path.suffix.lower() in SUFFIXES:
             found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
     return found
+
+
+def below(folder: Path, root: Path) -> list[Path]:
+    """All files and folders below a folder, sorted, but for hidden ones, such as ._a.tif of macOS.
+
+    A link to a folder is followed to wherever that lies below `root`. Raises DataError for one that leads out of it, to
+    a folder that holds the link, or to nothing.
+    """
+    home, found = os.path.realpath(root), list[Path]()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (Path(place, name) for name in [*folders, *files] if not name.startswith(".")):
+            found.append(path)
+            if not path.is_symlink() or path.is_file():
+                continue
+            target = os.path.realpath(path)
+            if not path.exists() and not path.suffix:  # else it is a file that will be missed
+                raise DataError(f"{path}: is a link to {target}, which does not exist; mend or remove it")
+            if not _inside(target, home):
+                fix = "copy it there, or give a root that holds what the link leads to"
+                raise DataError(f"{path}: leads out of {root} by a symbolic link; {fix}")
+            if _inside(place, target):
+                raise DataError(f"{path}: is a link to {target}, which holds the link; remove it")
+    return sorted(found)
 
 
 def unique(items: Iterable[Item]) -> Found:

@@ -17,11 +17,11 @@ from uuid import uuid4
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from datasets.landcover import PAINTERS, Array, Direction, Ground, fractal_noise, hillshade, mix, ramp, smoothstep
 from utils.errors import DataError
 from utils.files import write_bytes, write_text
+from utils.output import progress_bar
 
 VERSION = 1
 CLOUD_OPACITY = 0.25
@@ -201,7 +201,7 @@ def _fill_domain(root: Path, sensor: Sensor, seed: int, counts: Mapping[str, int
         (root / folder).mkdir(parents=True)
     scenes = [(split, i) for split, count in enumerate(counts.values()) for i in range(count)]
     rows: list[list[str]] = [[] for _ in counts]
-    bar = tqdm(scenes, desc=f"{root.name} ({sensor.name})", unit="scene", disable=not progress)
+    bar = progress_bar(scenes, desc=f"{root.name} ({sensor.name})", unit="scene", disable=not progress)
     for number, (split, i) in enumerate(bar):
         image, label, cover = _render(sensor, _derive(seed, split, i), size)
         row = [f"{folder}/{cover}_{number:04d}.png" for folder in ("images", "labels")]

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -9,15 +10,20 @@ from itertools import chain, product
 from pathlib import Path
 from typing import TypeVar, overload
 
-from tqdm import tqdm
+import numpy as np
 
 from datasets.cache import Cache
+from datasets.decode import label_values
 from datasets.decoded import Decoded
-from datasets.decoder import Decoder
+from datasets.decoder import Decoder, require_same_place
 from datasets.files import Item, Window, raise_all, unique
+from datasets.scaling import Stretch
+from datasets.values import LIMIT
 from utils.errors import DataError
+from utils.output import progress_bar
 
 PARALLEL = 64  # items that are read ahead
+CLASSES = {"clear": 0, "cloud": 1}
 R = TypeVar("R")
 Keys = tuple[str, str | None]  # of an image and its label in the cache
 
@@ -76,26 +82,51 @@ class ImageSet(Sequence[Item]):
 
 
 def checked(
-    items: Sequence[Item], decoder: Decoder, what: str, cache: Cache | None = None, tile: int | None = None
+    items: Sequence[Item],
+    decoder: Decoder,
+    what: str,
+    cache: Cache | None = None,
+    tile: int | None = None,
+    *,
+    taught: bool = False,
 ) -> "ImageSet":
     """Decode every file once, several at a time, into the cache if there is one; leave images without data out, and
     cut those with a side of more pixels than `tile` into `tiles`. Raises a DataError that lists all files that cannot
-    be used."""
+    be used or, if their labels are to be `taught`, says that there is no clear or no cloudy pixel."""
+    classes = set[str]()
 
-    def inspect_item(item: Item) -> tuple[list[Item], Keys | None]:
+    def inspect_item(item: Item) -> tuple[list[Item], Keys | None, Counter[str]]:
         key = None if cache is None else cache.key(item, decoder)
         decoded = ImageSet((item,), decoder, cache, {item.name: key} if key else {}).read(item)
-        return (tiles(item, decoded, tile) if decoded.valid.any() else []), key
+        if decoded.label is not None:
+            require_same_place(item, decoded.height, decoded.width)
+            classes.update(name for name, value in CLASSES.items() if (decoded.label == value).any())
+        thin = decoded.image[::8, ::8][decoded.valid[::8, ::8]]  # of an entry of the cache not all of it is read
+        ends = Counter(values=thin.size, outside=int(((thin == 0) | (thin == 255)).sum()))
+        return (tiles(item, decoded, tile) if decoded.valid.any() else []), key, ends
 
     results = list(in_parallel(inspect_item, items, f"checking {what}"))
     faults = [str(result) for result in results if isinstance(result, DataError)]
     found = [result for result in results if not isinstance(result, DataError)]
-    kept, twice = unique(part for parts, _ in found for part in parts)
+    kept, twice = unique(part for parts, *_ in found for part in parts)
     raise_all([*faults, *twice], what)
-    keys = {part.name: key for parts, key in found if key is not None for part in parts}
+    keys = {part.name: key for parts, key, _ in found if key is not None for part in parts}
     if not kept:
         raise DataError(f"{what}: none of its {len(items)} image(s) holds a pixel of data; see the domain's nodata")
-    if empty := sum(not parts for parts, _ in found):
+    ends = sum((ends for *_, ends in found), Counter[str]())
+    if isinstance(decoder.scaling, Stretch) and ends["outside"] > LIMIT * ends["values"]:
+        low, high = min(decoder.scaling.low), max(decoder.scaling.high)
+        fix = "mend the domain's scaling, or its scale and offset"
+        raise DataError(f"{what}: most values lie outside the range {low:g} to {high:g} that the scaling knows; {fix}")
+    if taught and (missing := [name for name in CLASSES if name not in classes]):
+        label = next(item.label for item in items if item.label is not None)
+        lacking = f"no pixel is {' or '.join(missing)} by the label_map {dict(decoder.label_map)}"
+        values = ", ".join(map(str, np.unique(label_values(label))))
+        raise DataError(
+            f"{what}: found labels in which {lacking}, expected both classes to learn from; {label} holds {values}: "
+            "set the domain's label_map, or give other images"
+        )
+    if empty := sum(not parts for parts, *_ in found):
         print(f"{what}: {empty} of {len(items)} images hold no data and are left out")
     return ImageSet(tuple(kept), decoder, cache, keys)
 
@@ -130,7 +161,7 @@ def in_parallel(inspect: Callable[[Item], R], items: Sequence[Item], what: str) 
     parts = (items[begin : begin + PARALLEL] for begin in range(0, len(items), PARALLEL))
     with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
         results = chain.from_iterable(pool.map(attempt, part) for part in parts)
-        yield from tqdm(results, what, len(items), unit="image", leave=False, dynamic_ncols=True)
+        yield from progress_bar(results, desc=what, total=len(items), unit="image", leave=False)
 
 
 def corners(length: int, side: int) -> list[int]:

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import numpy as np
-from tqdm import tqdm
 
 from datasets.decoder import Decoder
 from datasets.files import Item
 from datasets.scaling import Stretch
+from datasets.values import Values
 from utils.errors import DataError
+from utils.output import progress_bar
 
 PERCENTILES = (0.5, 99.5)
 STRETCH_IMAGES, STRETCH_PIXELS = 200, 10_000  # what scalings are measured on: images, and pixels of each
@@ -28,8 +29,8 @@ def measured_stretch(items: Sequence[Item], decoder: Decoder) -> Stretch:
     """The stretch of a domain: percentiles of its valid training pixels, band by band."""
     values, dtype = drawn_values(items, decoder)
     low, high = np.percentile(values, PERCENTILES, axis=0)
-    high = np.where(high > low, high, low + 1)  # a band of one value
-    return Stretch(tuple(map(float, low)), tuple(map(float, high)), dtype=dtype)
+    dark, high = tuple(map(float, low)), np.where(high > low, high, low + 1)  # a band of one value
+    return Stretch(dark, tuple(map(float, high)), dtype=dtype, dark=dark)
 
 
 def matched_stretch(
@@ -49,25 +50,32 @@ def matched_stretch(
     sound = (spread > 0) & (other > 0)  # not a band of one value, of which the mean alone can follow
     unit = np.where(sound, other / np.where(sound, spread, 1), 1)  # levels of 8 bits for a step of the stored value
     low = values.mean(0) - wanted.mean(0) / unit
-    return Stretch(tuple(map(float, low)), tuple(map(float, low + 255 / unit)), gamma, dtype)
+    low, high, dark = (
+        tuple(map(float, of)) for of in (low, low + 255 / unit, np.percentile(values, PERCENTILES[0], 0))
+    )
+    return Stretch(low, high, gamma, dtype, dark)
 
 
 def drawn_values(items: Sequence[Item], decoder: Decoder, *, scaled: bool = False) -> tuple[np.ndarray, str]:
-    """Values (N, C) float64 of valid pixels from all over a domain, as they are stored or `scaled` to 8 bits by the
-    decoder, and the type they are stored in; raises DataError if no pixel is valid."""
+    """Values (N, C) float64 of valid pixels from all over a domain, as they are or `scaled` to 8 bits by the decoder,
+    and their type, without undeclared fill (`Values.fills`); raises DataError if no pixel is left."""
     step = max(1, math.ceil(len(items) / STRETCH_IMAGES))
     samples: list[np.ndarray] = []
     dtype = None
-    for item in tqdm(items[::step], desc="range of values", unit="image", leave=False):
+    for item in progress_bar(items[::step], desc="range of values", unit="image", leave=False):
         try:
-            pixels, valid = decoder.native(item)
+            stored = decoder.stored(item)
         except DataError:
             continue  # the check of the domain names it
+        drawn = stored.pixels[stored.mask]
+        drawn = drawn[None, :: max(1, len(drawn) // STRETCH_PIXELS)]
+        stored = stored._replace(pixels=drawn, mask=np.ones(drawn.shape[:2], bool))
+        pixels, seen = decoder.values(stored), Values(decoder)
         if dtype not in (None, str(pixels.dtype)):
             continue
         dtype = str(pixels.dtype)
-        chosen = pixels[valid]
-        chosen = chosen[:: max(1, len(chosen) // STRETCH_PIXELS)]
+        seen.add(stored, pixels)
+        chosen = pixels[~np.isin(drawn, seen.fills).any(2)]
         samples.append(decoder.scaled(chosen[None], item)[0] if scaled else chosen)
     if dtype is None or not sum(map(len, samples)):
         raise DataError(f"{items[0].image}: neither it nor the other training images hold a valid pixel to scale by")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
 
-from datasets.files import Found, Item, by_name, duplicates, fenced, from_folders, from_list, read_names, unique
+from datasets.files import Found, Item, below, by_name, duplicates, fenced, from_folders, from_list, read_names, unique
 from utils.errors import DataError
 
 LANDSAT_8 = ("coastal", "blue", "green", "red", "nir", "swir1", "swir2")
@@ -119,7 +119,7 @@ class HRCWHU(Reader):
             return Found([item._replace(name=name[1]) if name else item for item, name in named], found.faults)
         images: dict[str, list[Path]] = {}
         masks: dict[str, list[Path]] = {}
-        for path in chain.from_iterable(by_name(root).values()):
+        for path in chain.from_iterable(by_name(root, root).values()):
             if matched := self.name.match(path.stem):
                 is_mask = matched[2] or self.masks.search(path.relative_to(root).parent.as_posix())
                 (masks if is_mask else images).setdefault(matched[1], []).append(path)
@@ -209,7 +209,7 @@ class Cloud38(Reader):
         return f"{part}, nonempty" if part in ("train", "additional") and self._nonempty(root) is not None else part
 
     def _nonempty(self, root: Path) -> set[str] | None:
-        lists = [path for path in sorted(root.rglob("*.csv")) if path.name.lower() == self.nonempty]
+        lists = [path for path in below(root, root) if path.name.lower() == self.nonempty]
         return set(self._listed(lists[0])) if lists else None
 
     def _listed(self, rows: Path, root: Path = Path()) -> list[str]:
@@ -258,7 +258,7 @@ class ScenesByPattern(Reader):
         raise NotImplementedError
 
     def find(self, root: Path, rows: str | None, *, labels: bool, partial: bool = False) -> Found:
-        if not (images := sorted(root.rglob(self.pattern))):
+        if not (images := [path for path in below(root, root) if path.match(self.pattern)]):
             raise DataError(f"{root}: holds no {self.expected}")
         if rows in self.parts:
             images = [image for image in images if rows in image.relative_to(root).parts]

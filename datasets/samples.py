@@ -30,12 +30,13 @@ HANGS = "DataLoader timed out"
 
 
 class Sample(TypedDict, total=False):
-    """What a loader process sends, in few bytes: `image` (C, H, W) uint8, `colour` (C, C + 1) float32, the change of it
-    that is left to `engine.batches.ready`, `valid` (H, W) bool, `name` and, in a labelled domain alone, `label` (H, W)
-    uint8 with classes and 255 where nothing is known."""
+    """What a loader process sends, in few bytes: `image` (C, H, W) uint8, filled; `colour` (C, C + 1) float32, the
+    change of it that is left to `engine.batches.ready`; `box` (4,), top, left, height and width inside the padding;
+    `valid` (H, W) bool; `name`; in a labelled domain alone, `label` (H, W) uint8, classes and 255 where unknown."""
 
     image: Tensor
     colour: Tensor
+    box: Tensor
     label: Tensor
     valid: Tensor
     name: str
@@ -80,13 +81,14 @@ class EndlessSamples(Dataset[Sample]):
         item = self.images[self.index(position)]
         rng = np.random.default_rng([*self.key, 1, position])
         whole = Raster(*self.images.read(item, masked=False)[:3])
-        image, label, valid = flip(self.place(whole, self.size, rng), self.amounts, rng)
+        image, label, valid, box = flip(self.place(whole, self.size, rng), self.amounts, rng)
         planes = np.array(image.transpose(2, 0, 1), order="C")  # (C, H, W), never the read-only cache itself
         planes, valid = tone_change(planes, self.amounts, rng), np.array(valid)
         colour = colour_change(Raster(planes.transpose(1, 2, 0), label, valid), self.amounts, rng)
         sample: Sample = {
             "image": torch.from_numpy(planes),
             "colour": torch.from_numpy(colour),
+            "box": torch.tensor(box or (0, 0, *valid.shape)),
             "valid": torch.from_numpy(valid),
             "name": item.name,
         }
@@ -135,7 +137,8 @@ class EndlessSamples(Dataset[Sample]):
 def _end_with_parent(worker: int) -> None:
     """Have Linux kill this loader process when the run dies, hanging or not; and leave to the run, which needs the
     loaders to end its step, what is sent to all of a terminal or a batch job, such as Ctrl-C."""
-    os.setpgid(0, 0)
+    if sys.platform != "win32":
+        os.setpgid(0, 0)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -146,8 +149,8 @@ def _permutation(seed: int, stream: int, epoch: int, length: int) -> np.ndarray:
 
 
 def network_input(image: np.ndarray, size: int, geometry: Literal["letterbox", "crop"]) -> Tensor:
-    """The tensor (1, C, h, w) in [0, 1] on which a trained network predicts a whole 8-bit image (H, W, C): as in
-    training without padding, the longer side scaled to `size`, or at native resolution."""
+    """The tensor (1, C, h, w) in [0, 1] on which a trained network predicts a whole 8-bit image (H, W, C), holes
+    filled: as in training without padding, the longer side scaled to `size`, or at native resolution."""
     if geometry == "letterbox":
         image = scale_to(image, *fitted_size(image.shape[0], image.shape[1], size))
     return to_tensor(image)

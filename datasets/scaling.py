@@ -13,12 +13,13 @@ ROWS = 256  # that are scaled at once
 class Stretch(NamedTuple):
     """A stretch of each band to 8 bits: `low` becomes 0 and `high` 255, what is beyond is cut off, and what is
     between follows the tone curve `x^(1/gamma)`, x in [0, 1]; 1 is linear. `dtype` is the type of the values that
-    it was measured on, None where it was given."""
+    it was measured on, and `dark` their 0.5 percentile, band by band; None where it was given."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
     gamma: float = 1.0
     dtype: str | None = None
+    dark: tuple[float, ...] | None = None
 
     def applied(self, pixels: np.ndarray) -> np.ndarray:
         """Stored values (H, W, C) in 8 bits; what NaN becomes has no meaning."""
@@ -42,6 +43,11 @@ def recorded_scaling(value: Any, bands: int) -> Stretch | str | None:
         return value
     low, high, *rest = value
     stretch = Stretch(tuple(map(float, low)), tuple(map(float, high)), *rest)
+    if stretch.dark is not None:
+        dark = tuple(map(float, stretch.dark))
+        if len(dark) != bands or not np.isfinite(dark).all():
+            raise ValueError(f"found the dark values {dark}, expected a number for each of {bands} bands")
+        stretch = stretch._replace(dark=dark)
     with np.errstate(over="ignore"):
         numbers = np.array([stretch.low, stretch.high], np.float32)
     if numbers.shape != (2, bands) or not np.isfinite(numbers).all() or not (numbers[0] < numbers[1]).all():

@@ -15,22 +15,23 @@ def ready(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     Of several processes, each gives its share and gets the whole batch.
 
     Returns:
-        `image` (B, C, H, W) float32 in [0, 1] with its change of colour, 0 where not valid; `label` (B, H, W) int64,
-        where there is one; `valid` and `name` as they are.
+        `image` (B, C, H, W) float32 in [0, 1] with its change of colour, 0 where padded; `label` (B, H, W) int64, where
+        there is one; `valid` and `name` as they are.
     """
-    changes = processes.gather(batch["colour"])
+    changes, boxes = processes.gather(batch["colour"]), processes.gather(batch["box"])
     parts: dict[str, Any] = {}
     for key, part in batch.items():
         tensor = isinstance(part, Tensor)
         parts[key] = processes.gather(part.to(device, non_blocking=True)) if tensor else processes.whole_batch(part)
     image, colour = parts["image"].float().div_(255), parts.pop("colour")
+    del parts["box"]
     # What there is to do is asked of the tensors on the CPU, so that no GPU is waited for.
     same = torch.eye(*changes.shape[1:])
     for i in (changes != same).flatten(1).any(1).nonzero()[:, 0].tolist():
         linear, offset = colour[i, :, :-1], colour[i, :, -1:]
-        image[i] = torch.addmm(offset, linear, image[i].flatten(1)).view_as(image[i]).clamp_(0, 1)
-    if processes.size() > 1 or not batch["valid"].numpy().all():
-        image *= parts["valid"][:, None]
+        top, left, height, width = boxes[i].tolist()
+        inside = image[i, :, top : top + height, left : left + width]
+        inside.copy_(torch.addmm(offset, linear, inside.flatten(1)).view_as(inside).clamp_(0, 1))
     parts["image"] = image
     if "label" in parts:
         parts["label"] = parts["label"].long()

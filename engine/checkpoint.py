@@ -159,6 +159,8 @@ def _trailer(content: Iterable[bytes | memoryview]) -> bytes:
 
 
 def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # where a folder cannot be opened
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

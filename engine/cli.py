@@ -12,12 +12,15 @@ from engine.lock import one_writer
 from engine.processes import is_first, joined, started_together
 from engine.signals import CONTINUES, terminable
 from utils.errors import AsdaError, ConfigError, Interrupted, printable, unwritable
+from utils.output import guard_streams
 
 T = TypeVar("T")
 
 
 def configure(description: str | None, load: Callable[..., Any] = load_config) -> Any:
-    """Read the command line; scripts do so before they import torch, so `--help` and typing errors answer at once."""
+    """Read the command line; scripts do so before they import torch, so `--help` and typing errors answer at once.
+    From then on a stream that is closed ends the script as SIGTERM does."""
+    guard_streams()
     try:
         return load(description=description)
     except AsdaError as error:

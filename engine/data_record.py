@@ -1,8 +1,9 @@
 """What a weights file says of the images that its network is for; read and written without torch."""
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ class Images:
     def metadata(self) -> dict[str, str]:
         """As it stands in a weights file."""
         decoder = self.decoder
-        target = {"bands": decoder.file_bands, "scaling": decoder.scaling, "nodata": decoder.nodata}
+        target = {name: getattr(decoder, name) for name in ("scaling", "nodata", "scale", "offset")}
+        target["bands"] = decoder.file_bands
         seen = {"size": self.size, "geometry": self.geometry, "tile": self.tile}
         return {"data": json.dumps({"bands": decoder.bands, **seen, "target": target})}
 
@@ -66,6 +68,7 @@ def images_of(path: Path, metadata: Mapping[str, str]) -> Images:
         target, bands = record["target"], _bands(record["bands"])
         file_bands = None if target["bands"] is None else _bands(target["bands"])
         decoder = Decoder(bands, file_bands, recorded_scaling(target["scaling"], len(bands)), target["nodata"])
+        decoder = replace(decoder, scale=target.get("scale"), offset=target.get("offset"))
         return _checked(Images(decoder, record["size"], record["geometry"], record["tile"]))
 
 
@@ -86,4 +89,7 @@ def _checked(images: Images) -> Images:
         raise ValueError(f"found geometry {images.geometry!r}, expected crop or letterbox")
     if not isinstance(rule, str | int | float) or isinstance(rule, bool):
         raise ValueError(f"found nodata {rule!r}, expected a rule or a number")
+    for unit in (images.decoder.scale, images.decoder.offset):
+        if unit is not None and (type(unit) not in (int, float) or not math.isfinite(unit)):
+            raise ValueError(f"found scale or offset {unit!r}, expected a number or null")
     return images

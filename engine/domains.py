@@ -31,7 +31,7 @@ SetName = Literal["train", "eval"]
 def training_images(config: Config, role: Role, *, labels: bool) -> ImageSet:
     """The checked training images of a domain, large ones cut into tiles; without `labels` none is even looked for."""
     items = listed(config, role, "train", labels=labels)
-    return _checked(config, role, role, items, config.data.tile)
+    return _checked(config, role, role, items, config.data.tile, taught=labels)
 
 
 def evaluation_images(config: Config, role: Role) -> ImageSet:
@@ -40,10 +40,13 @@ def evaluation_images(config: Config, role: Role) -> ImageSet:
     return _checked(config, role, f"{role} evaluation", items)
 
 
-def _checked(config: Config, role: Role, what: str, items: list[Item], tile: int | None = None) -> ImageSet:
+def _checked(
+    config: Config, role: Role, what: str, items: list[Item], tile: int | None = None, *, taught: bool = False
+) -> ImageSet:
     """The images, or a DataError that lists all files that cannot be used."""
     cache = None if config.data.cache is None else Cache(config.data.cache)
-    return checked(items, decoder_of(config, role), f"{what} ({domain_of(config, role).root})", cache, tile)
+    what = f"{what} ({domain_of(config, role).root})"
+    return checked(items, decoder_of(config, role), what, cache, tile, taught=taught)
 
 
 def domain_of(config: Config, role: Role) -> DomainConfig:
@@ -113,6 +116,8 @@ def rules_of(config: Config, role: Role) -> Decoder:
         scaling=scaling,
         nodata=reader.nodata if domain.nodata is None else domain.nodata,
         label_map=reader.label_map if domain.label_map is None else domain.label_map,
+        scale=domain.scale,
+        offset=domain.offset,
     )
 
 
@@ -158,16 +163,19 @@ def _stretch(config: Config, role: Role, decoder: Decoder) -> Stretch | None:
     if rule == LIKE_SOURCE:
         whose |= {"like": config.source.root, "how": [gamma, config.source.scaling, config.source.gamma]}
         record = record.with_stem(f"{record.stem}_like_source")  # the baseline of the same run may have another
+    units = [one for of in (domain, config.source)[: 1 + (rule == LIKE_SOURCE)] for one in (of.scale, of.offset)]
+    whose |= {"units": units} if any(one is not None for one in units) else {}
     if record.exists():
         with reading(record, "a measured scaling", "restore it, or give another --out", ConfigError):
             known = read_json(record)
-            if any(known.get(key) != whose.get(key) for key in ("root", "bands", "like", "how")):
+            if any(known.get(key) != whose.get(key) for key in ("root", "bands", "like", "how", "units")):
                 like = f" like {known['like']}" if "like" in known else ""
                 raise ConfigError(
                     f"{record}: measured for {known['root']}{like}, {known['bands']}, with other settings or images "
                     "than now; give another --out"
                 )
-            stretch = recorded_scaling([known["low"], known["high"], gamma, known["dtype"]], len(decoder.bands))
+            values = [known["low"], known["high"], gamma, known["dtype"], known.get("dark")]
+            stretch = recorded_scaling(values, len(decoder.bands))
         assert isinstance(stretch, Stretch)
         return stretch
     items = listed(config, role, "train", labels=False)

@@ -17,8 +17,11 @@ from nets.segmenter import HEADS, Segmenter, evaluating, resize_logits
 HeadChoice = Literal["main", "aux", "mean", "union"]
 
 
-def probabilities(segmenter: Segmenter, image: np.ndarray, data: DataConfig) -> dict[str, Tensor]:
-    """Both heads' class probabilities (K, H, W) of an image (H, W, C), at its native size.
+def probabilities(
+    segmenter: Segmenter, image: np.ndarray, data: DataConfig, valid: np.ndarray | None = None
+) -> dict[str, Tensor]:
+    """Both heads' class probabilities (K, H, W) of an image (H, W, C), at its native size; of no meaning where not
+    `valid`, (H, W) bool, or None for everywhere.
 
     With the geometry "letterbox" the network sees the whole image, or windows of `data.tile` pixels of a larger one,
     scaled to the size of training; with "crop" windows of `usual_window` at native resolution. Windows overlap and are
@@ -37,7 +40,7 @@ def probabilities(segmenter: Segmenter, image: np.ndarray, data: DataConfig) -> 
 
     height, width = image.shape[:2]
     windows = plan(height, width, data, usual_window(data, segmenter.architecture))
-    slabs = iter([Rows(image, np.ones((height, width), bool))])
+    slabs = iter([Rows(image, np.ones((height, width), bool) if valid is None else valid)])
     found = np.empty((len(HEADS), segmenter.classes, height, width), np.float32)
     top = 0
     with evaluating(segmenter):
@@ -50,7 +53,8 @@ def probabilities(segmenter: Segmenter, image: np.ndarray, data: DataConfig) -> 
 def mean_over_scales(
     segmenter: Segmenter, image: np.ndarray, data: DataConfig, scales: Sequence[float]
 ) -> dict[str, Tensor]:
-    """The mean of `probabilities` over an image that is seen at these scales, 1 being that of training."""
+    """The mean of `probabilities` over an image, holes filled, that is seen at these scales, 1 being that of
+    training."""
     total: dict[str, Tensor] = {}
     for scale in scales:
         shown, sized = image, data

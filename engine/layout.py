@@ -6,6 +6,7 @@ from typing import NamedTuple
 from utils.errors import DataError
 
 WARNINGS = "warnings.txt"  # of a training stage
+RANKING = "entropy.csv"  # of stage 2
 SNAPSHOTS = "snapshots"  # of a training stage, a folder
 
 

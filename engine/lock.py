@@ -1,16 +1,23 @@
 """One writer for a folder."""
 
-import fcntl
 import os
 import shlex
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from utils.errors import ConfigError, unwritable
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+    import msvcrt
+
+FAR = 2**30  # a byte that Windows locks, far behind the text, since it lets nobody read it
 LOCK = ".lock"
 
 
@@ -37,7 +44,7 @@ def one_writer(folder: str | Path, *, wait: bool = False, name: str = LOCK) -> I
         raise unwritable(path, error) from None
     with file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(file.fileno(), wait=False)
         except (BlockingIOError, PermissionError):
             file.seek(0)
             owner = file.read().strip() or "another process"
@@ -45,7 +52,7 @@ def one_writer(folder: str | Path, *, wait: bool = False, name: str = LOCK) -> I
             if not wait:
                 raise ConfigError(f"{in_use}; wait until it has ended, or give another --out") from None
             print(f"{in_use}; waiting for it")
-            fcntl.lockf(file, fcntl.LOCK_EX)
+            _take(file.fileno(), wait=True)
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         try:  # not by way of the file's buffer, of which a full disk would be told again when it is closed
             os.truncate(file.fileno(), 0)
@@ -53,3 +60,20 @@ def one_writer(folder: str | Path, *, wait: bool = False, name: str = LOCK) -> I
         except OSError as error:
             raise unwritable(path, error) from None
         yield
+
+
+def _take(file: int, *, wait: bool) -> None:
+    """Take the lock of an open file, which a process gives back when it ends; BlockingIOError or PermissionError if
+    another one has it."""
+    if fcntl is not None:
+        fcntl.lockf(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    while True:
+        os.lseek(file, FAR, os.SEEK_SET)
+        try:
+            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+            return
+        except PermissionError:
+            if not wait:
+                raise
+            time.sleep(1)

@@ -32,6 +32,7 @@ from nets.segmenter import Segmenter
 from nets.weights import save_segmenter
 from utils.errors import ConfigError, Interrupted, TrainingError
 from utils.files import write_text
+from utils.output import progress_bar
 
 Streams = Mapping[str, EndlessSamples]  # by name
 EARLY = 50  # steps after which a term that was always 0 is reported for the first time
@@ -110,10 +111,10 @@ def fit(
     loader = config.data.workers, config.data.timeout, processes.rank(), processes.size()
     sources = {name: stream.batches(batch, start, steps, *loader) for name, stream in streams.items()}
     allowed, first = config.optim.skip_not_finite, processes.is_first()
-    bar_style: dict[str, Any] = {"desc": folder.name, "unit": "step", "dynamic_ncols": True, "disable": not first}
+    bar_style: dict[str, Any] = {"desc": folder.name, "unit": "step", "disable": not first}
     with (
         Logger(folder, start) if first else nullcontext() as log,
-        tqdm(total=steps, initial=start, **bar_style) as bar,
+        progress_bar(total=steps, initial=start, **bar_style) as bar,
         deferred() as signals,
         _explained(streams, folder, config, batch, device, signals),
         forward_mode(mode),

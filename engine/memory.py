@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import re
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.errors import AsdaError, EvaluationError
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     import torch
@@ -36,10 +40,13 @@ def peak_mib(device: torch.device | None) -> float:
 def process_peak_mib() -> float:
     """Peak resident memory of this process in MiB.
 
-    Linux's own count of it begins anew with the program; getrusage(2) there begins with what the parent held.
+    Linux's own count of it begins anew with the program; getrusage(2) there begins with what the parent held. Windows
+    has neither, and gives 0.
     """
     if STATUS.exists() and (found := re.search(r"^VmHWM:\s*(\d+) kB", STATUS.read_text("utf-8"), re.MULTILINE)):
         return int(found[1]) / 1024
+    if resource is None:
+        return 0.0
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tqdm import tqdm
+from utils.output import progress_bar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,11 +86,11 @@ def divided(function: Callable[[T], R], things: Sequence[T], **bar: Any) -> list
 
     What it raises is raised on all of them. `bar` is the style of the progress bar over this process's share.
     """
-    style: dict[str, Any] = {"dynamic_ncols": True, "disable": not is_first(), **bar}
+    style: dict[str, Any] = {"disable": not is_first(), **bar}
     found: list[R] = []
     fault: Exception | None = None
     try:
-        for thing in tqdm(list(things)[rank() :: size()], **style):
+        for thing in progress_bar(list(things)[rank() :: size()], **style):
             found.append(function(thing))
     except Exception as error:
         if size() == 1:

@@ -14,17 +14,17 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from engine.layout import RANKING
 from engine.pictures import write_png
 from losses.class_threshold import BINS, below_threshold, quantise
 from utils.errors import DataError
 from utils.files import write_text
 from utils.labels import IGNORE
+from utils.output import progress_bar
 from utils.records import reading
 
 Layer = Literal["pseudo_labels", "entropy", "cloud"]
-RANKING = "entropy.csv"
 UNCERTAIN = 128  # in a stored pseudo-label: no class, or no data
 STORED_CLASSES = {0: 0, 255: 1, UNCERTAIN: IGNORE}  # value in the file -> class
 LEVELS = BINS - 1  # of a stored share: 1
@@ -96,7 +96,7 @@ def drop_uncertain(split: Path, names: Sequence[str], thresholds: Tensor) -> flo
     """Take the class from the pixels of the pseudo-labels whose entropy is above the threshold of their class (ESL);
     return the share of the pixels with data that keeps it."""
     levels, kept, pixels = quantise(thresholds).cpu(), 0, 0
-    for name in tqdm(names, desc="thresholds", unit="image", dynamic_ncols=True):
+    for name in progress_bar(names, desc="thresholds", unit="image"):
         label = torch.from_numpy(read_pseudo_label(split, name)).long()
         entropy = torch.from_numpy(read_layer(split, "entropy", name).astype(np.int64))
         certain = below_threshold(entropy, label, levels)

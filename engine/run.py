@@ -2,7 +2,6 @@
 
 import platform
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,12 +15,13 @@ from config.fields import flatten
 from config.load import recorded_config, to_yaml
 from config.schema import Config
 from datasets.generated import make_pair
+from engine.layout import RANKING, SNAPSHOTS
 from engine.processes import barrier, first_alone, is_first
 from nets.segmenter import Segmenter
 from nets.weights import save_segmenter
 from utils.errors import ConfigError
 from utils.files import write_text
-from utils.records import changes, reading
+from utils.records import changes, commit, reading
 
 # What a stage's result does not depend on: it may differ when a run is continued. With a point at the end: all below.
 FREE_KEYS = (
@@ -39,10 +39,11 @@ LATER_KEYS: dict[Kind, tuple[str, ...]] = {
 
 
 def open_stage(config: Config, kind: Kind, name: str) -> Path:
-    """Make the directory of a stage, or continue it.
+    """Make the directory of a stage, or continue it. Until something is made in it, its settings may change; what was
+    measured under the earlier ones is then measured anew, unless another stage of the run was made with it.
 
     Raises:
-        ConfigError: it was begun with other settings; names each of them. Or `eval.weights` is given.
+        ConfigError: it was made with other settings; names each of them. Or `eval.weights` is given.
     """
     if config.eval.weights is not None:  # it brings its own scaling, which training must not follow
         raise ConfigError(
@@ -53,16 +54,25 @@ def open_stage(config: Config, kind: Kind, name: str) -> Path:
     record = folder / "config.yaml"
     with first_alone():
         if record.exists():
-            if changed := differences(record, bound_settings(config, kind)):
+            if not (changed := differences(record, bound_settings(config, kind))):
+                return folder
+            if _made(folder):
                 what = f"begun with other settings: {'; '.join(changed)}"
                 raise ConfigError(f"{folder}: {what}. Give the same settings, or another --out")
-            return folder
-        if folder.exists() and any(path.suffix != ".tmp" for path in folder.iterdir()):
+            if not any(_made(stage) for stage in folder.parent.iterdir()):
+                for measured in folder.parent.glob("scaling_*.json"):
+                    measured.unlink()
+        elif folder.exists() and any(path.suffix != ".tmp" for path in folder.iterdir()):
             what = "exists without config.yaml, so it is not a run of this project"
             raise ConfigError(f"{folder}: {what}; give another --out")
         folder.mkdir(parents=True, exist_ok=True)
         write_text(record, f"# {versions()}\n{COMMAND}{command_line()}\n{to_yaml(config)}")
     return folder
+
+
+def _made(folder: Path) -> bool:
+    """Whether a stage has made anything that follows its settings."""
+    return any(next(folder.glob(kind), None) for kind in ("checkpoint*.pt", "*.safetensors", SNAPSHOTS, RANKING))
 
 
 def bound_settings(config: Config, kind: Kind) -> dict[str, Any]:
@@ -97,12 +107,7 @@ def _entry(values: Any, key: str) -> Any:
 
 def versions() -> str:
     """Versions and, in a git checkout, the commit, in one line."""
-    ask = ["git", "-C", str(Path(__file__).resolve().parents[1]), "rev-parse", "HEAD"]
-    try:
-        commit = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = "unknown"
-    return f"python {platform.python_version()}, torch {torch.__version__}, commit {commit}"
+    return f"python {platform.python_version()}, torch {torch.__version__}, commit {commit()}"
 
 
 def uses_split(config: Config) -> bool:

@@ -7,6 +7,7 @@ import torch
 
 from config.schema import Config
 from losses.inputs import TrainingProgress
+from utils.errors import DataError
 
 POWER = 0.9  # DeepLab, ADVENT
 
@@ -42,6 +43,28 @@ def intra_length(config: Config, targets: int) -> tuple[int, int]:
         return stage_length(intra.steps, intra.epochs, hard, intra.batch)
     steps, _ = stage_length(teacher.steps, teacher.epochs, targets, teacher.batch)
     return steps, math.ceil(hard / intra.batch)
+
+
+def easy_count(images: int, ratio: float, one_more: bool = False) -> int:
+    """Size of the easy split: `int(ratio * n)`; with `one_more`, as released, one more, but never all.
+
+    Raises:
+        DataError: one of the two splits would be empty.
+    """
+    count = int(ratio * images)
+    if one_more:
+        count = min(count + 1, images - 1)
+    if not 0 < count < images:
+        fix = "change split.ratio or give more target images"
+        if images < 2:
+            fix = (
+                "give more target images, a smaller data.tile that cuts it, or --intra.enabled false for stage 1 alone"
+            )
+        raise DataError(
+            f"split.ratio {ratio} of {images} target image(s) gives {count} easy and {images - count} hard; "
+            f"both need at least one: {fix}"
+        )
+    return count
 
 
 def set_rates(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from config.schema import DataConfig
-from datasets.geometry import fitted_size, scale_to
+from datasets.geometry import filled, fitted_size, scale_to
 from datasets.images import corners
 from engine.data_record import Images
 from utils.errors import ConfigError
@@ -121,7 +121,8 @@ def blended(
     """What a network predicts of an image, from the top down, in rows that no later window changes.
 
     Args:
-        slabs: the image's 8-bit bands from the top down, in any number of rows at a time.
+        slabs: the image's 8-bit bands from the top down, in any number of rows at a time: each window is filled where
+            it has no data when it is whole.
         layers: shape of what is predicted for a pixel.
         at_once: windows in one batch.
         apply: `map`, or that of a pool of threads.
@@ -147,7 +148,7 @@ def blended(
         total = np.concatenate([total, np.zeros((*layers, height - total.shape[-2], width), np.float32)], axis=-2)
         with_data = [column for column in windows.columns if valid[:height, column.start : column.stop].any()]
         batches = [with_data[begin : begin + at_once] for begin in range(0, len(with_data), at_once)]
-        predict = partial(_predict_windows, predict_batch, image[:height], windows.seen)
+        predict = partial(_predict_windows, predict_batch, image[:height], valid[:height], windows.seen)
         for columns, predicted in zip(batches, apply(predict, batches), strict=True):
             for column, layer in zip(columns, predicted, strict=True):
                 total[..., column.start : column.stop] += row.weight[:, None] * column.weight * layer
@@ -157,10 +158,11 @@ def blended(
 
 
 def _predict_windows(
-    predict_batch: PredictBatch, rows: np.ndarray, seen: tuple[int, int], columns: list[Span]
+    predict_batch: PredictBatch, rows: np.ndarray, valid: np.ndarray, seen: tuple[int, int], columns: list[Span]
 ) -> np.ndarray:
-    windows = [scale_to(rows[:, column.start : column.stop], *seen) for column in columns]
-    return predict_batch(np.stack(windows), (len(rows), columns[0].stop - columns[0].start))
+    places = [np.s_[:, column.start : column.stop] for column in columns]
+    windows = [scale_to(filled(rows[place], valid[place]), *seen) for place in places]
+    return predict_batch(np.stack(windows), valid[places[0]].shape)
 
 
 def _predict_whole(predict_batch: PredictBatch, slabs: Iterator[Rows], windows: Plan, layers: tuple[int, ...]) -> Rows:
@@ -170,6 +172,7 @@ def _predict_whole(predict_batch: PredictBatch, slabs: Iterator[Rows], windows: 
     if len(rows):
         down, across = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
         height, width = valid[down, across].shape
-        scaled = scale_to(image[down, across], *fitted_size(height, width, max(windows.seen)))
+        whole = filled(image[down, across], valid[down, across])
+        scaled = scale_to(whole, *fitted_size(height, width, max(windows.seen)))
         total[..., down, across] = predict_batch(scaled[None], (height, width))[0]
     return Rows(total, valid)

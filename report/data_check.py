@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from config.schema import Config
-from datasets.check import PartSummary, against_published, inspect_part, warnings_of
+from datasets.check import PartSummary, against_published, between_domains, inspect_part, warnings_of
 from datasets.images import ImageSet
 from datasets.measured_scaling import has_8_bits, measured_stretch
 from datasets.readers import READERS
@@ -27,11 +27,13 @@ def check(config: Config) -> None:
     folder = Path(config.out) / "check"
     folder.mkdir(parents=True, exist_ok=True)
     record: dict[str, dict[str, Any]] = {}
+    training: dict[str, PartSummary] = {}
     for role in get_args(Role):
         domain = domain_of(config, role)
         if not domain.root:
             continue
         parts, images = check_domain(config, role)
+        training[role] = parts["train"]
         try:
             draw_samples(images, folder / f"{role}.png")
         except DataError as error:
@@ -47,6 +49,8 @@ def check(config: Config) -> None:
             "notes": warnings_of(parts) + against_published(parts, keys, reader.published),
             "problems": sorted({problem for part in parts.values() for problem in part.problems}),
         }
+    if {*training} == {"source", "target"}:
+        record["target"]["notes"] += between_domains(training["source"], training["target"])
     write_json(folder / "report.json", record)
     text = printable("\n".join(section(role, found) for role, found in record.items()))
     write_text(folder / "report.md", text)

@@ -12,21 +12,23 @@ from pathlib import Path
 
 import numpy as np
 from scipy.stats import spearmanr
-from tqdm import tqdm
 
 from config.load import load_config
 from config.schema import Config
+from datasets.geometry import filled
 from engine.build import trained
 from engine.cli import run
 from engine.domains import training_images
 from engine.inference import HeadChoice, decided, mean_over_scales
-from engine.pseudo_labels import RANKING, read_pseudo_label
+from engine.layout import RANKING
+from engine.pseudo_labels import read_pseudo_label
 from losses.entropy import normalised_entropy
 from nets.segmenter import Segmenter
 from report.metrics import confusion_matrix, scores
 from report.tables import markdown_table
 from utils.errors import DataError
 from utils.labels import IGNORE
+from utils.output import progress_bar
 
 LEVELS = 1000  # of entropy, in which pixels are counted
 
@@ -101,15 +103,16 @@ def diagnose(folder: Path) -> Diagnosis:
         raise DataError(f"{split / RANKING}: does not exist; this run has no stage 2 to judge")
     found = Diagnosis()
     images = training_images(config, "target", labels=True)
-    for item in tqdm(images, desc=str(folder), unit="image", dynamic_ncols=True):
+    for item in progress_bar(images, desc=str(folder), unit="image"):
         decoded = images.read(item)
         assert decoded.label is not None
         known = decoded.valid & (decoded.label != IGNORE)
         if not known.any():
             continue
-        entropy, of_teacher = predict_image(teacher, decoded.image, config, config.split.scales, "main")
+        image = filled(decoded.image, decoded.valid)
+        entropy, of_teacher = predict_image(teacher, image, config, config.split.scales, "main")
         masks = decoded.taken(read_pseudo_label(split, item.name))
-        of_student = predict_image(student, decoded.image, config, [1.0], config.eval.head)[1]
+        of_student = predict_image(student, image, config, [1.0], config.eval.head)[1]
         found.add(*(layer[known] for layer in (decoded.label, entropy, of_teacher, masks, of_student)))
     if not found.error:
         raise DataError(f"{config.target.root}: no label has a known pixel, so there is nothing to judge by")

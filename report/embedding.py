@@ -16,10 +16,10 @@ from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
-from tqdm import tqdm
 
 from nets.segmenter import Segmenter, evaluating, grid_places
 from utils.errors import MissingError
+from utils.output import progress_bar
 
 
 class Patch(NamedTuple):
@@ -77,7 +77,7 @@ def sample_pixels(
     predicted, offset = False, 0
     kinds: dict[tuple[bool, bool], list[np.ndarray]] = {}  # (is source, is cloud) -> (n, 4) for each patch
     for role in ("source", "target"):
-        for position, patch in enumerate(tqdm(patches[role], desc=f"t-SNE, {role}", unit="image", leave=False)):
+        for position, patch in enumerate(progress_bar(patches[role], desc=f"t-SNE, {role}", unit="image", leave=False)):
             with evaluating(reference):
                 prediction = reference(patch.image.to(device))
             size, aligned = prediction.features.shape[-2:], reference.align_corners

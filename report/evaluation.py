@@ -126,7 +126,7 @@ def evaluate_image(
     places = drawn_places(item.name, int(valid.sum()), len(domain.images))
     for name, model in models.items():
         seen = domain.views[name].read(item).image if name in domain.views else image
-        probability = probabilities(model, seen, config.data)
+        probability = probabilities(model, seen, config.data, valid)
         chosen = decided(probability, config.eval.head)
         uncertain = normalised_entropy(chosen[None])[0].numpy()
         same = (decide(probability, "main") == decide(probability, "aux")).numpy()

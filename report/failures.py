@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from config.load import load_config
 from engine.build import trained
@@ -24,6 +23,7 @@ from engine.pictures import ERROR_KEY, colour_errors, colour_mask, thinned, visi
 from report.plots import picture_grid
 from utils.errors import DataError
 from utils.labels import IGNORE
+from utils.output import progress_bar
 
 
 class FinishedRun:
@@ -41,7 +41,7 @@ class FinishedRun:
         """Label, mask (H, W) and share of wrong pixels among the known, NaN of none, of a labelled image."""
         decoded = self.images.read(self.labelled[name])
         assert decoded.label is not None
-        probability = probabilities(self.network, decoded.image, self.config.data)
+        probability = probabilities(self.network, decoded.image, self.config.data, decoded.valid)
         mask, known = decide(probability, self.config.eval.head).byte().numpy(), decoded.label != IGNORE
         share = float((mask != decoded.label)[known].mean()) if known.any() else math.nan
         return decoded.placed(decoded.label, IGNORE), decoded.placed(mask, IGNORE), share
@@ -56,7 +56,7 @@ def draw_failures(runs: Sequence[Path], picture: Path, count: int = 5) -> None:
     if picture.exists():
         raise DataError(f"{picture}: exists and is left as it is; give another name, or remove it")
     judge = FinishedRun(runs[-1])
-    shares = {name: judge.errors(name)[2] for name in tqdm(judge.labelled, desc=str(runs[-1]), unit="image")}
+    shares = {name: judge.errors(name)[2] for name in progress_bar(judge.labelled, desc=str(runs[-1]), unit="image")}
     judged = [name for name, share in shares.items() if not math.isnan(share)]
     worst = sorted(judged, key=lambda name: (-shares[name], name))[:count]
     if not worst:

@@ -11,17 +11,18 @@ from typing import get_args
 import cv2
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from config.load import recorded_config
 from config.schema import Config
 from datasets.files import Item
+from datasets.geometry import filled
 from datasets.images import ImageSet
 from datasets.samples import network_input
 from engine.domains import training_images
 from engine.inference import decided, probabilities
+from engine.layout import RANKING
 from engine.pictures import CLOUD, ERROR_KEY, as_rgb, colour_mask, laid_over, outlined, read_png, thinned, visible
-from engine.pseudo_labels import RANKING, read_ranking
+from engine.pseudo_labels import read_ranking
 from losses.entropy import normalised_entropy
 from nets.segmenter import Head
 from report.embedding import Patch, embed, features_at, sample_pixels
@@ -31,6 +32,7 @@ from report.metrics import CLASSES
 from report.plots import embedding_panels, entropy_histograms, evenly_spaced, picture_grid, whole_label
 from report.records import Picture
 from utils.errors import MissingError
+from utils.output import progress_bar
 from utils.records import reading, write_json
 
 SPLIT_IMAGES = 12  # of each split in the histograms of entropy
@@ -116,11 +118,11 @@ def _draw_split(evaluation: Evaluation) -> list[Picture]:
     chosen = {half: evenly_spaced(sorted(items[i.name] for i in of), SPLIT_IMAGES) for half, of in halves.items()}
     shown = [(name, half, item) for name in models for half, of in chosen.items() for item in of]
     pixels: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
-    for name, half, item in tqdm(shown, desc="easy and hard images", unit="image"):
+    for name, half, item in progress_bar(shown, desc="easy and hard images", unit="image"):
         seen = replace(images, decoder=views[name].decoder, cache=None) if name in views else images
         decoded = seen.read(item)
-        probability = decided(probabilities(models[name], decoded.image, config.data), config.eval.head)
-        entropy = normalised_entropy(probability[None])[0].numpy()[decoded.valid]
+        probability = probabilities(models[name], decoded.image, config.data, decoded.valid)
+        entropy = normalised_entropy(decided(probability, config.eval.head)[None])[0].numpy()[decoded.valid]
         pixels[name, half].append(entropy[:: math.ceil(len(entropy) / SPLIT_PIXELS)])
     values = {_title(name): {half: np.concatenate(pixels[name, half]) for half in chosen} for name in models}
     entropy_histograms(folder / "entropy" / "easy_hard.png", values)
@@ -149,15 +151,16 @@ def draw_tsne(evaluation: Evaluation) -> list[Picture]:
         found = []
         for decoded in map(images.read, evenly_spaced(images, TSNE_IMAGES)):
             label = None if decoded.label is None else thinned(_middle(decoded.label, config))
-            patch = network_input(_middle(decoded.image, config), config.data.size, config.data.geometry)
-            found.append(Patch(patch, label, thinned(_middle(decoded.valid, config))))
+            image, valid = _middle(decoded.image, config), _middle(decoded.valid, config)
+            patch = network_input(filled(image, valid), config.data.size, config.data.geometry)
+            found.append(Patch(patch, label, thinned(valid)))
         return found
 
     reference = list(models)[-1]
     known = {"source": patches(source), "target": patches(target.seen_by(reference))}
     pixels, predicted = sample_pixels(known, models[reference], config.eval.tsne_pixels, config.seed)
     panels = {}
-    for name, model in tqdm(models.items(), desc="t-SNE", unit="model"):
+    for name, model in progress_bar(models.items(), desc="t-SNE", unit="model"):
         as_reference = target.seen_by(name) is target.seen_by(reference)
         seen = known["target"] if as_reference else patches(target.seen_by(name))
         panels[_title(name)] = embed(features_at(model, [*known["source"], *seen], pixels), pixels, config.seed)
@@ -196,10 +199,10 @@ def draw_gradcam(evaluation: Evaluation) -> list[Picture]:
     for domain in domains:
         chosen = evenly_spaced(domain.images, min(config.eval.pictures, CAM_IMAGES))
         columns: dict[str, list[np.ndarray]] = {"image": []}
-        for item in tqdm(chosen, desc=f"Grad-CAM {domain.role}", unit="image"):
+        for item in progress_bar(chosen, desc=f"Grad-CAM {domain.role}", unit="image"):
             decoded = domain.seen_by(name).read(item)
             image, valid = _middle(decoded.image, config), _middle(decoded.valid, config)
-            patch = network_input(image, config.data.size, config.data.geometry).to(device)
+            patch = network_input(filled(image, valid), config.data.size, config.data.geometry).to(device)
             picture, known = thinned(as_rgb(image)), torch.from_numpy(valid.copy())
             columns["image"].append(picture)
             for head, (target, kind) in product(get_args(Head), enumerate(CLASSES)):

@@ -10,8 +10,8 @@ from PIL import Image
 
 from config.load import to_yaml
 from config.schema import PARTS, Config
-from engine.layout import MODELS, read_warnings
-from engine.pseudo_labels import RANKING, read_ranking
+from engine.layout import MODELS, RANKING, read_warnings
+from engine.pseudo_labels import read_ranking
 from engine.run import COMMAND, command_line
 from report.metrics import score_at
 from report.plots import training_curves

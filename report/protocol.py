@@ -42,7 +42,7 @@ def check_view(config: Config, stage: Path) -> None:
         before = recorded_config(record)
         for role, domain in (("source", config.source), ("target", config.target)):
             if config.eval.weights is None and before[role]["root"] == domain.root:
-                keys[role] = ["eval_share", "bands", "nodata"] + ["scene"] * bool(domain.eval_share)
+                keys[role] = ["eval_share", "bands", "nodata", "scale", "offset"] + ["scene"] * bool(domain.eval_share)
                 keys[role] += ["scaling", "gamma"] * (role == "source")  # of the target, each model brings its own
         known = [(section, name) for section, names in keys.items() for name in names if name in before[section]]
         trained_with = [(section, name, before[section][name]) for section, name in known]

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from config.schema import Config
 from datasets.decode import read_bands
@@ -25,6 +24,7 @@ from report.metrics import confusion_matrix, score_at, scores
 from report.tables import markdown_table, percent
 from utils.errors import DataError
 from utils.files import write_text
+from utils.output import progress_bar
 from utils.records import write_json
 
 THRESHOLDS = {"12/255": 12, "1/2": 127}  # in 255ths; a pixel above it is cloud
@@ -56,7 +56,7 @@ def score_scenes(domain: Domain, models: Mapping[str, Segmenter], config: Config
     every = listed(config, domain.role, "eval", labels=False)  # a patch without data is not predicted, but has a place
     scenes = sorted({str(item.scene) for item in patches})
     found: dict[str, dict[str, dict[str, dict[str, float]]]] = {name: {of: {} for of in THRESHOLDS} for name in models}
-    bar = tqdm(total=len(patches) * len(models), desc="scenes", unit="patch", dynamic_ncols=True)
+    bar = progress_bar(total=len(patches) * len(models), desc="scenes", unit="patch")
     for scene in scenes:
         truth = read_bands(truths[scene]).pixels[..., 0] > 0
         rows, columns = np.max([place_of(item.name) for item in every if item.scene == scene], axis=0) + 1
@@ -64,7 +64,8 @@ def score_scenes(domain: Domain, models: Mapping[str, Segmenter], config: Config
             tiles: dict[tuple[int, int], np.ndarray] = {}
             for item in (item for item in patches if item.scene == scene):
                 decoded = domain.seen_by(name).read(item)
-                cloud = decided(probabilities(model, decoded.image, config.data), config.eval.head)[1]
+                probability = probabilities(model, decoded.image, config.data, decoded.valid)
+                cloud = decided(probability, config.eval.head)[1]
                 tiles[place_of(item.name)] = decoded.placed((cloud * 255).round().byte().numpy(), 0)
                 bar.update()
             empty = np.zeros_like(next(iter(tiles.values())))

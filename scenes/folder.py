@@ -4,25 +4,27 @@ import csv
 import glob
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 from datasets.decode import picture_kind
 from datasets.files import SUFFIXES, by_name
 from engine import processes
 from scenes.predict import Options, Summary
-from utils.errors import CONTROL, ConfigError, DataError
+from utils.errors import CONTROL, ConfigError, DataError, unwritable
 from utils.files import write_text
 from utils.records import read_json, reading, write_json
 
 SETTINGS, SUMMARY = "predict.json", "summary.csv"
 
 
-def find_scenes(inputs: Sequence[str], out: Path) -> dict[str, Path]:
-    """The files to predict, by name: the path below the folder that was given, or the file's own, without suffix.
+def find_scenes(inputs: Sequence[str], out: Path) -> tuple[dict[str, Path], list[str]]:
+    """The files to predict, by name: the path below the folder that was given, or the file's own, without suffix; and a
+    sentence for each name that several files have, of which none is predicted.
 
-    An input that is not there raises DataError; two of one name, and masks among the scenes, raise ConfigError.
+    An input that is not there raises DataError; masks among the scenes raise ConfigError.
     """
     found: dict[str, set[Path]] = {}
     for text in inputs:
@@ -30,7 +32,7 @@ def find_scenes(inputs: Sequence[str], out: Path) -> dict[str, Path]:
         if path.is_dir():
             if out.resolve().is_relative_to(path.resolve()):
                 raise ConfigError(f"--out {out} lies in {path}, its masks would be taken for scenes; give another")
-            named = [(name, file) for name, files in by_name(path).items() for file in files]
+            named = [(name, file) for name, files in by_name(path, path).items() for file in files]
             if not named:
                 raise DataError(f"{path}: holds no {', '.join(SUFFIXES)} file; name files of other kinds one by one")
         else:
@@ -43,17 +45,17 @@ def find_scenes(inputs: Sequence[str], out: Path) -> dict[str, Path]:
     scenes = {name: sorted(paths) for name, paths in sorted(found.items())}
     if strange := [str(paths[0]) for name, paths in scenes.items() if CONTROL.search(name)]:
         raise ConfigError(f"{strange[0]!r}: has a control character in its name; rename it")
-    if shared := [", ".join(map(str, paths)) for paths in scenes.values() if len(paths) > 1]:
-        raise ConfigError(f"{'; '.join(shared)}: would have one mask file; rename them, or give another --out for each")
-    return {name: paths[0] for name, paths in scenes.items()}
+    shared = [", ".join(map(str, paths)) for paths in scenes.values() if len(paths) > 1]
+    fix = "would have one mask file; rename them, or give another --out for each"
+    return {name: paths[0] for name, paths in scenes.items() if len(paths) == 1}, [f"{of}: {fix}" for of in shared]
 
 
-def open_folder(out: Path, weights: Path, options: Options) -> None:
-    """Make the folder of the masks, or go on with it; raises ConfigError if it was begun with other settings, or cannot
-    be made."""
+def open_folder(out: Path, weights: Path, options: Options, reading_rules: Mapping[str, object] | None = None) -> None:
+    """Make the folder of the masks, or go on with it; raises ConfigError if scenes were finished there with other
+    settings, those of how scenes are read among them (`reading_rules`), or it cannot be made."""
     record = out / SETTINGS
     digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
-    settings = {"weights": digest, **asdict(options)}
+    settings = {"weights": digest, **asdict(options), **(reading_rules or {})}
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not record.exists():
@@ -63,7 +65,9 @@ def open_folder(out: Path, weights: Path, options: Options) -> None:
     with reading(record, "the settings of predict.py", "give another --out", ConfigError):
         before = read_json(record)
         changed = [f"{key} was {before.get(key)}, is {now}" for key, now in settings.items() if before.get(key) != now]
-    if changed:
+    if changed and not any(out.glob(f"{Path(SUMMARY).stem}*")):
+        write_json(record, settings)
+    elif changed:
         raise ConfigError(f"{out}: begun with other settings: {'; '.join(changed)}. Give the same, or another --out")
 
 
@@ -73,25 +77,51 @@ def outputs_of(out: Path, layers: Sequence[str], name: str, scene: Path) -> dict
     return {layer: out / f"{name}_{layer}{'.png' if layer == 'quicklook' else suffix}" for layer in layers}
 
 
+class Row(NamedTuple):
+    """What is known of a finished scene: its summary, and size in bytes and time of change (ns) of its file then."""
+
+    summary: Summary
+    bytes: int
+    modified: int
+
+
+STAMP = Row._fields[1:]
+
+
 class SummaryFile:
     """OUT/summary.csv, a row for each finished scene. Each of several processes has a part of its own until all end.
     Every method raises DataError if it cannot be read or written."""
 
     def __init__(self, out: Path) -> None:
         self.path = out / SUMMARY
-        self.stopped = self._parts()  # of processes that did not end
-        self.rows = {name: row for part in [*self.stopped, self.path] for name, row in read_summary(part).items()}
+        first, whose = processes.is_first(), f".{processes.rank()}{self.path.suffix}"
+        self.mine = self.path if first else self.path.with_suffix(whose)
+        before = [*self._parts(), self.path]  # the parts are of processes that did not end
+        self.rows = {name: row for part in before for name, row in read_summary(part).items()}
+        self.appending = False  # the first row of this process makes its file anew: the last one there may be cut off
 
-    def add(self, name: str, row: Summary) -> None:
-        """Add the row of a scene, and write this process's file."""
+    def finished(self, name: str, stamp: tuple[int, int], outputs: Iterable[Path]) -> bool:
+        """Whether a scene has its row and its outputs, and they are of this very file."""
+        return name in self.rows and self.rows[name][1:] == stamp and all(output.is_file() for output in outputs)
+
+    def add(self, name: str, row: Row) -> None:
+        """Add the row of a scene to this process's file."""
         self.rows[name] = row
-        mine = self.path if processes.is_first() else self.path.with_suffix(f".{processes.rank()}{self.path.suffix}")
-        write_summary(mine, self.rows)
+        appending, self.appending = self.appending, False
+        if appending:
+            try:
+                with open(self.mine, "a", encoding="utf-8") as file:
+                    file.write(_table({name: row}))
+            except OSError as error:
+                raise unwritable(self.mine, error) from error
+        else:
+            write_summary(self.mine, self.rows)
+        self.appending = True
 
     def join(self) -> None:
-        """Make one file of those of all processes."""
+        """Make one file of those of all processes, in the order of the names."""
         everyone = processes.gathered_objects(self.rows)
-        if processes.is_first() and (self.stopped or processes.size() > 1):
+        if processes.is_first():
             write_summary(self.path, {name: row for rows in everyone for name, row in rows.items()})
             for part in self._parts():
                 part.unlink()
@@ -100,18 +130,41 @@ class SummaryFile:
         return sorted(self.path.parent.glob(f"{self.path.stem}.*{self.path.suffix}"))
 
 
-def read_summary(path: Path) -> dict[str, Summary]:
-    """The row of each scene; a damaged file raises `DataError`."""
+def stamp_of(scene: Path) -> tuple[int, int]:
+    """Size in bytes and time of change (ns) of a file; raises DataError if it is not there."""
+    try:
+        found = scene.stat()
+    except OSError as error:
+        raise DataError(f"{scene}: cannot be read ({error.strerror})") from None
+    return found.st_size, found.st_mtime_ns
+
+
+def read_summary(path: Path) -> dict[str, Row]:
+    """The row of each scene, but for one that was being written; a damaged file raises `DataError`."""
     if not path.exists():
         return {}
     with reading(path, "a summary of predict.py", "remove it to predict all scenes anew"):
-        rows = list(csv.DictReader(io.StringIO(path.read_text("utf-8"))))
-        return {row["scene"]: Summary(*(float(row[field]) for field in Summary._fields)) for row in rows}
+        whole, end, _ = path.read_text("utf-8").rpartition("\n")
+        rows = {row["scene"]: Summary._field_defaults | row for row in csv.DictReader(io.StringIO(whole + end))}
+        kinds = [(name, str if name == "notes" else float) for name in Summary._fields]
+        summaries = {name: Summary._make(kind(row[field]) for field, kind in kinds) for name, row in rows.items()}
+        # A summary from before the stamps were written has none, so that its scenes are predicted anew.
+        return {
+            name: Row(summaries[name], *(int(row.get(field) or 0) for field in STAMP)) for name, row in rows.items()
+        }
 
 
-def write_summary(path: Path, rows: Mapping[str, Summary]) -> None:
+def write_summary(path: Path, rows: Mapping[str, Row]) -> None:
+    """Write the rows in the order of the names, unless they are there; none makes no file."""
+    text = ",".join(["scene", *Summary._fields, *STAMP]) + "\n" + _table(rows)
+    before = path.read_text("utf-8") if path.exists() else None
+    if text != before and (rows or before):
+        write_text(path, text)
+
+
+def _table(rows: Mapping[str, Row]) -> str:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["scene", *Summary._fields])
-    table.writerows([name, *(f"{value:.6g}" for value in row)] for name, row in sorted(rows.items()))
-    write_text(path, text.getvalue())
+    for name, row in sorted(rows.items()):
+        table.writerow([name, *(f"{value:.6g}" for value in row.summary[:-1]), row.summary.notes, *row[1:]])
+    return text.getvalue()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,12 @@ class CloudNetwork:
     settle: Callable[[], object] = lambda: None
     device: torch.device | None = None
     window: int | None = None
+
+    @cached_property
+    def name(self) -> str:
+        """Its file's name and, where the file is there, what tells its content from any other."""
+        digest = f", sha256 {hashlib.sha256(self.path.read_bytes()).hexdigest()}" if self.path.is_file() else ""
+        return self.path.name + digest
 
 
 def load_network(path: str | Path, device: str | None = None) -> CloudNetwork:
@@ -117,7 +124,8 @@ def _load_onnx(path: Path) -> CloudNetwork:
             raise WeightsError(f"{path}: gave {found.shape}, expected {(len(windows), *size)}; make it with export.py")
         return found
 
-    workers = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+    threads = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # the first is of the outermost level
+    workers = (int(threads) if threads.isdecimal() else 0) or os.cpu_count() or 1  # as OpenMP takes what is no number
     return CloudNetwork(path, images, cloud, workers, window=usual_window(images, metadata.get("architecture", "{}")))
 
 

@@ -3,19 +3,22 @@
 import math
 import shutil
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from config.fields import at_least, faults, within
+from config.fields import at_least, faults, share, within
+from datasets.decode import Bands
 from datasets.files import Item
+from datasets.values import LIMIT, Values
 from engine.windows import Plan, PredictBatch, Rows, blended, plan
 from scenes.masks import CLOUD, dilated, without_small
 from scenes.network import CloudNetwork
@@ -23,11 +26,13 @@ from scenes.rasters import MASK, SHARE, Output, Thumbnail, grid_of, slabs, write
 from scenes.streams import ahead
 from utils.errors import ConfigError, DataError
 from utils.labels import IGNORE
+from utils.records import commit
 
 Write = Callable[[np.ndarray], object]
 Tick = Callable[[int, int], object]
 AHEAD = 2  # slabs that are read, and strips that are predicted, before they are asked for
 GDAL_CACHE = 64  # MiB
+NOTES = " | "  # between two notes of a scene
 BATCH = 2**18  # pixels of network input in one batch
 WHOLE = 4096  # pixels: the longest side of a scene that is seen whole
 
@@ -42,6 +47,7 @@ class Options:
         flips: take the mean over each window and its three mirror images; four times the work.
         min_cloud: clouds of fewer pixels than this are cleared.
         buffer: pixels that are this near to a cloud's become cloud; after `min_cloud`.
+        outside: a scene is refused if more than this share of its values lies outside the range that the scaling knows.
     """
 
     window: int | None = at_least(None, 1)
@@ -50,6 +56,7 @@ class Options:
     flips: bool = False
     min_cloud: int = at_least(0, 0, " pixels")
     buffer: int = at_least(0, 0, " pixels")
+    outside: float = share(LIMIT)
 
     def __post_init__(self) -> None:
         for sentence in faults(self):
@@ -78,12 +85,15 @@ class Result(NamedTuple):
 
 class Summary(NamedTuple):
     """Of one scene: cloud as a share of the pixels with data, those as a share of all, their mean entropy in [0, 1],
-    and the seconds that it took. Without data, the first and third are NaN."""
+    the seconds that it took, the share of the values outside the range that the scaling knows, and what should be known
+    before the mask is believed, a sentence each, joined by " | ". Without data, the first and third are NaN."""
 
     cloud_share: float
     valid_share: float
     mean_entropy: float
     seconds: float
+    outside_share: float = 0.0
+    notes: str = ""
 
 
 def predict_array(
@@ -96,7 +106,8 @@ def predict_array(
             the network is for (uint8, uint16, int16 or float32): they are scaled to 8 bits as those are.
         valid: (H, W) bool, where there is data; None: everywhere but at NaN and infinity.
 
-    An image of another shape, or of values that are not those of the network's files, raises DataError.
+    An image of another shape, or of values that are not those of the network's files, raises DataError; what a
+    scene's summary would note is warned of.
     """
     options = options or Options()
     bands = network.images.decoder.bands
@@ -106,9 +117,17 @@ def predict_array(
         valid = np.isfinite(image).all(2)
     if valid.shape != image.shape[:2]:
         raise DataError(f"found valid of {valid.shape}, expected {image.shape[:2]} as the image")
-    scaled = network.images.decoder.scaled(image, Item("array", (Path("array"),)))
+    decoder, values = network.images.decoder, Values(network.images.decoder)
+    stored = Bands(image, bands, valid, units=(None,) * len(bands))
+    calibrated = decoder.values(stored)
+    scaled = decoder.scaled(calibrated, Item("array", (Path("array"),)))
+    values.add(stored, calibrated)
+    _require_range(values, "array", options)
+    for note in values.notes():
+        warnings.warn(note, stacklevel=2)
     scene = Rows(np.where(valid[..., None], scaled, np.uint8(0)), valid)
-    windows = options.plan(valid.shape[0], valid.shape[1], network)
+    height, width = valid.shape
+    windows = options.plan(height, width, network)
     strips = _clouds(network, iter([scene]), windows, options.flips)
     layers: dict[str, list[np.ndarray]] = {"probability": [], "entropy": []}
     masks = list(_masks(strips, options, {name: parts.append for name, parts in layers.items()}, defaultdict(float)))
@@ -143,14 +162,17 @@ def predict_scene(
         windows = options.plan(grid.height, grid.width, network)
     except ConfigError as error:
         raise DataError(f"{path}: {error}") from None
-    image_small, mask_small = Thumbnail(grid), Thumbnail(grid)
+    image_small, mask_small, values = Thumbnail(grid), Thumbnail(grid), Values(network.images.decoder)
     sums: dict[str, float] = defaultdict(float)
 
     def scene() -> Iterator[Rows]:
-        for slab in slabs(path, network.images.decoder, grid):
+        for slab in slabs(path, network.images.decoder, grid, values.add):
             image_small.add(slab.layer)
             yield slab
 
+    settings = {key.upper(): value for key, value in asdict(options).items() if value is not None}
+    made = {"MODEL": network.name, "VERSION": f"commit {commit()}", **settings}
+    tags = {f"ASDA_{key}": str(value) for key, value in made.items()}
     scratch = outputs["mask"].with_name(f".{outputs['mask'].name}.part")
     shutil.rmtree(scratch, ignore_errors=True)
     with ExitStack() as stack:
@@ -164,16 +186,28 @@ def predict_scene(
         layers = {}
         for name, kind in (("probability", SHARE), ("entropy", SHARE), ("mask", MASK)):
             if name in outputs:
-                layers[name] = stack.enter_context(closing(Output(outputs[name], grid, kind, scratch)))
+                layers[name] = stack.enter_context(closing(Output(outputs[name], grid, kind, scratch, tags)))
         for strip in _masks(strips, options, {name: layer.add for name, layer in layers.items()}, sums):
             layers["mask"].add(strip)
             mask_small.add(strip)
+        _require_range(values, path, options)
         if "quicklook" in outputs:
             write_quicklook(outputs["quicklook"], image_small, mask_small, network.images.decoder.bands, scratch)
         for layer in layers.values():
             layer.finish()
     valid, seconds = sums["valid"] or float("nan"), time.perf_counter() - began
-    return Summary(sums["cloud"] / valid, sums["valid"] / (grid.height * grid.width), sums["entropy"] / valid, seconds)
+    shares = sums["cloud"] / valid, sums["valid"] / (grid.height * grid.width), sums["entropy"] / valid
+    notes, images = values.notes(), network.images
+    if images.geometry == "crop" and min(grid.height, grid.width) < images.size:
+        crop = f"the {images.size} pixels that the network was trained on"
+        notes.append(f"the scene is smaller than {crop}, and its mask less sure; give a larger piece if there is one")
+    return Summary(*shares, seconds, values.outside_share, NOTES.join(notes))
+
+
+def _require_range(values: Values, path: object, options: Options) -> None:
+    """Raise a DataError if too many values lie outside what the scaling knows: all of them became 0 or 255."""
+    if values.outside_share > options.outside:
+        raise DataError(f"{path}: {values.misfit()}")
 
 
 def _clouds(
@@ -188,7 +222,8 @@ def _clouds(
 
 def _mean_of_flips(predict_batch: PredictBatch, windows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     turns = [np.s_[:, ::down, ::across] for down in (1, -1) for across in (1, -1)]
-    return np.mean([predict_batch(np.ascontiguousarray(windows[turn]), size)[turn] for turn in turns], axis=0)
+    # Copied, since torch takes no negative stride, not even of an axis of one pixel, which NumPy calls contiguous.
+    return np.mean([predict_batch(windows[turn].copy(), size)[turn] for turn in turns], axis=0)
 
 
 def _masks(

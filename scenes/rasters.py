@@ -2,16 +2,18 @@
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from datasets.decode import open_raster, picture_kind, require_room, size_of
-from datasets.decoder import Decoder
+from datasets.decoder import Decoder, Seen
 from datasets.files import Item, Window
 from engine.memory import ran_out
 from engine.pictures import MASK_COLOURS
@@ -30,25 +32,28 @@ QUICKLOOK = 1024  # longest side of the picture
 
 class Grid(NamedTuple):
     """Where a scene lies: `height` and `width` in pixels, `place` what rasterio is told of it (CRS and transform, or
-    ground control points), `blocks` (h, w) the file's own; a picture has no place and no blocks."""
+    ground control points, and RPCs), `blocks` (h, w) the file's own, `tags` what is said of it, such as the time; a
+    picture has none of the three."""
 
     height: int
     width: int
     place: dict[str, Any] | None = None
     blocks: tuple[int, int] | None = None
+    tags: Mapping[str, str] = MappingProxyType({})
 
 
 class Layer(NamedTuple):
-    """A kind of raster: its values, and how it is packed and made coarser."""
+    """A kind of raster: its values and what they mean, and how it is packed and made coarser."""
 
     dtype: str
     nodata: float
     predictor: int
     overviews: str
+    values: str
 
 
-MASK = Layer("uint8", IGNORE, 1, "mode")
-SHARE = Layer("float32", float("nan"), 3, "average")  # probability or entropy
+MASK = Layer("uint8", IGNORE, 1, "mode", f"0 clear, 1 cloud, {IGNORE} no data")
+SHARE = Layer("float32", float("nan"), 3, "average", "0 to 1, NaN no data")  # probability or entropy
 PALETTE = np.zeros((256, 3), np.uint8)  # value in a mask -> colour
 PALETTE[list(MASK_COLOURS)] = list(MASK_COLOURS.values())
 
@@ -65,27 +70,29 @@ def grid_of(path: Path) -> Grid:
     with open_raster(path) as dataset:
         points, crs = dataset.gcps
         place = {"gcps": points, "crs": crs} if points and crs else {"transform": dataset.transform, "crs": dataset.crs}
-        return Grid(height, width, place, dataset.block_shapes[0])
+        tags = dataset.tags() | dataset.tags(ns="IMAGERY")  # which a cloud-optimised GeoTIFF has no domain for
+        for argument in ("bidx", "ns"):  # of rasterio's, which a tag of that name would be taken for
+            tags.pop(argument, None)
+        return Grid(height, width, place | {"rpcs": dataset.rpcs}, dataset.block_shapes[0], tags)
 
 
-def slabs(path: Path, decoder: Decoder, grid: Grid) -> Iterator[Rows]:
-    """The 8-bit bands (h, W, C) of a scene and where it has data, from the top down, each pixel decoded once.
+def slabs(path: Path, decoder: Decoder, grid: Grid, seen: Seen = lambda stored, values: None) -> Iterator[Rows]:
+    """The 8-bit bands (h, W, C) of a scene and where it has data, from the top down, each pixel decoded once; `seen`
+    gets what is stored and its values, piece by piece.
 
     A slab is as high as the file's blocks, or several of them; it is decoded in pieces, since decoding takes several
     times the memory of its result. A picture is one slab.
     """
     if grid.blocks is None:
-        yield Rows(*decoder.pixels(Item(path.name, (path,))))
+        yield Rows(*decoder.pixels(Item(path.name, (path,)), seen))
         return
     block_rows, block_columns = grid.blocks
     rows = min(block_rows * -(-ROWS // block_rows), max(ROWS, PIECE // block_columns))
     columns = block_columns * max(1, PIECE // (rows * block_columns))
     for top in range(0, grid.height, rows):
         height = min(rows, grid.height - top)
-        parts = [
-            decoder.pixels(Item(path.name, (path,), window=Window(top, left, height, min(columns, grid.width - left))))
-            for left in range(0, grid.width, columns)
-        ]
+        windows = [Window(top, left, height, min(columns, grid.width - left)) for left in range(0, grid.width, columns)]
+        parts = [decoder.pixels(Item(path.name, (path,), window=window), seen) for window in windows]
         yield Rows(*(np.concatenate(part, axis=1) for part in zip(*parts, strict=True)))
 
 
@@ -96,12 +103,14 @@ class Output:
         path: .png, or else a cloud-optimised GeoTIFF of tiles of 512 pixels, with overviews. The layer `SHARE` is
             stored in a PNG as 16 bits, 65534 for 1, and 65535 without data.
         scratch: a folder on the same disk for what is not finished.
+        tags: how it was made, which go into a GeoTIFF beside those of the scene, or into the PNG of a mask.
 
     Every method raises DataError if it cannot be written.
     """
 
-    def __init__(self, path: Path, grid: Grid, layer: Layer, scratch: Path) -> None:
+    def __init__(self, path: Path, grid: Grid, layer: Layer, scratch: Path, tags: Mapping[str, str]) -> None:
         self.path, self.grid, self.layer, self.scratch = path, grid, layer, scratch
+        self.tags = {"ASDA_VALUES": layer.values, **tags}
         self.top = self.checksum = 0
         self.held = np.empty((0, grid.width), layer.dtype)
         self.tiles: Any = None
@@ -144,6 +153,7 @@ class Output:
         tiled = {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "bigtiff": "IF_SAFER"}
         packed = {"driver": "GTiff", "compress": "deflate", "zlevel": 1, "predictor": layer.predictor}
         tiles = rasterio.open(self.scratch / self.path.name, "w", **(grid.place or {}), **shape, **tiled, **packed)
+        tiles.update_tags(**{**grid.tags, **self.tags})
         if layer is MASK:
             tiles.write_colormap(1, MASK_COLOURS)
         return tiles
@@ -169,13 +179,16 @@ class Output:
             raise OSError("it is not what was written")
 
     def _to_png(self, finished: Path) -> None:
+        info = PngInfo()
         if self.layer is MASK:
             picture = Image.fromarray(self.held)
             picture.putpalette(PALETTE.tobytes())
+            for name, text in self.tags.items():
+                info.add_text(name, text)
         else:
             depth = np.where(np.isnan(self.held), 65535, np.nan_to_num(self.held) * 65534 + 0.5)
             picture = Image.fromarray(depth.astype(np.uint16))
-        picture.save(finished)
+        picture.save(finished, pnginfo=info)
 
 
 @contextmanager

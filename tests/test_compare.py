@@ -184,9 +184,7 @@ def test_an_oracle_without_held_back_images_is_cross_validated(tmp_path: Path, c
 
 
 @pytest.mark.parametrize("methods", [["source_only"], pytest.param(["source_only", "asda"], marks=pytest.mark.slow)])
-def test_selection_without_and_with_labels(
-    methods: list[str], tmp_path: Path, comparison: Callable[..., Path]
-) -> None:
+def test_selection_without_and_with_labels(methods: list[str], tmp_path: Path, comparison: Callable[..., Path]) -> None:
     path = comparison(methods, protocol={"log": {"snapshots": 2}}, best_on_labels=True, selection="entropy")
     config = config_of(path)
     jobs = run_here(config)

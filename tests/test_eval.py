@@ -201,7 +201,7 @@ def test_one_hot_predictions_give_the_reliable_colour_and_the_pixels_own_mask(
     """A network that is certain: every entropy map is the reliable yellow, every mask the bright pixels."""
     label = cv2.imread(str(tmp_path / "target/labels/scene_03.png"), 0)
 
-    def certain(segmenter: Segmenter, image: np.ndarray, data: object) -> dict[str, torch.Tensor]:
+    def certain(segmenter: Segmenter, image: np.ndarray, *_: object) -> dict[str, torch.Tensor]:
         cloud = torch.from_numpy(image.mean(2) > 140).float()
         return dict.fromkeys(("main", "aux"), torch.stack([1 - cloud, cloud]))
 

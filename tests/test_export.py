@@ -1,6 +1,7 @@
 """export.py: the ONNX file gives the same mask as the network, and the card says what the files are for."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,7 +35,9 @@ DATA = {
     "tile": None,
     "target": {
         "bands": ["red", "green", "nir"],
-        "scaling": [[100.0, 200.0], [4000.0, 5000.0], 2.0, "uint16"],
+        "scaling": [[100.0, 200.0], [4000.0, 5000.0], 2.0, "uint16", None],
+        "scale": None,
+        "offset": None,
         "nodata": 0,
     },
 }
@@ -108,6 +111,15 @@ def test_predict_runs_the_onnx_file(exported: tuple[Path, Path], tmp_path: Path)
     command = [sys.executable, "-c", code, *map(str, words)]
     child = subprocess.run(command, cwd=REPOSITORY, text=True, capture_output=True, check=False)
     assert child.returncode == 0 and child.stdout.splitlines()[-1] == "False", child.stderr
+
+
+@pytest.mark.parametrize(("threads", "workers"), [("3", 3), ("4,2", 4), ("", None), ("0", None), ("many", None)])
+def test_threads_of_the_onnx_file_are_read_as_openmp_does(
+    exported: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, threads: str, workers: int | None
+) -> None:
+    """The first number of a list is that of the outermost level; what is no number is as if nothing were set."""
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    assert load_network(exported[1] / "student.onnx").workers == (workers or os.cpu_count())
 
 
 def test_the_card_says_what_the_files_are_for(exported: tuple[Path, Path]) -> None:

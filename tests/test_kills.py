@@ -1,13 +1,16 @@
 """Runs that are killed or asked to stop, and then started again with the same command."""
 
 import contextlib
+import fcntl
 import multiprocessing
 import os
 import random
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from multiprocessing.context import ForkProcess
@@ -109,3 +112,21 @@ def test_asked_to_stop_a_stage_ends_its_step_and_goes_on_later(
     assert process.returncode == status and "Traceback" not in said
     assert f"{out}/teacher: stopped after step" in said and f"of {steps}; the same command continues" in said
     assert (out / "teacher/checkpoint.pt").exists() and not list(out.rglob("*.tmp"))
+
+
+def test_a_terminal_that_is_closed_ends_a_stage_as_sigterm_does(
+    tmp_path: Path, tiny_arguments: Callable[..., list[str]]
+) -> None:
+    arguments = tiny_arguments(tmp_path, "--teacher.steps", "4000", "--log.checkpoint", "4000")
+    command = [sys.executable, str(ROOT / "train_teacher.py"), *arguments]
+    screen, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))  # else there is no room for a bar
+    process = subprocess.Popen(command, cwd=ROOT, stderr=terminal, stdout=subprocess.DEVNULL)
+    os.close(terminal)
+    log = tmp_path / "run/teacher/metrics.jsonl"
+    while not log.exists() or not log.read_text():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.close(screen)
+    assert process.wait(120) == 128 + signal.SIGTERM and (tmp_path / "run/teacher/checkpoint.pt").exists()
+    assert not list(tmp_path.rglob("*.tmp"))

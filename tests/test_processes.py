@@ -192,7 +192,7 @@ def test_an_evaluation_counts_every_image_once(runs: dict[str, Path]) -> None:
 def test_scenes_are_divided_and_the_summary_is_whole(runs: dict[str, Path], words: Words) -> None:
     one, two = (files_of(out_of(words(name))) for name in ("masks_one", "masks_two"))
     tables = [files.pop("summary.csv").decode().splitlines() for files in (one, two)]
-    times = [[row.rsplit(",", 1)[0] for row in table] for table in tables]  # without the seconds
+    times = [[row.split(",")[:4] + row.split(",")[5:] for row in table] for table in tables]  # without the seconds
     assert times[0] == times[1] and len(times[0]) == 10
     one.pop(".lock", None), two.pop(".lock", None)
     assert one == two and len(one) == 19

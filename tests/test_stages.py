@@ -22,6 +22,7 @@ from config.schema import Config
 from engine.domains import training_images
 from engine.log import prediction_grid
 from engine.pseudo_labels import read_layer
+from engine.schedule import easy_count
 from export import export, read_request
 from losses.inputs import TrainingProgress
 from nets.weights import load_segmenter, load_weights
@@ -242,20 +243,30 @@ def test_bad_files_stop_a_stage_before_training_with_one_sentence(tmp_path: Path
     assert not list((tmp_path / "run").rglob("*.jsonl"))
 
 
+def test_one_target_image_is_refused_before_training(
+    tmp_path: Path, tiny_arguments: Arguments, make_domain: Callable[..., Path]
+) -> None:
+    make_domain(tmp_path / "target", count=1)
+    arguments = tiny_arguments(tmp_path)
+    with pytest.raises(DataError, match=r"of 1 target image\(s\) gives 0 easy .* give more target images, a smaller"):
+        train_teacher.train_teacher(load_config(arguments))
+    assert not list((tmp_path / "run").rglob("*.pt"))
+
+
 @pytest.mark.parametrize(("one_more", "easy", "hard"), [(True, 1467, 628), (False, 1466, 629)])
 def test_known_answer_18(one_more: bool, easy: int, hard: int) -> None:
-    assert split_entropy.easy_count(2095, 0.7, one_more) == easy and 2095 - easy == hard
+    assert easy_count(2095, 0.7, one_more) == easy and 2095 - easy == hard
 
 
 @pytest.mark.parametrize(("images", "ratio", "easy"), [(8, 0.9, 7), (8, 0.75, 7), (8, 0.6, 5), (2, 0.9, 1)])
 def test_one_more_easy_image_leaves_a_hard_one(images: int, ratio: float, easy: int) -> None:
-    assert split_entropy.easy_count(images, ratio, one_more=True) == easy
+    assert easy_count(images, ratio, one_more=True) == easy
 
 
 @pytest.mark.parametrize(("images", "ratio"), [(1, 0.67), (2, 0.2), (1, 0.999)])
 def test_a_split_that_would_be_empty_is_refused(images: int, ratio: float) -> None:
     with pytest.raises(DataError, match="both need at least one"):
-        split_entropy.easy_count(images, ratio)
+        easy_count(images, ratio)
 
 
 def test_score_is_the_mean_entropy_and_ranks_do_not_depend_on_order(
@@ -274,6 +285,27 @@ def test_score_is_the_mean_entropy_and_ranks_do_not_depend_on_order(
     prob["main"] = torch.full((2, 40, 48), torch.nan)
     with pytest.raises(DataError, match=images[0].image.name):
         score(images[0])
+
+
+def test_the_split_shows_the_network_no_holes(
+    tmp_path: Path, tiny_arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(tiny_arguments(tmp_path, "--target.nodata=0"))
+    images = training_images(config, "target", labels=False)
+    pixels = np.full((40, 48, 3), 200, np.uint8)
+    pixels[4:30:5, 3::7] = 0
+    cv2.imwrite(str(images[0].image), pixels)
+    seen: list[np.ndarray] = []
+
+    def predicted(network: object, image: np.ndarray, *_: object) -> dict[str, torch.Tensor]:
+        seen.append(image)
+        return {"main": torch.full((2, 40, 48), 0.5)}
+
+    monkeypatch.setattr(split_entropy, "mean_over_scales", predicted)
+    split_entropy.score_image(None, images, images[0], config, tmp_path, None)  # type: ignore[arg-type]
+    assert (seen[0] == 200).all()
+    label = read_layer(tmp_path, "pseudo_labels", images[0].name)
+    assert np.array_equal(label == 128, (pixels == 0).all(2))
 
 
 @pytest.mark.parametrize("cloud", [0.3, 0.9])

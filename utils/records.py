@@ -1,8 +1,10 @@
 """Records that one command leaves for a later one, read so that a damaged one is named."""
 
 import json
+import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,16 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, record: Any) -> None:
     write_text(path, json.dumps(record, indent=2) + "\n")
+
+
+@lru_cache(maxsize=1)
+def commit() -> str:
+    """That of the checkout which this file is of, or "unknown"."""
+    ask = ["git", "-C", str(Path(__file__).resolve().parents[1]), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(ask, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
 
 
 def changes(before: Any, now: Any, key: str = "") -> list[str]:

@@ -12,6 +12,7 @@ from torchvision.transforms.functional import adjust_saturation
 
 from config.schema import AugmentConfig
 from datasets.augment import LUMA, colour_change, flip, tone_change
+from datasets.files import Window
 from datasets.geometry import Raster
 
 NOTHING = AugmentConfig(hflip=0, vflip=0, jitter=1, brightness=0, contrast=0, saturation=0, hue=0)
@@ -46,10 +47,13 @@ def test_flip_moves_all_layers(horizontal: int, vertical: int) -> None:
     flipped = flip(raster, AugmentConfig(hflip=horizontal, vflip=vertical), np.random.default_rng(0))
     rows = range(3, -1, -1) if vertical else range(4)
     columns = range(5, -1, -1) if horizontal else range(6)
-    for before, after in zip(raster, flipped, strict=True):
+    for before, after in zip(raster[:3], flipped[:3], strict=True):
         assert before is not None and after is not None
         assert np.array_equal(after, [[before[row, column] for column in columns] for row in rows])
     assert flip(raster._replace(label=None), AugmentConfig(), np.random.default_rng(0)).label is None
+    padded = Raster(image, None, raster.valid, Window(0, 1, 3, 2))
+    moved = flip(padded, AugmentConfig(hflip=horizontal, vflip=vertical), np.random.default_rng(0)).box
+    assert moved == Window(1 if vertical else 0, 3 if horizontal else 1, 3, 2)
 
 
 def test_flip_follows_its_probability() -> None:

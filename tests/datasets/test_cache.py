@@ -159,8 +159,8 @@ def test_tiles_of_one_image_are_decoded_once(tmp_path: Path, cache: Cache, monke
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "x.png")
     decoder, calls = Decoder(("red", "green", "blue")), []
-    original = Decoder.native
-    monkeypatch.setattr(Decoder, "native", lambda *a: (calls.append(a), original(*a))[1])
+    original = Decoder.stored
+    monkeypatch.setattr(Decoder, "stored", lambda *a: (calls.append(a), original(*a))[1])
     images = checked([Item("x", (tmp_path / "x.png",))], decoder, "x", cache, tile=20)
     assert len(images) == 6 and len(calls) == 1
     for item in images:

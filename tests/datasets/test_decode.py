@@ -89,6 +89,7 @@ def test_jpeg_gives_the_pixels_of_other_decoders(tmp_path: Path, mode: str, opti
 
 def test_alpha_is_a_mask_and_no_band(tmp_path: Path) -> None:
     rgba = noise(5, 7, 4)
+    rgba[..., 3] = 255
     rgba[:2, :, 3] = 0
     bands = read_bands(picture(tmp_path / "x.png", rgba))
     assert bands.names == ("red", "green", "blue") and np.array_equal(bands.pixels, rgba[..., :3])
@@ -129,7 +130,9 @@ def test_palette_gives_colours_to_an_image_and_indices_to_a_label(tmp_path: Path
 def test_window_is_the_part_of_the_whole(tmp_path: Path) -> None:
     window, part = Window(1, 2, 3, 4), (slice(1, 4), slice(2, 6))
     rgba, wide = noise(6, 9, 4), noise(6, 9, 4, dtype="uint16")
+    rgba[..., 3] = 255
     rgba[2, 3, 3] = 0
+    wide[2, 3] = wide[2, 3, 0]
     for path in (picture(tmp_path / "x.png", rgba), raster(tmp_path / "x.tif", wide, RGBN, nodata=wide[2, 3, 0])):
         whole, cut = read_bands(path), read_bands(path, window=window)
         assert np.array_equal(cut.pixels, whole.pixels[part]) and cut.pixels.shape[:2] == (3, 4)
@@ -206,7 +209,7 @@ def test_nan_as_no_data_tag(tmp_path: Path) -> None:
 def test_mask_band_and_alpha_band_of_a_geotiff(tmp_path: Path) -> None:
     pixels, mask = noise(4, 5, 4), np.ones((4, 5), bool)
     mask[1:3, 2] = False
-    pixels[..., 3] = np.where(mask, 200, 0)
+    pixels[..., 3] = np.where(mask, 255, 0)
     inner = read_bands(raster(tmp_path / "mask.tif", pixels[..., :3], mask=mask))
     alpha = read_bands(raster(tmp_path / "alpha.tif", pixels, photometric="rgb", alpha="yes"))
     for bands in (inner, alpha):
@@ -222,7 +225,84 @@ def test_alpha_of_a_geotiff_is_data_where_it_has_a_name(tmp_path: Path) -> None:
     plain = read_bands(raster(tmp_path / "x.tif", pixels), RGBN)
     assert plain.names == RGBN and np.array_equal(plain.pixels, pixels) and plain.mask.all()
     tagged = read_bands(raster(tmp_path / "y.tif", pixels, nodata=0), RGBN)
-    assert np.array_equal(tagged.pixels, pixels) and np.array_equal(tagged.mask, (pixels != 0).all(axis=2))
+    assert np.array_equal(tagged.pixels, pixels) and np.array_equal(tagged.mask, (pixels != 0).any(axis=2))
+
+
+@pytest.mark.parametrize("kind", ["nir.png", "nir.tif", "nir16.tif"])
+def test_a_fourth_band_of_other_values_than_0_and_255_is_no_alpha(tmp_path: Path, kind: str) -> None:
+    """As rasterio writes four 8-bit bands by default, near infrared is called alpha."""
+    deep = "16" in kind
+    pixels = noise(20, 30, 4, dtype="uint16" if deep else "uint8")
+    pixels[3, 4, 3] = 0
+    options = {"photometric": "rgb", "alpha": "yes"} if deep else {}
+    path = raster(tmp_path / kind, pixels, **options) if "tif" in kind else picture(tmp_path / kind, pixels)
+    top = 65535 if deep else 255
+    message = fault_of(lambda: read_bands(path))
+    assert f"in its alpha band, which nobody has named, expected 0 and {top} alone; if it holds data" in message
+    assert message.endswith("give the domain's bands, in the order of the file")
+    bands = read_bands(path, RGBN)
+    assert np.array_equal(bands.pixels, pixels) and bands.mask.all()
+
+
+# the order of bands
+
+
+ORDERS = [
+    {"names": ("Blue", "green", "red")},
+    {"interp": ("blue", "green", "red")},
+    {"names": ("blue", "", "")},
+    {"names": ("blue", "green", "red"), "interp": ("red", "green", "blue")},
+]
+
+
+def ordered(path: Path, dtype: str, names: Sequence[str] = (), interp: Sequence[str] = ()) -> tuple[Path, np.ndarray]:
+    pixels = noise(4, 5, 3, dtype=dtype)
+    raster(path, pixels, names)
+    with rasterio.open(path, "r+") as file:
+        if interp:
+            file.colorinterp = [rasterio.enums.ColorInterp[name] for name in interp]
+    return path, pixels
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("words", ORDERS)
+def test_a_file_that_names_its_bands_is_not_read_in_another_order(tmp_path: Path, dtype: str, words: Any) -> None:
+    path, pixels = ordered(tmp_path / "x.tif", dtype, **words)
+    message = fault_of(lambda: read_bands(path, ("red", "green", "blue")))
+    assert message.startswith(f"{path}: found the bands blue, ") and "expected red, green, blue; mend" in message
+    if len([word for word in words.get("names", words.get("interp", ())) if word]) == 3:
+        rgb = read_bands(path, wanted=("red", "green", "blue"))
+        assert np.array_equal(rgb.pixels, pixels[..., ::-1]) and rgb.named
+        same = read_bands(path, ("blue", "green", "red"), wanted=("red", "green", "blue"))
+        assert np.array_equal(same.pixels, pixels[..., ::-1]) and same.named
+    else:  # what is not named is not guessed against the one that is
+        assert "found the bands blue, (no name), (no name) by the file" in fault_of(lambda: read_bands(path))
+
+
+@pytest.mark.parametrize("names", [(), ("Band 1", "Band 2", "Band 3")])
+@pytest.mark.parametrize("given", [("nir", "red", "green"), ("blue", "green", "red")])
+def test_where_a_file_names_nothing_the_given_order_holds(tmp_path: Path, names: Any, given: tuple[str, ...]) -> None:
+    """Red, green, blue of three 8-bit bands is what GDAL writes by default; that of 16 bits somebody has stated."""
+    for dtype in ("uint8", "uint16"):
+        path, pixels = ordered(tmp_path / f"{dtype}.tif", dtype, names)
+        bands = read_bands(path, given)
+        assert bands.names == given and not bands.named and np.array_equal(bands.pixels, pixels)
+    stated, _ = ordered(tmp_path / "stated.tif", "uint16", interp=("red", "green", "blue"))
+    assert "found the bands red, green, blue by the file itself" in fault_of(lambda: read_bands(stated, given))
+    assert not read_bands(ordered(tmp_path / "deep.tif", "uint16")[0]).named  # taken for red, green, blue
+    assert read_bands(ordered(tmp_path / "plain.tif", "uint8")[0]).named
+
+
+def test_names_of_another_s_own_are_compared_too(tmp_path: Path) -> None:
+    path, _ = ordered(tmp_path / "x.tif", "uint16", ("swir1", "swir2", "nir"))
+    assert "found the bands swir1, swir2, nir" in fault_of(lambda: read_bands(path, ("swir2", "swir1", "nir")))
+    assert read_bands(path, ("b5", "b6", "nir")).names == ("b5", "b6", "nir")
+
+
+def test_a_picture_says_nothing_of_what_its_channels_hold(tmp_path: Path) -> None:
+    path = picture(tmp_path / "x.png", noise(5, 7, 3))
+    given = read_bands(path, ("nir", "red", "green"))
+    assert given.names == ("nir", "red", "green") and not given.named and read_bands(path).named
 
 
 def test_envi_image_is_read(tmp_path: Path) -> None:
@@ -391,3 +471,14 @@ def test_label_of_thousands_of_bands_is_refused_before_it_is_read(tmp_path: Path
     assert samples in path.read_bytes()
     path.write_bytes(path.read_bytes().replace(samples, struct.pack("<HHIH", 277, 3, 1, 32768)))
     assert fault_of(lambda: read_label(path, MAP)) == (f"{path}: found 32768 bands, expected one of whole numbers")
+
+
+def test_a_jpeg_is_no_label(tmp_path: Path) -> None:
+    pixels = np.zeros((40, 40), np.uint8)
+    pixels[7:29, 5:31] = 255
+    assert cv2.imwrite(str(tmp_path / "l.jpg"), pixels, [cv2.IMWRITE_JPEG_QUALITY, 60])
+    tiff = raster(tmp_path / "l.tif", pixels, compress="JPEG")
+    for path in (tmp_path / "l.jpg", tiff):
+        message = fault_of(lambda path=path: read_label(path, dict.fromkeys(range(256), 0)))  # type: ignore[misc]
+        assert message.startswith(f"{path}: found a JPEG with ") and " value(s), 0, 1, 2, " in message
+        assert "so write the label as PNG or TIFF" in message

@@ -1,5 +1,6 @@
 """How files are understood: bands and scaling as told, no data nowhere counted."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +29,29 @@ def test_no_data_rules(tmp_path: Path) -> None:
         "file": [(3, 3)],
         "none": [],
         "all_zero": [(0, 0)],
-        0: [(0, 0), (1, 1)],
+        0: [(0, 0)],
+        "any_zero": [(0, 0), (1, 1)],
         9.0: [(3, 3)],
         "band:qa": [(0, 0), (2, 2)],
     }
     for rule, expected in holes.items():
         _, valid = Decoder(("red", "green"), nodata=rule).native(item)
         assert list(zip(*np.nonzero(~valid), strict=True)) == expected, rule
+
+
+def test_0_in_one_band_alone_is_dark_water_and_no_hole(tmp_path: Path) -> None:
+    """Whether 0 is the rule or the file's tag, in one file or in a file a band; the strict rule has a name."""
+    pixels = noise(4, 5, 3, dtype="uint8")
+    pixels[1, 1, 2] = 0
+    pixels[3] = 0
+    whole = item_of(raster(tmp_path / "x.tif", pixels, nodata=0))
+    files = tuple(raster(tmp_path / f"{band}.tif", pixels[..., i], nodata=0) for i, band in enumerate(RGB))
+    for item, decoder in ((whole, Decoder(RGB)), (Item("y", files), Decoder(RGB, RGB))):
+        for rule in ("file", "all_zero", 0, 0.0):
+            assert np.array_equal(replace(decoder, nodata=rule).native(item)[1], pixels.any(2)), (item.name, rule)
+        assert np.array_equal(replace(decoder, nodata="any_zero").native(item)[1], pixels.all(2))
+    gray = item_of(raster(tmp_path / "gray.tif", pixels[..., 2], nodata=0))
+    assert np.array_equal(Decoder(("gray",)).native(gray)[1], pixels[..., 2] != 0)
 
 
 @pytest.mark.parametrize("rule", ["file", "none", "all_zero", -1.0, "band:blue"])
@@ -51,7 +68,7 @@ def test_nan_and_infinity_are_never_data(tmp_path: Path, rule: str | float, valu
 
 def test_pixels_without_data_are_0_and_their_label_is_ignored(tmp_path: Path) -> None:
     pixels = np.full((4, 5, 3), 200, np.uint8)
-    pixels[1, 2] = (0, 7, 7)
+    pixels[1, 2] = 0
     label = picture(tmp_path / "l.png", np.full((4, 5), 255, np.uint8))
     item = Item("x", (picture(tmp_path / "x.png", pixels),), label)
     decoded = Decoder(RGB, nodata=0).read(item)
@@ -167,9 +184,9 @@ def test_label_of_another_size(tmp_path: Path) -> None:
 
 
 def test_bands_that_are_not_used_say_nothing_about_data(tmp_path: Path) -> None:
-    pixels = np.maximum(noise(4, 5, 4), 1)
-    pixels[..., 3] = 0
-    item = item_of(raster(tmp_path / "x.tif", pixels, RGBN, nodata=0))
+    pixels = np.maximum(noise(4, 5, 4), 10)
+    pixels[..., 3] = 9
+    item = item_of(raster(tmp_path / "x.tif", pixels, RGBN, nodata=9))
     assert Decoder(RGB, scaling="shift8").read(item).valid.all()
     assert not Decoder(RGBN, scaling="shift8").read(item).valid.any()
 

@@ -215,6 +215,31 @@ def test_unique_sorts_and_keeps_the_first_of_a_name() -> None:
     assert found.faults == ["3: has the name 'b' of 1; names must be unique"]
 
 
+# links to folders
+
+
+@pytest.mark.parametrize("leads", ["within", "out", "round", "nowhere"])
+def test_a_linked_folder_is_followed_or_refused_by_name(tmp_path: Path, make_domain: Make, leads: str) -> None:
+    root = make_domain(tmp_path / "domain", count=1)
+    make_domain(root / "more" if leads == "within" else tmp_path / "other", count=4)
+    for part in ("images", "labels"):
+        to = {"within": f"../more/{part}", "out": f"../../other/{part}", "round": "..", "nowhere": "gone"}[leads]
+        (root / part / "sub").symlink_to(to, target_is_directory=True)
+    if leads == "within":
+        found = find_images(root, labels=True)
+        names = ["scene_00", *(f"sub/scene_0{i}" for i in range(4))]
+        assert not found.faults and [item.name for item in found.items] == names
+        assert [item.label for item in found.items] == [root / f"labels/{name}.png" for name in names]
+        return
+    says = {
+        "out": f"leads out of {root} by a symbolic link; copy it there, or give a root that holds",
+        "round": f"is a link to {root}, which holds the link; remove it",
+        "nowhere": f"is a link to {root / 'images/gone'}, which does not exist; mend or remove it",
+    }[leads]
+    message = fault_of(lambda: find_images(root, labels=False))
+    assert message.startswith(f"{root / 'images/sub'}: {says}")
+
+
 # labels that are not wanted, and labels that may lack
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.geometry import Raster, crop, fitted_size, letterbox, scale_to
+from datasets.geometry import Raster, crop, filled, fitted_size, letterbox, scale_to
 from utils.labels import IGNORE
 
 Place = Callable[[Raster, int, np.random.Generator], Raster]
@@ -123,6 +123,40 @@ def test_unlabelled_and_partly_invalid(place: Place) -> None:
     valid[:, :20] = False
     moved = place(Raster(positions(40, 40).image, None, valid), 40, np.random.default_rng(0))
     assert moved.label is None and np.array_equal(moved.valid, valid)
+
+
+@few
+@given(SIDES, SIDES, st.floats(0, 1), st.integers(0, 1000))
+def test_holes_take_the_value_of_a_near_pixel_with_data(height: int, width: int, share: float, seed: int) -> None:
+    raster = positions(height, width)
+    valid = np.random.default_rng(seed).random((height, width)) >= share
+    image = np.where(valid[..., None], raster.image, np.uint8(0))
+    found = filled(image, valid)
+    if not valid.any():
+        assert not found.any()
+        return
+    assert np.array_equal(found[valid], raster.image[valid])  # what has data stays
+    known, holes = np.argwhere(valid), np.argwhere(~valid)[:50]
+    nearest = np.sqrt(((holes[:, None] - known[None]) ** 2).sum(2).min(1))
+    rows, columns = (found[tuple(holes.T)][:, band].astype(int) - 1 for band in (0, 1))
+    assert valid[rows, columns].all()  # a pixel of the image, not a mixture of several
+    assert (np.hypot(rows - holes[:, 0], columns - holes[:, 1]) <= 1.1 * nearest + 1e-6).all()
+
+
+@pytest.mark.parametrize("place", [letterbox, crop])
+@pytest.mark.parametrize("size", [24, 40, 56])
+def test_the_network_is_shown_no_holes(place: Place, size: int) -> None:
+    """A flat image of 200 with holes of 0: flat wherever the image lies, also where scaling would mix the two."""
+    valid = np.random.default_rng(0).random((40, 40)) > 0.1
+    valid[:, :15] = False
+    image = np.where(valid, np.uint8(200), np.uint8(0))[..., None]
+    moved = place(Raster(image, None, valid), size, np.random.default_rng(0))
+    inside = np.zeros((size, size), bool)
+    inside[moved.box.slices if moved.box else ...] = True
+    assert (moved.image[inside] == 200).all() and (moved.image[~inside] == 0).all()
+    assert not moved.valid[~inside].any() and not moved.valid.all()
+    side = size if place is letterbox else min(40, size)
+    assert inside.sum() == side * side
 
 
 @pytest.mark.parametrize("bands", [1, 3, 4])

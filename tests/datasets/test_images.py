@@ -4,14 +4,17 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets import images
 from datasets.cache import Cache
+from datasets.check import inspect_image
 from datasets.decoder import Decoder
 from datasets.files import Item, Window
 from datasets.images import ImageSet, checked, corners, in_parallel, tiles
@@ -212,3 +215,46 @@ def test_in_parallel_keeps_the_order_and_reads_a_bounded_number_ahead() -> None:
     assert next(results) == "0"
     assert len(started) <= images.PARALLEL
     assert ["0", *results] == [item.name for item in items]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize(
+    ("label_map", "missing"), [({0: 0, 1: 1, 255: 255}, "cloud"), ({0: 255, 255: 255}, "clear or cloud")]
+)
+def test_labels_without_a_class_teach_nothing(
+    tmp_path: Path, make_domain: Make, label_map: dict[int, int], missing: str, cached: bool
+) -> None:
+    items = find_images(make_domain(tmp_path / "domain", count=3), labels=True).items
+    decoder, cache = Decoder(RGB, label_map=label_map), Cache(tmp_path / "cache") if cached else None
+    for _ in range(2):
+        message = fault_of(lambda: checked(items, decoder, "source", cache, taught=True))
+        assert message.startswith(f"source: found labels in which no pixel is {missing} by the label_map {label_map}")
+        assert f"{items[0].label} holds 0, 255: set the domain's label_map" in message
+    assert len(checked(items, decoder, "source evaluation", cache)) == 3
+    assert len(checked(items, Decoder(RGB), "source", cache, taught=True)) == 3
+
+
+PLACE = {"crs": "EPSG:32633", "transform": Affine(10, 0, 5e5, 0, -10, 5.3e6)}
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"crs": "EPSG:32632"}, "found the CRS EPSG:32632, expected EPSG:32633 as in "),
+        ({"transform": Affine(10, 0, 5e5 + 10, 0, -10, 5.3e6)}, "found it 1.0 pixels away, expected the same place as"),
+        ({"transform": Affine(20, 0, 5e5, 0, -20, 5.3e6)}, "found it 30.0 pixels away"),
+        ({"transform": Affine(10, 0, 5e5 + 4, 0, -10, 5.3e6)}, None),
+        ({"transform": Affine.identity(), "crs": None}, None),
+        ({}, None),
+    ],
+)
+def test_a_label_lies_where_its_image_lies(tmp_path: Path, change: dict[str, Any], found: str | None) -> None:
+    image = raster(tmp_path / "a.tif", noise(20, 30, 3, dtype="uint8"), photometric="rgb", **PLACE)
+    label = raster(tmp_path / "l.tif", np.zeros((20, 30), np.uint8), **{**PLACE, **change})
+    item, decoder = item_of(image, label=label), Decoder(RGB)
+    if found is None:
+        assert len(checked([item], decoder, "source")) == 1 and inspect_image(item, decoder)
+        return
+    for action in (lambda: checked([item], decoder, "source"), lambda: inspect_image(item, decoder)):
+        message = fault_of(action)
+        assert f"{label}: {found}" in message and "warp the label to the image's grid" in message

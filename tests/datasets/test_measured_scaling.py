@@ -38,7 +38,7 @@ def test_measured_stretch_of_many_large_images_is_close(tmp_path: Path, monkeypa
 
 def test_measured_stretch_of_one_value_and_of_none(tmp_path: Path) -> None:
     flat = item_of(raster(tmp_path / "flat.tif", np.full((4, 5), 70, np.uint16)))
-    assert measured_stretch([flat], Decoder(("gray",))) == Stretch((70.0,), (71.0,), dtype="uint16")
+    assert measured_stretch([flat], Decoder(("gray",))) == Stretch((70.0,), (71.0,), dtype="uint16", dark=(70.0,))
     empty = item_of(raster(tmp_path / "empty.tif", np.zeros((4, 5), np.uint16)))
     message = fault_of(lambda: measured_stretch([empty], Decoder(("gray",), nodata=0)))
     assert message.startswith(f"{empty.image}: neither it nor the other training images hold a valid pixel")

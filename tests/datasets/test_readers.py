@@ -700,3 +700,13 @@ def test_hrc_whu_knows_folders_of_masks(tmp_path: Path, folder: str) -> None:
     mask = picture(tmp_path / folder / "water_1.png", np.zeros((SIDE, SIDE), np.uint8))
     found = find_images(tmp_path, reader="hrc_whu", labels=True)
     assert not found.faults and [item.label for item in found.items] == [mask]
+
+
+def test_a_published_layout_is_not_read_out_of_its_root(tmp_path: Path, make_tree: Callable[[str, Path], Path]) -> None:
+    root = make_tree("l8_biome", tmp_path / "biome")
+    (root / "BC").rename(tmp_path / "stored")
+    (root / "BC").symlink_to(tmp_path / "stored", target_is_directory=True)
+    message = fault_of(lambda: find_images(root, reader="l8_biome", labels=True))
+    assert message.startswith(f"{root / 'BC'}: leads out of {root} by a symbolic link; copy it there, or give a root")
+    whole = find_images(tmp_path, reader="l8_biome", labels=True)  # by the link and without it: two of each
+    assert len(whole.items) == 2 and all("names must be unique" in fault for fault in whole.faults)

@@ -51,7 +51,7 @@ def test_sample_has_its_types_and_range(stream: Build, geometry: str) -> None:
 def test_only_bytes_and_a_small_matrix_cross_the_border_of_a_process(stream: Build, workers: int) -> None:
     batch = next(stream().batches(3, 0, 1, workers))
     tensors = {key: part for key, part in batch.items() if isinstance(part, torch.Tensor)}
-    assert tensors.pop("colour").shape == (3, 3, 4)
+    assert tensors.pop("colour").shape == (3, 3, 4) and tensors.pop("box").tolist() == [[0, 0, 32, 32]] * 3
     assert {key: (part.dtype, tuple(part.shape)) for key, part in tensors.items()} == {
         "image": (torch.uint8, (3, 3, 32, 32)),
         "label": (torch.uint8, (3, 32, 32)),
@@ -116,7 +116,7 @@ def test_resuming_equals_the_tail(stream: Build) -> None:
 def test_shares_of_several_processes_are_the_batch(stream: Build) -> None:
     whole = next(stream().batches(6, 1, 2))
     shares = [next(stream().batches(6, 1, 2, rank=rank, processes=3)) for rank in range(3)]
-    for key in ("image", "colour", "valid", "label"):
+    for key in ("image", "colour", "box", "valid", "label"):
         assert torch.equal(torch.stack([share[key] for share in shares], 1).flatten(0, 1), whole[key])
     assert [share["name"] for share in shares] == [whole["name"][rank::3] for rank in range(3)]
 

@@ -1,4 +1,4 @@
-"""Batches as the stages want them: float images with their change of colour, 0 where there is no data."""
+"""Batches as the stages want them: float images with their change of colour, holes filled, padding 0."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -76,13 +76,18 @@ def test_still_samples_are_exact_for_any_number_of_bands(tmp_path: Path, bands: 
 
 @pytest.mark.parametrize("bands", [1, 2, 3, 4, 13])
 @pytest.mark.parametrize("geometry", ["crop", "letterbox"])
-def test_pixels_without_data_stay_0_under_any_change(tmp_path: Path, bands: int, geometry: str) -> None:
+def test_padding_stays_0_and_holes_stay_filled_under_any_change(tmp_path: Path, bands: int, geometry: str) -> None:
     samples = samples_of(of_bands(tmp_path, bands, holes=True), amounts=STRONG, size=64, geometry=geometry)
     batch = next(samples.batches(6, 0, 1))
     result = ready(batch, CPU)
-    empty = ~result["valid"]
+    empty, padding = ~result["valid"], torch.ones_like(result["valid"])
+    for of_sample, (top, left, height, width) in zip(padding, batch["box"].tolist(), strict=True):
+        of_sample[top : top + height, left : left + width] = False
     assert 0.1 < empty.float().mean() < 0.9 and (result["label"][empty] == IGNORE).all()
-    assert (result["image"].permute(0, 2, 3, 1)[empty] == 0).all()
+    assert (padding & empty).sum() == padding.sum() < empty.sum() and "box" not in result
+    assert (result["image"].permute(0, 2, 3, 1)[padding] == 0).all()
+    image = batch["image"].permute(0, 2, 3, 1)
+    assert image[~padding].min() > 50 and (image[padding] == 0).all()  # files hold 100 or more, or no data
     moved = result["image"] - batch["image"] / 255
     assert moved.abs().amax((1, 2, 3)).min() > 0.005  # each was changed elsewhere
     assert (result["image"].permute(0, 2, 3, 1)[result["valid"]] > 0).any()
@@ -114,6 +119,7 @@ def test_ready_does_not_depend_on_the_number_of_threads(bands: int) -> None:
         "image": torch.randint(0, 256, (2, bands, 256, 256), generator=generator, dtype=torch.uint8),
         "colour": torch.randn(2, bands, bands + 1, generator=generator),
         "valid": torch.ones(2, 256, 256, dtype=torch.bool),
+        "box": torch.tensor([[0, 0, 256, 256], [3, 0, 200, 256]]),
     }
     before, results = torch.get_num_threads(), []
     try:

@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from engine.lock import LOCK, one_writer
 from utils.errors import ConfigError, DataError
 
+ROOT = Path(__file__).resolve().parents[2]
 FORK = multiprocessing.get_context("fork")
 
 
@@ -89,3 +92,44 @@ def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
         one_writer(tmp_path / "file" / "run"),
     ):
         raise AssertionError("no lock")
+
+
+WINDOWS = """
+import fcntl, subprocess, sys, time, types  # subprocess asks for msvcrt itself
+from pathlib import Path
+def locking(file, mode, count):
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, count, 2**30)
+    except OSError:
+        raise PermissionError from None
+sys.modules["msvcrt"] = types.SimpleNamespace(locking=locking, LK_NBLCK=2)
+sys.modules["fcntl"] = sys.modules["resource"] = None
+import predict  # all that a mask needs
+from engine.lock import one_writer
+from engine.memory import process_peak_mib
+from utils.errors import ConfigError
+process_peak_mib()
+try:
+    with one_writer(sys.argv[1], wait=sys.argv[2] == "wait"):
+        print("held", flush=True)
+        time.sleep(float(sys.argv[3]))
+except ConfigError as error:
+    print(error)
+"""
+
+
+def test_without_the_locks_of_posix_those_of_windows_serve(tmp_path: Path) -> None:
+    """With a stand-in for msvcrt, which raises PermissionError as that does."""
+
+    def start(how: str, seconds: int) -> subprocess.Popen[str]:
+        command = [sys.executable, "-u", "-c", WINDOWS, str(tmp_path / "run"), how, str(seconds)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+
+    first = start("refuse", 3600)
+    assert first.stdout is not None and first.stdout.readline() == "held\n"
+    second, third = start("refuse", 0), start("wait", 0)
+    assert f"run: in use by process {first.pid} on " in second.communicate()[0]
+    assert third.stdout is not None and "waiting for it" in third.stdout.readline()
+    first.kill()
+    assert third.communicate()[0] == "held\n" and first.wait() == -signal.SIGKILL

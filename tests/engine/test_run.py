@@ -73,7 +73,7 @@ def test_a_stage_depends_on_its_own_and_earlier_settings(load: Load, option: str
     first, second = load(), load(option)
     refused = set()
     for stage in ("teacher", "split", "intra"):
-        open_stage(first, stage, stage)  # type: ignore[arg-type]
+        (open_stage(first, stage, stage) / "checkpoint.pt").touch()  # type: ignore[arg-type]
         try:
             open_stage(second, stage, stage)  # type: ignore[arg-type]
         except ConfigError:
@@ -93,6 +93,26 @@ def test_refusal_names_every_changed_key_and_leaves_the_files(load: Load) -> Non
         assert change in message
     assert message.count(" was ") == 4
     assert content(folder) == before
+
+
+@pytest.mark.parametrize("made", ["checkpoint.pt", "teacher.safetensors", "entropy.csv", "snapshots/step_1"])
+def test_until_something_is_made_settings_may_change(tmp_path: Path, load: Load, made: str) -> None:
+    """A failed start, such as one without the right label_map, does not bind the folder; what it measured goes."""
+    open_stage(load(), "teacher", "teacher")
+    scaling = tmp_path / "run/scaling_target.json"
+    write_text(scaling, "measured without the nodata that was forgotten")
+    (tmp_path / "run/teacher/metrics.jsonl").touch()
+    changed = load("--source.label_map={0: 0, 7: 1}", "--target.nodata=0")
+    folder = open_stage(changed, "teacher", "teacher")
+    assert load_config(["--config", str(folder / "config.yaml")]) == changed and not scaling.exists()
+    (folder / made).parent.mkdir(exist_ok=True)
+    (folder / made).touch()
+    write_text(scaling, "used")
+    with pytest.raises(ConfigError, match="begun with other settings"):
+        open_stage(load(), "teacher", "teacher")
+    open_stage(load(), "split", "split")
+    open_stage(changed, "split", "split")  # bound by nothing of its own, beside a teacher with that scaling
+    assert scaling.exists()
 
 
 def test_the_same_settings_written_another_way_are_the_same(load: Load) -> None:
@@ -193,6 +213,7 @@ def test_trained(tmp_path: Path, load: Load) -> None:
 def test_images_that_are_held_back_bind_a_stage(tmp_path: Path, load: Load) -> None:
     """Another share, or other scenes of a share, would train on what was held back."""
     folder = open_stage(load("--target.eval_share=0.4"), "teacher", "teacher")
+    (folder / "checkpoint.pt").touch()
     with pytest.raises(ConfigError, match=r"target\.eval_share was 0\.4, is 0\.2"):
         open_stage(load("--target.eval_share=0.2"), "teacher", "teacher")
     with pytest.raises(ConfigError, match=r"target\.scene was None, is 'x'"):
@@ -210,7 +231,7 @@ def test_the_meaning_of_target_labels_binds_the_oracle_alone(load: Load) -> None
         "--teacher.alignment=none",
         "--intra.enabled=false",
     )
-    open_stage(load(*oracle), "teacher", "oracle")
+    (open_stage(load(*oracle), "teacher", "oracle") / "checkpoint.pt").touch()
     with pytest.raises(ConfigError, match=r"target\.label_map was None, is \{0: 1, 255: 0\}"):
         open_stage(load(*oracle, changed), "teacher", "oracle")
 

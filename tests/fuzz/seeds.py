@@ -32,7 +32,7 @@ from eval import evaluate
 from nets.segmenter import Segmenter
 from nets.weights import save_segmenter
 from scenes import Options, Summary
-from scenes.folder import open_folder, write_summary
+from scenes.folder import Row, open_folder, write_summary
 from split_entropy import split_entropy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -224,7 +224,8 @@ def run() -> None:
     pictures = {"masks": [{"file": "masks.png", "title": "Masks", "caption": "as they are"}]}
     Path("run/eval/pictures.json").write_text(json.dumps(pictures), "utf-8")
     open_folder(Path("masks"), Path("run/teacher/teacher.safetensors"), Options())
-    write_summary(Path("masks/summary.csv"), {"a": Summary(0.5, 1.0, 0.25, 3.0), "b/c": Summary(*[float("nan")] * 4)})
+    rows = {"a": Row(Summary(0.5, 1.0, 0.25, 3.0), 9, 1), "b/c": Row(Summary(*[float("nan")] * 4), 8, 2)}
+    write_summary(Path("masks/summary.csv"), rows)
     result = {
         "choice": {"selection": "last", "best_on_labels": False, "snapshots": None},
         **{"images": ["s_0", "s_1"], "scenes": [], "matrices": [[[9, 1], [2, 8]], [[7, 3], [0, 10]]], "best": []},

@@ -15,6 +15,7 @@ from PIL import Image
 
 from config.load import load_config
 from config.schema import Config
+from datasets.scaling import Stretch
 from engine.domains import training_images
 from report.data_check import check
 from utils.errors import AsdaError, DataError
@@ -112,6 +113,55 @@ def test_what_training_would_refuse_is_a_problem_in_a_written_report(
         training_images(config, "source", labels=True)
 
 
+def deep_domain(root: Path, change: Callable[[np.ndarray], np.ndarray], **tags: object) -> None:
+    """Two images of 16 bits with labels, the same on each call but for the change."""
+    for folder in ("images", "labels"):
+        (root / folder).mkdir(parents=True)
+    for i in range(2):
+        pixels = np.random.default_rng(i).integers(300, 9000, (3, 40, 48)).astype(np.uint16)
+        pixels = change(pixels)
+        shape = {"height": 40, "width": 48, "count": 3, "dtype": pixels.dtype}
+        with rasterio.open(root / f"images/{i}.tif", "w", driver="GTiff", **shape) as file:
+            file.write(pixels)
+            for name, value in tags.items():
+                setattr(file, name, value)
+        cv2.imwrite(str(root / f"labels/{i}.png"), np.where(pixels[0] > 5000, 255, 0).astype(np.uint8))
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_domains_that_differ_by_an_offset_or_by_tags_are_told(tmp_path: Path) -> None:
+    deep_domain(tmp_path / "source", lambda p: p)
+    deep_domain(tmp_path / "target", lambda p: p + np.uint16(1000))
+    notes = report_of(configured(tmp_path))["target"]["notes"]
+    assert any("all bands of the target are about +1000 off the source's" in note for note in notes), notes
+    assert any("0: the file does not name its bands" in note and "and so 1 more" in note for note in notes)
+    mended = report_of(configured(tmp_path, "--target.offset=-1000", "--source.offset=0"))["target"]["notes"]
+    assert not any("off the source's" in note for note in mended)
+    deep_domain(tmp_path / "tags/target", lambda p: p + np.uint16(1000), scales=[1e-4] * 3, offsets=[-0.1] * 3)
+    options = f"--target.root={tmp_path / 'tags/target'}"
+    notes = report_of(configured(tmp_path, options))["target"]["notes"]
+    assert any("the source's images: none (2); of the target's: 0.0001 and -0.1 (2)" in note for note in notes), notes
+    images = training_images(configured(tmp_path, options, f"--out={tmp_path / 'b'}"), "target", labels=False)
+    assert isinstance(images.decoder.scaling, Stretch) and max(images.decoder.scaling.high) < 1
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_values_that_look_like_mistakes_are_told(tmp_path: Path) -> None:
+    def spoilt(pixels: np.ndarray) -> np.ndarray:
+        pixels = pixels.astype(np.int16)
+        pixels[:, ::10, ::10] = -9999
+        pixels[1, 5, :24] = 0
+        return pixels
+
+    deep_domain(tmp_path / "source", lambda p: p)
+    deep_domain(tmp_path / "target", spoilt)
+    report = report_of(configured(tmp_path, "--source.scaling=[0, 1]"))
+    assert report["target"]["parts"]["train"]["some_bands_zero_share"] == pytest.approx(24 / 1920)
+    assert any("pixels hold -9999, far from all other" in note for note in report["target"]["notes"])
+    assert report["target"]["parts"]["train"]["values"]["red"][0] >= 300
+    assert any("most values lie outside" in problem for problem in report["source"]["problems"])
+
+
 def test_published_facts_are_compared(
     tmp_path: Path, make_tree: Callable[[str, Path], Path], make_domain: Make
 ) -> None:
@@ -183,6 +233,7 @@ def zoo(root: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     plain = rgb()
     image("plain", lambda p: Image.fromarray(plain).save(p))
     sound["plain"] = plain
+    label("plain", np.repeat(np.array([0, 255], np.uint8), SIZE[0] // 2)[:, None].repeat(SIZE[1], 1))
 
     for name, keep in (("truncated", 0.6), ("zero_bytes", 0.0)):
         image(name, lambda p: Image.fromarray(rgb()).save(p), "cannot be decoded")
@@ -320,3 +371,29 @@ def test_names_of_any_bytes_are_reported(tmp_path: Path, make_domain: Make) -> N
         check(configured(tmp_path))
     text = (tmp_path / "run/check/report.md").read_text("utf-8")
     assert "sc\\udcffne.png': has a control character in its name" in text
+
+
+def test_labels_that_may_mean_something_else_are_noted_by_file(tmp_path: Path, make_domain: Make) -> None:
+    for role in ("source", "target"):
+        make_domain(tmp_path / role, count=4)
+    labels = sorted((tmp_path / "source/labels").iterdir())
+    three = np.zeros(SIZE, np.uint8)
+    three[:9], three[9:20] = 1, 255
+    cv2.imwrite(str(labels[0]), three)
+    painted = Image.fromarray((cv2.imread(str(labels[3]), -1) > 0).astype(np.uint8), "P")
+    painted.putpalette([255, 255, 255, 0, 0, 0])
+    painted.save(labels[3])
+    options = ["--source.label_map={0: 0, 1: 1, 255: 255}", "--target.label_map={0: 0, 255: 0}"]
+    report = report_of(configured(tmp_path, *options))
+    notes = report["source"]["notes"]
+    for label in labels[1:3]:
+        mine = [note for note in notes if note.startswith(f"{label}: ")]
+        assert len(mine) == 1 and f"found 255 without 1, expected values as in {labels[0]}, which holds both" in mine[0]
+    contradicted = "found the value 0, clear by the label_map, painted white by its palette, expected white for cloud"
+    assert [note for note in notes if contradicted in note] == [
+        f"{labels[3]}: {contradicted}; mend the domain's label_map, or the palette"
+    ]
+    assert len(notes) == 3
+    assert "train: all labelled pixels are clear; is label_map right?" in report["target"]["notes"]
+    nothing = report_of(configured(tmp_path, "--target.label_map={0: 255, 255: 255}"))["target"]["notes"]
+    assert "train: no label holds a pixel that is clear or cloud; is label_map right?" in nothing
