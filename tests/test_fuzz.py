@@ -1,6 +1,7 @@
 """Damaged and hostile files by the hundred and, with -m slow, by the thousand: each ends in success or in an error of
 the project that names it, in bounded time and memory, and nothing is written, started or asked elsewhere. What is done
-to them, and to which entries they are given, stands in tests/fuzz."""
+to them, and to which entries they are given, stands in tests/fuzz. Scenes of every kind (tests/fuzz/scenes.py) have to
+get the right mask, or none."""
 
 import io
 import json
@@ -19,8 +20,9 @@ from tests.fuzz.faults import WAYS
 from tests.fuzz.mutate import HEADERS, mutated, png, safetensors
 
 ROOT = Path(__file__).resolve().parents[1]
-FEW = {"image": 100, "label": 50, "list": 60, "config": 4, "weights": 4, "checkpoint": 40, "record": 20}
+FEW = {"image": 100, "label": 50, "list": 60, "config": 4, "weights": 4, "checkpoint": 40, "record": 20, "scene": 50}
 MANY = {"image": 1800, "label": 800, "list": 800, "config": 500, "weights": 400, "checkpoint": 600, "record": 700}
+MANY |= {"scene": 2000}
 FAULTS = {  # what the runner has to say of a case that does it
     "unnamed": "names none of",
     "traceback": "KeyError: 'x'",

@@ -20,7 +20,7 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # no threads in the process that is forked
 os.environ["ASDA_MAX_IMAGE_MIB"] = "128"  # of which a case may take several times as much
-SHARES = {"image": 38, "label": 16, "list": 16, "config": 6, "weights": 6, "checkpoint": 10, "record": 8}
+SHARES = {"image": 38, "label": 16, "list": 16, "config": 6, "weights": 6, "checkpoint": 10, "record": 8, "scene": 20}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

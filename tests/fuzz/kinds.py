@@ -36,6 +36,7 @@ from scenes.rasters import grid_of
 from tests.fuzz.mutate import WORDS, mutated
 from tests.fuzz.records import record
 from tests.fuzz.runner import Case, Try
+from tests.fuzz.scenes import scene
 from tests.fuzz.seeds import ABOUT, parts, words
 from tests.fuzz.shared import deeplab, settings_of, valid
 
@@ -368,5 +369,5 @@ def checkpoint(rng: Random, base: Path, box: Path) -> Case:
 
 KINDS: dict[str, Callable[[Random, Path, Path], Case]] = {
     **{"image": image, "label": label, "list": lists, "config": config},
-    **{"weights": weights, "checkpoint": checkpoint, "record": record},
+    **{"weights": weights, "checkpoint": checkpoint, "record": record, "scene": scene},
 }
