@@ -3,6 +3,7 @@ its mask is the right one or there is none."""
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -27,13 +28,13 @@ from tests.fuzz.runner import Case, Try
 from utils.errors import DataError, Interrupted
 from utils.output import guard_streams, progress_bar
 
-CLEAR, BRIGHT, OFFSET = 2000, 8000, 1000  # levels of red; of reflectance, 10,000 are 1
+CLEAR, BRIGHT, OFFSET = 4300, 5700, 1000  # levels of red; of reflectance, 10,000 are 1. The offset turns clear to cloud
 WORDS = ("", "B4", "band 1", "unknown", "gr\u00fcn", "x" * 300, "red, green", "infrared")
 
 
-def redness(windows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Stands for a network: cloud is where red is bright."""
-    assert windows.shape[1:3] == size
+def redness(windows: np.ndarray, size: tuple[int, int], sound: bool) -> np.ndarray:
+    """Stands for a network: cloud is where red is bright. In a sound scene nothing is black but a hole."""
+    assert windows.shape[1:3] == size and not (sound and windows.min() < 50), "was shown a hole"
     return windows[..., 0].astype(np.float32) / 255
 
 
@@ -112,10 +113,17 @@ def scene(rng: Random, base: Path, box: Path) -> Case:
             file.rpcs = RPC(0, 1, 0, 1, ones, ones, 0, 1, 0, 1, ones, ones, 0, 1)
 
     decoder = Decoder(RGB, file_bands, Stretch((ends[0],) * 3, (ends[1],) * 3), scale=scale, offset=offset)
-    network = CloudNetwork(Path("network"), Images(decoder, 32, "crop", None), redness)
+    network = CloudNetwork(Path("network"), Images(decoder, 32, "crop", None), partial(redness, sound=not wrong))
     expected = np.where(holes, 255, layers["red"] > (CLEAR + BRIGHT) / 2)
 
     def predicted() -> None:
+        try:
+            masked()
+        except DataError as error:
+            assert wrong or folder == "outside", f"a sound scene was refused: {error}"
+            raise
+
+    def masked() -> None:
         found, faults = find_scenes([str(root)], box / "out")
         raise_all(faults, str(root))
         (name,) = [name for name, at in found.items() if at.resolve() == path.resolve()][:1]
