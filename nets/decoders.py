@@ -5,6 +5,7 @@ Those of segmentation_models.pytorch, without aligned corners and dropout; and t
 
 from collections.abc import Sequence
 
+import torch
 from segmentation_models_pytorch.decoders.dpt.decoder import DPTDecoder, FusionBlock
 from segmentation_models_pytorch.decoders.fpn.decoder import Conv3x3GNReLU, FPNDecoder
 from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
@@ -48,7 +49,12 @@ def build_decoder(name: str, strides: Sequence[int], channels: Sequence[int], wi
         return _window_independent(FPNDecoder(maps, depth, width, width, dropout=0))
     if name == "unet":
         return UnetDecoder(maps, (4 * width, 2 * width, width, width), n_blocks=depth - 1)
-    return {"segformer": SegformerDecoder, "upernet": UPerNetDecoder}[name](maps, depth, width)
+    if name == "segformer":
+        return SegformerDecoder(maps, depth, width)
+    decoder = UPerNetDecoder(maps, depth, width)
+    for block in decoder.psp.blocks:
+        block[0] = AdaptiveMean(block[0].output_size)
+    return decoder
 
 
 def _window_independent(decoder: FPNDecoder) -> FPNDecoder:
@@ -61,6 +67,26 @@ def _window_independent(decoder: FPNDecoder) -> FPNDecoder:
             block.block.append(nn.Upsample(scale_factor=2, mode="bilinear"))
     decoder.merge = _Sum()
     return decoder
+
+
+class AdaptiveMean(nn.Module):
+    """Adaptive average pooling to `size` x `size` as two products of matrices, which ONNX has at any map size."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, maps: Tensor) -> Tensor:
+        rows, columns = (self._means(length, maps) for length in maps.shape[-2:])
+        return rows @ maps @ columns.T
+
+    def _means(self, length: int, like: Tensor) -> Tensor:
+        """(size, length): row i gives the mean over the i-th part."""
+        part = torch.arange(self.size, device=like.device)[:, None]
+        place = torch.arange(length, device=like.device)
+        inside = (place >= part * length // self.size) & (place < ((part + 1) * length + self.size - 1) // self.size)
+        weights = inside.to(like.dtype)
+        return weights / weights.sum(1, keepdim=True)
 
 
 class _Sum(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nets.decoders import build_decoder
+from nets.decoders import AdaptiveMean, build_decoder
 from nets.segmenter import Segmenter
 from utils.errors import ConfigError
 
@@ -34,6 +34,13 @@ def symmetric(network: nn.Module) -> nn.Module:
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.kernel_size[0] > 1:
             module.weight.data = (module.weight.data + module.weight.data.flip(-1)) / 2
     return network
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (2, 2), (4, 7), (12, 5)])
+def test_adaptive_means_are_those_of_pytorch(shape: tuple[int, int]) -> None:
+    maps = torch.rand(2, 3, *shape).double()
+    for size in (1, 2, 3, 6):
+        torch.testing.assert_close(AdaptiveMean(size)(maps), F.adaptive_avg_pool2d(maps, size))
 
 
 @pytest.mark.parametrize("name", ["fpn", "unet", "segformer"])
