@@ -27,7 +27,7 @@ from engine.cli import configure, run
 from engine.layout import best_model
 from engine.memory import keep_memory_flat, memory_explained
 from scenes import CloudNetwork, Options, Summary, load_network, predict_scene
-from scenes.folder import SUMMARY, Row, SummaryFile, find_scenes, open_folder, outputs_of, read_summary, stamp_of
+from scenes.folder import SUMMARY, Row, SummaryFile, find_scenes, open_folder, outputs_of, stamp_of
 from scenes.predict import NOTES
 from utils.errors import AsdaError, ConfigError, DataError
 from utils.output import progress_bar
@@ -141,10 +141,9 @@ def predict(request: Request) -> None:
                     failed.append(result)
         finally:
             pool.shutdown(cancel_futures=True)
-    summary.join()
-    rows = read_summary(summary.path) if processes.is_first() else {}
+    rows = summary.join()
     noted = ((name, note) for name in rows.keys() & scenes for note in rows[name].summary.notes.split(NOTES) if note)
-    for line in grouped(sorted(noted)) if not request.quiet else []:
+    for line in grouped(sorted(noted)) if not silent else []:
         print(f"note: {by_option(line)}")
     failures = [failure for failed_there in processes.gathered_objects(failed) for failure in failed_there]
     total = len(scenes) + len(unclear)

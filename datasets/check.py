@@ -19,7 +19,7 @@ from datasets.values import LIMIT, OFFSET, Values, grouped, shift_between
 from utils.errors import DataError
 from utils.labels import IGNORE
 
-CLEAR, CLOUD = 0, 1
+CLEAR = 0
 WHITE = 250  # red, green and blue of what is painted white have at least this
 LISTED = 20  # files that are named for one cause
 

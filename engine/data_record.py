@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,11 @@ def images_of(path: Path, metadata: Mapping[str, str]) -> Images:
         record = json.loads(metadata["data"])
         target, bands = record["target"], _bands(record["bands"])
         file_bands = None if target["bands"] is None else _bands(target["bands"])
-        decoder = Decoder(bands, file_bands, recorded_scaling(target["scaling"], len(bands)), target["nodata"])
-        decoder = replace(decoder, scale=target.get("scale"), offset=target.get("offset"))
+        scaling, units = (
+            recorded_scaling(target["scaling"], len(bands)),
+            {of: target.get(of) for of in ("scale", "offset")},
+        )
+        decoder = Decoder(bands, file_bands, scaling, target["nodata"], **units)
         return _checked(Images(decoder, record["size"], record["geometry"], record["tile"]))
 
 

@@ -118,13 +118,15 @@ class SummaryFile:
             write_summary(self.mine, self.rows)
         self.appending = True
 
-    def join(self) -> None:
-        """Make one file of those of all processes, in the order of the names."""
+    def join(self) -> dict[str, Row]:
+        """Make one file of those of all processes, in the order of the names, and return its rows."""
         everyone = processes.gathered_objects(self.rows)
+        together = {name: row for rows in everyone for name, row in rows.items()}
         if processes.is_first():
-            write_summary(self.path, {name: row for rows in everyone for name, row in rows.items()})
+            write_summary(self.path, together)
             for part in self._parts():
                 part.unlink()
+        return together
 
     def _parts(self) -> list[Path]:
         return sorted(self.path.parent.glob(f"{self.path.stem}.*{self.path.suffix}"))
