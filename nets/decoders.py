@@ -34,7 +34,7 @@ def build_decoder(name: str, strides: Sequence[int], channels: Sequence[int], wi
         strides, channels: of the levels.
 
     Raises:
-        ConfigError: such levels cannot feed it; names the decoders that they can.
+        ConfigError: there is no such decoder; or such levels cannot feed it: names the decoders that they can.
     """
     pyramid, plain = tuple(strides) in PYRAMIDS, is_plain(strides)
     if not (plain if name == "dpt" else pyramid):
@@ -51,10 +51,12 @@ def build_decoder(name: str, strides: Sequence[int], channels: Sequence[int], wi
         return UnetDecoder(maps, (4 * width, 2 * width, width, width), n_blocks=depth - 1)
     if name == "segformer":
         return SegformerDecoder(maps, depth, width)
-    decoder = UPerNetDecoder(maps, depth, width)
-    for block in decoder.psp.blocks:
-        block[0] = AdaptiveMean(block[0].output_size)
-    return decoder
+    if name == "upernet":
+        decoder = UPerNetDecoder(maps, depth, width)
+        for block in decoder.psp.blocks:
+            block[0] = AdaptiveMean(block[0].output_size)
+        return decoder
+    raise ConfigError(f"there is no decoder {name!r}; there are fpn, unet, segformer, upernet, dpt and deeplab_v2")
 
 
 def _window_independent(decoder: FPNDecoder) -> FPNDecoder:
