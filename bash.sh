@@ -6,6 +6,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ./setup_env.sh
+[[ " $* " != *" --version "* ]] || exec python eval.py --version
 
 config=configs/demo.yaml
 if [ $# -gt 0 ] && [[ $1 != --* ]]; then

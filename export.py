@@ -20,6 +20,7 @@ from engine.layout import best_model
 from scenes.network import CloudNetwork, load_network
 from utils.errors import ConfigError, WeightsError, unwritable
 from utils.files import put_in_place, write_text
+from utils.version import VERSION
 
 TOLERANCE = 1e-4  # of a probability
 
@@ -33,6 +34,7 @@ class Request(NamedTuple):
 
 def read_request(arguments: Sequence[str] | None = None, description: str | None = __doc__) -> Request:
     parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"asda {VERSION}", help="print the version, and end")
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     parser.add_argument("--out", type=Path, required=True, help="folder for the files")
     given = parser.parse_args(arguments)

@@ -31,6 +31,7 @@ from scenes.folder import SUMMARY, Row, SummaryFile, find_scenes, open_folder, o
 from scenes.predict import NOTES
 from utils.errors import AsdaError, ConfigError, DataError
 from utils.output import progress_bar
+from utils.version import VERSION
 
 READING = ("bands", "scale", "offset", "nodata")  # keys of a domain that are options here
 OF_DOMAIN = re.compile(f"the domain's ({'|'.join(READING)})")
@@ -55,6 +56,7 @@ class Request(NamedTuple):
 def read_request(arguments: Sequence[str] | None = None, description: str | None = __doc__) -> Request:
     parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
     add = parser.add_argument
+    add("--version", action="version", version=f"asda {VERSION}", help="print the version, and end")
     add("inputs", nargs="+", metavar="INPUT", help="file, folder (searched with its sub-folders) or glob")
     add("--out", type=Path, required=True, help="folder for the masks")
     whose = parser.add_mutually_exclusive_group(required=True)

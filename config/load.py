@@ -20,6 +20,7 @@ from config.comparison import CompareConfig, comparison_faults
 from config.fields import flatten, nearest
 from config.schema import KEYS, Config
 from utils.errors import ConfigError
+from utils.version import VERSION
 
 METHODS = Path(__file__).resolve().parents[1] / "configs" / "methods"
 LARGEST, VALUES, LEVELS = 2**20, 100_000, 50  # of a YAML file: characters; values and levels, aliases written out
@@ -77,6 +78,7 @@ def _parser(schema: Any, description: str | None) -> Any:
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"asda {VERSION}", help="print the version, and end")
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file; may be given several times, later wins")
     if schema is Config:
         parser.add_argument("--method", help="name of a file of configs/methods/, or a YAML file; wins over --config")

@@ -22,6 +22,7 @@ from nets.weights import save_segmenter
 from utils.errors import ConfigError
 from utils.files import write_text
 from utils.records import changes, commit, reading
+from utils.version import VERSION
 
 # What a stage's result does not depend on: it may differ when a run is continued. With a point at the end: all below.
 FREE_KEYS = (
@@ -107,7 +108,7 @@ def _entry(values: Any, key: str) -> Any:
 
 def versions() -> str:
     """Versions and, in a git checkout, the commit, in one line."""
-    return f"python {platform.python_version()}, torch {torch.__version__}, commit {commit()}"
+    return f"asda {VERSION}, python {platform.python_version()}, torch {torch.__version__}, commit {commit()}"
 
 
 def uses_split(config: Config) -> bool:

@@ -27,6 +27,7 @@ from scenes.streams import ahead
 from utils.errors import ConfigError, DataError
 from utils.labels import IGNORE
 from utils.records import commit
+from utils.version import VERSION
 
 Write = Callable[[np.ndarray], object]
 Tick = Callable[[int, int], object]
@@ -171,7 +172,7 @@ def predict_scene(
             yield slab
 
     settings = {key.upper(): value for key, value in asdict(options).items() if value is not None}
-    made = {"MODEL": network.name, "VERSION": f"commit {commit()}", **settings}
+    made = {"MODEL": network.name, "VERSION": f"{VERSION}, commit {commit()}", **settings}
     tags = {f"ASDA_{key}": str(value) for key, value in made.items()}
     scratch = outputs["mask"].with_name(f".{outputs['mask'].name}.part")
     shutil.rmtree(scratch, ignore_errors=True)

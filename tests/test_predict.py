@@ -33,6 +33,7 @@ from scenes.folder import open_folder, read_summary
 from scenes.network import load_network
 from utils.errors import ConfigError, DataError, WeightsError
 from utils.records import commit
+from utils.version import VERSION
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PLACE = {"crs": "EPSG:32633", "transform": from_origin(499_980, 5_300_040, 10, 10)}
@@ -136,7 +137,7 @@ def test_masks_keep_the_tags_of_their_scene_and_say_what_they_hold(tmp_path: Pat
         assert tags["TIFFTAG_DATETIME"] == "2026:03:01 10:20:30" and tags["SATELLITEID"] == "S9"
         assert tags["ASDA_VALUES"] == meaning
         assert tags["ASDA_THRESHOLD"] == "0.7" and tags["ASDA_MODEL"] == f"{weights.name}, sha256 {digest}"
-        assert tags["ASDA_VERSION"] == f"commit {commit()}"
+        assert tags["ASDA_VERSION"] == f"{VERSION}, commit {commit()}"
 
 
 def test_a_picture_gives_a_picture(tmp_path: Path, weights: Path) -> None:
