@@ -36,7 +36,7 @@ def product() -> list[Path]:
         cwd=ROOT, capture_output=True, text=True, check=False,
     ).stdout.split()  # fmt: skip
     found = listed or [path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py")]
-    outside = ("tests", "bench", "asset", "runs", "data")
+    outside = ("tests", "bench", "asset", "docs", "runs", "data")
     return [Path(name) for name in found if Path(name).parts[0] not in outside and not name.startswith(".")]
 
 
