@@ -14,4 +14,4 @@ echo "== pages"
 python -m docs.pages site/pages
 echo "== site"
 NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --clean  # without the theme's notice about its successor
-echo "site/html/index.html"
+echo "site/html/index.html; its search needs a server, such as: python -m http.server --directory site/html"

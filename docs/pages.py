@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 from docs.reference import ROOT, pages
@@ -20,14 +21,11 @@ LINK = re.compile(r"(?<=\]\()(?!https?:)([^)\s#]+)(?=[)#])")
 
 
 def gather(folder: Path) -> None:
-    """Write every page and every file that one links to below `folder`, which is made anew; a FileNotFoundError where
-    a link of the repository leads nowhere."""
+    """Write every page, and every file that one links to, below `folder`, which is made anew."""
     shutil.rmtree(folder, ignore_errors=True)
     for path in [*(ROOT / name for name in RENAMED), *sorted((ROOT / "docs").glob("*.md"))]:
-        _write(
-            folder / place(path),
-            LINK.sub(lambda link, page=path: _turned(link[1], page, folder), path.read_text("utf-8")),
-        )
+        turned = LINK.sub(partial(_turned, page=path, folder=folder), path.read_text("utf-8"))
+        _write(folder / place(path), turned)
     for name, text in pages().items():
         _write(folder / name, text)
 
@@ -38,9 +36,11 @@ def place(path: Path) -> str:
     return RENAMED.get(name, name.removeprefix("docs/"))
 
 
-def _turned(target: str, page: Path, folder: Path) -> str:
-    """A link as it is in the site; what is no page is copied there."""
-    file = (page.parent / target).resolve(strict=True)
+def _turned(link: re.Match[str], page: Path, folder: Path) -> str:
+    """A link as it is in the site; what is no page is copied there. What leads nowhere stays, for mkdocs to tell."""
+    file = (page.parent / link[1]).resolve()
+    if not file.exists():
+        return link[1]
     where = place(file)
     if file.suffix != ".md" and not (folder / where).exists():
         (folder / where).parent.mkdir(parents=True, exist_ok=True)
