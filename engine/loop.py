@@ -275,7 +275,9 @@ def _not_finite(losses: Losses, norms: Mapping[str, Tensor], stage: TrainingStag
     values = {name: value.detach() for name, (_, value) in losses.terms.items()}
     values |= {f"gradient norm of {name}": norm for name, norm in norms.items()}
     for name, optimizer in stage.optimizers.items():
-        if state := [part for slots in optimizer.state.values() for part in slots.values() if isinstance(part, Tensor)]:
+        # Without Adam's count of steps, which is on the CPU beside a GPU as well.
+        slots = chain.from_iterable(state.items() for state in optimizer.state.values())
+        if state := [part for slot, part in slots if isinstance(part, Tensor) and slot != "step"]:
             values[f"norm of the state of the optimizer of {name}"] = torch.nn.utils.get_total_norm(state)
     if bool(torch.isfinite(torch.stack([value.float() for value in values.values()])).all()):
         return ""
