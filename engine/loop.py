@@ -17,7 +17,7 @@ from config.schema import Config
 from datasets.samples import EndlessSamples
 from engine import processes
 from engine.batches import ready
-from engine.build import device_of
+from engine.build import device_of, loader_processes
 from engine.checkpoint import resume, save_checkpoint
 from engine.forward import ForwardMode, forward_mode
 from engine.layout import SNAPSHOTS, WARNINGS
@@ -108,7 +108,7 @@ def fit(
     mode = prepared(stage, device, config, batch, folder)
     with processes.first_alone():
         start = resume(folder, networks, stage.optimizers, about)
-    loader = config.data.workers, config.data.timeout, processes.rank(), processes.size()
+    loader = loader_processes(config, device), config.data.timeout, processes.rank(), processes.size()
     sources = {name: stream.batches(batch, start, steps, *loader) for name, stream in streams.items()}
     allowed, first = config.optim.skip_not_finite, processes.is_first()
     bar_style: dict[str, Any] = {"desc": folder.name, "unit": "step", "disable": not first}
