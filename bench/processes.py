@@ -213,7 +213,11 @@ def main() -> None:
         **{**network_settings(given.backbone, given.decoder), "data.size": given.size},
         **{"data.tile": max(512, given.size), "data.workers": 0},
         **{"teacher.batch": given.batch, "intra.batch": given.batch, "speed.precision": "float32"},
-        **({"device": "meta", "generated.train": 2, "intra.init": "fresh"} if given.calculate else {"generated.size": given.size}),
+        **(
+            {"device": "meta", "generated.train": 2, "intra.init": "fresh"}
+            if given.calculate
+            else {"generated.size": given.size}
+        ),
     }
     what = f"{given.batch} + {given.batch} images of {given.size} x {given.size}, {given.backbone}"
     for name in STAGES:

@@ -458,8 +458,10 @@ def test_a_term_that_is_zero_until_an_interruption_and_after_it_is_reported(
 
 @pytest.mark.parametrize(
     ("usable", "sharing", "device", "workers"),
-    [(1, 1, "cpu", 0), (7, 1, "cpu", 0), (8, 1, "cpu", 1), (16, 8, "cpu", 0), (256, 1, "cpu", 8)]
-    + [(1, 1, "cuda", 0), (2, 1, "cuda", 1), (16, 1, "cuda", 8), (32, 4, "cuda", 4), (256, 4, "cuda", 8)],
+    [
+        *((1, 1, "cpu", 0), (7, 1, "cpu", 0), (8, 1, "cpu", 1), (16, 8, "cpu", 0), (256, 1, "cpu", 8)),
+        *((1, 1, "cuda", 0), (2, 1, "cuda", 1), (16, 1, "cuda", 8), (32, 4, "cuda", 4), (256, 4, "cuda", 8)),
+    ],
 )
 def test_as_many_loader_processes_as_help(
     usable: int, sharing: int, device: str, workers: int, monkeypatch: pytest.MonkeyPatch
