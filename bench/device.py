@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2, help="images of each domain (2)")
     parser.add_argument("--steps", type=int, default=40, help="that are measured (40)")
     parser.add_argument("--skip", type=int, default=10, help="steps before these (10)")
-    parser.add_argument("--workers", type=int, default=4, help="loader processes of each domain (4)")
+    parser.add_argument("--workers", default="null", help="loader processes of each domain (as many as help)")
     parser.add_argument("--ways", default=",".join(name.replace(", ", "+") for name in WAYS), help="comma-separated")
     parser.add_argument("--device", default="auto")
     parser.add_argument(

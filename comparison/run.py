@@ -34,6 +34,7 @@ def run_jobs(jobs: Sequence[Job], planned: int, config: CompareConfig) -> list[J
     workers = config.workers or max(1, gpus)
     threads = config.threads or max(1, (os.cpu_count() or 1) // workers)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # inherited by the jobs
+    os.environ["LOCAL_WORLD_SIZE"] = str(workers)  # likewise, for their loader processes
     print(f"{planned} runs, {planned - len(jobs)} of them finished before; {workers} at a time, {threads} threads")
     for pair in {job.pair: job for job in jobs}.values():
         make_generated(pair.config)

@@ -127,8 +127,9 @@ class DataConfig:
     """the bands that the network gets, in its order; both domains must have them"""
     cache: str | None = None
     """folder for decoded images, which any number of runs may share; null: files are decoded whenever they are read"""
-    workers: int = at_least(0, 0)
-    """loader processes per domain; samples are the same bytes for any number"""
+    workers: int | None = at_least(None, 0)
+    """loader processes per domain; samples are the same bytes for any number. null: as many as help, which beside a
+    GPU is half of the cores of a training process, at most 8, and without one an eighth: none on a small machine"""
     timeout: int = 300
     """seconds after which a loader process that gives nothing is taken for dead; more for a slow disk"""
 

@@ -22,6 +22,7 @@ from utils.labels import IGNORE
 CLEAR = 0
 WHITE = 250  # red, green and blue of what is painted white have at least this
 LISTED = 20  # files that are named for one cause
+OTHER_UNIT = 20  # times: an image with a largest value so far from that of most may be in another unit
 
 
 class ImageFacts(NamedTuple):
@@ -58,6 +59,7 @@ class PartSummary:
     units: Counter[tuple[float, float] | None] = field(default_factory=Counter)
     notes: list[tuple[str, str]] = field(default_factory=list)
     outside: int = 0
+    tops: list[tuple[str, str, float]] = field(default_factory=list)  # name, type and largest value of each image
 
     def add(self, item: Item, image: ImageFacts) -> None:
         self.images += 1
@@ -70,6 +72,7 @@ class PartSummary:
         if low:
             self.low, self.high = tuple(map(min, self.low or low, low)), tuple(map(max, self.high or high, high))
             self.dark.append(image.values.dark)
+            self.tops.append((item.name, image.dtype, max(high)))
         self.units[image.values.units] += 1
         self.outside += image.values.outside
         self.notes += [(item.name, note) for note in image.values.notes()]
@@ -180,7 +183,7 @@ def warnings_of(parts: Mapping[str, PartSummary]) -> list[str]:
         if twice := [names for names in part.contents.values() if len(names) > 1]:
             example = " and ".join(twice[0][:2])
             found.append(f"{name}: {len(twice)} image(s) are there more than once, such as {example}")
-        found += [f"{name}: {line}" for line in grouped(part.notes)]
+        found += [f"{name}: {line}" for line in grouped([*part.notes, *_other_units(part)])]
         if len(part.units) > 1:
             found.append(f"{name}: images differ in their scale and offset tags: {_tags(part)}")
         if part.empty:
@@ -201,6 +204,18 @@ def warnings_of(parts: Mapping[str, PartSummary]) -> list[str]:
             advice = "scores will be too good; hold back whole scenes, for instance by eval_share"
             found.append(f"{len(shared)} scene(s) {both} {shared[0]}: {advice}")
     return found
+
+
+def _other_units(part: PartSummary) -> list[tuple[str, str]]:
+    """Names of images whose largest value is of another order than that of most, and what to do."""
+    tops = [(name, top) for name, dtype, top in part.tops if dtype == part.usual_dtype]
+    usual = float(np.median([top for _, top in tops])) if tops else 0.0
+    fix = "if it is in another unit, give it scale and offset tags, or a domain of its own"
+    return [
+        (name, f"its values are of another order than those of most; {fix} (found up to {top:g}, expected {usual:g})")
+        for name, top in tops
+        if usual > 0 and not usual / OTHER_UNIT < top < usual * OTHER_UNIT
+    ]
 
 
 def between_domains(source: PartSummary, target: PartSummary) -> list[str]:

@@ -97,10 +97,11 @@ def from_folders(root: Path, labels: bool, partial: bool) -> Found:
     folder is missing.
     """
     image_folder, label_folder = root / "images", root / "labels"
-    images = by_name(image_folder, root)
-    masks = by_name(label_folder, root) if labels and (label_folder.is_dir() or not partial) else {}
+    faults: list[str] = []
+    images = by_name(image_folder, root, faults)
+    masks = by_name(label_folder, root, faults) if labels and (label_folder.is_dir() or not partial) else {}
     missing = images.keys() - masks.keys() if labels and not partial else set()
-    faults = duplicates(images) + duplicates(masks)
+    faults += duplicates(images) + duplicates(masks)
     faults += [f"{images[name][0]}: has no label in {label_folder}" for name in sorted(missing)]
     extra = sorted(masks.keys() - images.keys())
     faults += [f"{masks[name][0]}: is a label without its image in {image_folder}" for name in extra]
@@ -108,40 +109,49 @@ def from_folders(root: Path, labels: bool, partial: bool) -> Found:
     return Found([Item(name, (image,), mask) for name, image, mask in paired], faults)
 
 
-def by_name(folder: Path, root: Path) -> dict[str, list[Path]]:
+def by_name(folder: Path, root: Path, faults: list[str] | None = None) -> dict[str, list[Path]]:
     """The image files below a folder by their path in it without suffix; raises DataError if there is no folder, and as
-    `below`."""
+    `below`, whose `faults` are these."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected the files of the domain, or give a list file")
     found: dict[str, list[Path]] = {}
-    for path in below(folder, root):
+    for path in below(folder, root, faults):
         if path.suffix.lower() in SUFFIXES:
             found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
     return found
 
 
-def below(folder: Path, root: Path) -> list[Path]:
+def below(folder: Path, root: Path, faults: list[str] | None = None) -> list[Path]:
     """All files and folders below a folder, sorted, but for hidden ones, such as ._a.tif of macOS.
 
-    A link to a folder is followed to wherever that lies below `root`. Raises DataError for one that leads out of it, to
-    a folder that holds the link, or to nothing.
+    A link to a folder is followed to wherever that lies below `root`. One that leads out of it, to a folder that holds
+    the link, or to nothing is left out, with a sentence in `faults`; without such a list it raises DataError.
     """
     home, found = os.path.realpath(root), list[Path]()
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (Path(place, name) for name in [*folders, *files] if not name.startswith(".")):
-            found.append(path)
-            if not path.is_symlink() or path.is_file():
-                continue
-            target = os.path.realpath(path)
-            if not path.exists() and not path.suffix:  # else it is a file that will be missed
-                raise DataError(f"{path}: is a link to {target}, which does not exist; mend or remove it")
-            if not _inside(target, home):
-                fix = "copy it there, or give a root that holds what the link leads to"
-                raise DataError(f"{path}: leads out of {root} by a symbolic link; {fix}")
-            if _inside(place, target):
-                raise DataError(f"{path}: is a link to {target}, which holds the link; remove it")
+        paths = [Path(place, name) for name in [*folders, *files] if not name.startswith(".")]
+        bad = {path: fault for path in paths if (fault := _astray(path, root, home))}
+        if faults is not None:
+            faults += bad.values()
+        elif bad:
+            raise DataError(next(iter(bad.values())))
+        found += [path for path in paths if path not in bad]
+        folders[:] = [name for name in folders if not name.startswith(".") and Path(place, name) not in bad]
     return sorted(found)
+
+
+def _astray(path: Path, root: Path, home: str) -> str | None:
+    """What is wrong with a link that is no link to a file."""
+    if not path.is_symlink() or path.is_file():
+        return None
+    target = os.path.realpath(path)
+    if not path.exists() and not path.suffix:  # else it is a file that will be missed
+        return f"{path}: is a link to {target}, which does not exist; mend or remove it"
+    if not _inside(target, home):
+        fix = "copy it there, or give a root that holds what the link leads to"
+        return f"{path}: leads out of {root} by a symbolic link; {fix}"
+    round_in_a_circle = _inside(str(path.parent), target)
+    return f"{path}: is a link to {target}, which holds the link; remove it" if round_in_a_circle else None
 
 
 def unique(items: Iterable[Item]) -> Found:

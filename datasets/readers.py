@@ -119,12 +119,13 @@ class HRCWHU(Reader):
             return Found([item._replace(name=name[1]) if name else item for item, name in named], found.faults)
         images: dict[str, list[Path]] = {}
         masks: dict[str, list[Path]] = {}
-        for path in chain.from_iterable(by_name(root, root).values()):
+        astray: list[str] = []
+        for path in chain.from_iterable(by_name(root, root, astray).values()):
             if matched := self.name.match(path.stem):
                 is_mask = matched[2] or self.masks.search(path.relative_to(root).parent.as_posix())
                 (masks if is_mask else images).setdefault(matched[1], []).append(path)
         folders = "a folder called labels, masks, gt, reference or ann_dir"
-        faults = [f"{fault} or, if one is a mask, put it into {folders}" for fault in duplicates(images)]
+        faults = astray + [f"{fault} or, if one is a mask, put it into {folders}" for fault in duplicates(images)]
         items = []
         for name, paths in sorted(images.items()):
             mask = masks.get(name, []) if labels else []

@@ -14,6 +14,7 @@ FAR = 0.1  # of the range of all other values: what is farther from them than th
 DARK = 0.5  # percentile
 SAMPLE = 500  # pixels of each piece that the dark values are taken from
 OFFSET = "as Sentinel-2's offset since processing baseline 04.00"
+NAMED = 20  # further images that a note of several names
 MOST, LIMIT = 0.5, 0.9  # shares of the values outside the scaling's range that are worth a word, and a refusal
 
 
@@ -97,14 +98,17 @@ class Values:
         notes = []
         if not self.named:
             order = ", ".join(self.decoder.file_bands or bands)
-            notes.append(f"the file does not name its bands, which are taken for {order}, in this order")
+            notes.append(
+                f"the file does not name its bands, which are taken for {order}, in this order; "
+                "if they are others, mend the domain's bands"
+            )
         notes += [
             f"pixels hold {fill}, far from all other values, and count as data; set the domain's nodata "
             f"({self.holding[fill] / self.pixels:.2%} of them)"
             for fill in self.fills
         ]
         if flat := [f"{band} {a:g}" for band, a, b in zip(bands, low, high, strict=False) if a == b]:
-            notes.append(f"a band has one value at every pixel ({', '.join(flat)})")
+            notes.append(f"a band has one value at every pixel, expected many; is the file whole? ({', '.join(flat)})")
         if self.outside_share > MOST:
             notes.append(self.misfit())
         known = scaling.dark if isinstance(scaling, Stretch) and scaling.dtype != "uint8" else None
@@ -126,13 +130,14 @@ class Values:
 
 def grouped(notes: Iterable[tuple[str, str]]) -> list[str]:
     """A line for all images of one note, of pairs of a name and a note; what is in brackets is the first's."""
-    first: dict[str, str] = {}
-    count: Counter[str] = Counter()
+    kinds: dict[str, list[tuple[str, str]]] = {}
     for name, note in notes:
-        kind = note.partition(" (")[0]
-        first.setdefault(kind, f"{name}: {note}")
-        count[kind] += 1
-    return [f"{line}, and so {count[kind] - 1} more" if count[kind] > 1 else line for kind, line in first.items()]
+        kinds.setdefault(note.partition(" (")[0], []).append((name, note))
+    lines = []
+    for (name, note), *others in kinds.values():
+        more = ", ".join([other for other, _ in others[:NAMED]] + ["..."] * (len(others) > NAMED))
+        lines.append(f"{name}: {note}" + f", and so {len(others)} more: {more}" * bool(others))
+    return lines
 
 
 def shift_between(dark: Sequence[float], other: Sequence[float]) -> float | None:

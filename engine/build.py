@@ -13,6 +13,7 @@ import torch
 from config.schema import AugmentConfig, Config, IntraConfig, TeacherConfig
 from datasets.images import ImageSet
 from datasets.samples import EndlessSamples
+from engine import processes
 from engine.forward import ForwardBatchDiscriminator
 from engine.layout import MODELS
 from losses.alignment import Alignment
@@ -22,6 +23,7 @@ from nets.segmenter import Segmenter
 from nets.weights import import_deeplab_v2, is_segmenter_file, load_segmenter, load_weights
 from utils.errors import ConfigError, DataError, WeightsError
 
+MOST_LOADERS = 8  # of each domain
 Options = Mapping[str, Mapping[str, float]]  # name of a choice -> its settings
 
 
@@ -135,6 +137,17 @@ def trained(config: Config, name: str) -> Segmenter:
     if not path.exists():
         raise DataError(f"{path}: does not exist; run the stage that makes it first (see bash.sh), with the same --out")
     return load_segmenter(path)
+
+
+def loader_processes(config: Config, device: torch.device) -> int:
+    """Loader processes of each domain: `data.workers`, or as many as help.
+
+    Beside a GPU these are half of the cores of this process, since there are two domains, and at most 8; without one
+    they are an eighth, since the networks compute on the same cores.
+    """
+    if config.data.workers is not None:
+        return config.data.workers
+    return min(MOST_LOADERS, processes.cores() // (8 if device.type == "cpu" else 2))
 
 
 def training_stream(config: Config, images: ImageSet, stream: str, augment: AugmentConfig) -> EndlessSamples:

@@ -17,7 +17,7 @@ from config.schema import Config
 from datasets.samples import EndlessSamples
 from engine import processes
 from engine.batches import ready
-from engine.build import device_of
+from engine.build import device_of, loader_processes
 from engine.checkpoint import resume, save_checkpoint
 from engine.forward import ForwardMode, forward_mode
 from engine.layout import SNAPSHOTS, WARNINGS
@@ -108,7 +108,7 @@ def fit(
     mode = prepared(stage, device, config, batch, folder)
     with processes.first_alone():
         start = resume(folder, networks, stage.optimizers, about)
-    loader = config.data.workers, config.data.timeout, processes.rank(), processes.size()
+    loader = loader_processes(config, device), config.data.timeout, processes.rank(), processes.size()
     sources = {name: stream.batches(batch, start, steps, *loader) for name, stream in streams.items()}
     allowed, first = config.optim.skip_not_finite, processes.is_first()
     bar_style: dict[str, Any] = {"desc": folder.name, "unit": "step", "disable": not first}
@@ -275,7 +275,9 @@ def _not_finite(losses: Losses, norms: Mapping[str, Tensor], stage: TrainingStag
     values = {name: value.detach() for name, (_, value) in losses.terms.items()}
     values |= {f"gradient norm of {name}": norm for name, norm in norms.items()}
     for name, optimizer in stage.optimizers.items():
-        if state := [part for slots in optimizer.state.values() for part in slots.values() if isinstance(part, Tensor)]:
+        # Without Adam's count of steps, which is on the CPU beside a GPU as well.
+        slots = chain.from_iterable(state.items() for state in optimizer.state.values())
+        if state := [part for slot, part in slots if isinstance(part, Tensor) and slot != "step"]:
             values[f"norm of the state of the optimizer of {name}"] = torch.nn.utils.get_total_norm(state)
     if bool(torch.isfinite(torch.stack([value.float() for value in values.values()])).all()):
         return ""

@@ -56,6 +56,12 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def cores() -> int:
+    """CPU cores for this process: those it may use, shared out among the processes of this machine."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def barrier() -> None:
     """Wait until all processes are here."""
     if size() > 1:

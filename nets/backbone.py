@@ -7,6 +7,8 @@ from typing import Any, cast
 import timm
 import torch
 from timm.layers import Conv2dSame, Format
+from timm.models.swin_transformer import SwinTransformerBlock
+from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -111,6 +113,58 @@ class _RepeatingSame(Conv2dSame):
         return F.conv2d(image, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
+def trace_windows(network: nn.Module) -> None:
+    """Have Swin's blocks cut their windows in steps that torch.export can follow at any size of the map, to the same
+    bits: timm's own fill the map up by remainders and mark its zones slice by slice, over which the tracing does not
+    end."""
+    for module in network.modules():
+        if type(module) in _TRACED:
+            module.__class__ = _TRACED[type(module)]
+
+
+class _TracedWindows:
+    """Attention within shifted windows (Liu et al., ICCV 2021, section 3.2) of a map (B, h, w, D)."""
+
+    window_size: tuple[int, int]
+    shift_size: tuple[int, int]
+    attn: Any
+
+    def _attn(self, levels: Tensor) -> Tensor:
+        _, height, width, channels = levels.shape
+        (high, wide), (down, right) = self.window_size, self.shift_size
+        rows, columns = (height + high - 1) // high, (width + wide - 1) // wide
+        full_height, full_width = rows * high, columns * wide
+
+        def windows(of: Tensor) -> Tensor:  # (B, full_height, full_width, D) to (B * windows, pixels, D)
+            cut = of.reshape(-1, rows, high, columns, wide, of.shape[-1])
+            return cut.transpose(2, 3).reshape(-1, high * wide, of.shape[-1])
+
+        shifted = torch.roll(levels, (-down, -right), (1, 2))
+        shifted = F.pad(shifted, (0, 0, 0, full_width - width, 0, full_height - height))
+        mask = None
+        if down or right:  # what the shift brought together from opposite borders does not attend to each other
+            y, x = (torch.arange(size, device=levels.device) for size in (full_height, full_width))
+            y = (y >= full_height - high).long() + (y >= full_height - down).long()
+            x = (x >= full_width - wide).long() + (x >= full_width - right).long()
+            zones = windows((3 * y[:, None] + x)[None, :, :, None]).squeeze(-1)
+            mask = torch.where(zones[:, None] != zones[:, :, None], -100.0, 0.0).to(levels.dtype)
+        attended = self.attn(windows(shifted), mask=mask)
+        attended = attended.reshape(-1, rows, columns, high, wide, channels).transpose(2, 3)
+        attended = attended.reshape(-1, full_height, full_width, channels)[:, :height, :width]
+        return torch.roll(attended, (down, right), (1, 2))
+
+
+class _TracedSwin(_TracedWindows, SwinTransformerBlock):
+    pass
+
+
+class _TracedSwinV2(_TracedWindows, SwinTransformerV2Block):
+    pass
+
+
+_TRACED = {SwinTransformerBlock: _TracedSwin, SwinTransformerV2Block: _TracedSwinV2}
+
+
 def kaiming_init(network: nn.Module) -> None:
     """Start every convolution from a fan-in normal, scales of batch normalisation from N(1, 0.02), biases from 0."""
     for module in network.modules():
@@ -143,9 +197,11 @@ def _require_model(name: str) -> str:
 
 def _create(name: str, options: dict[str, Any], advice: str) -> Any:
     try:
-        return timm.create_model(name, **options)
+        backbone = timm.create_model(name, **options)
     except Exception as error:  # each family refuses an option in its own way
         raise ConfigError(f"{_call(name, options)} failed with {type(error).__name__}: {error}; {advice}") from error
+    trace_windows(backbone)
+    return backbone
 
 
 def _call(name: str, options: dict[str, Any]) -> str:

@@ -22,18 +22,19 @@ SETTINGS, SUMMARY = "predict.json", "summary.csv"
 
 def find_scenes(inputs: Sequence[str], out: Path) -> tuple[dict[str, Path], list[str]]:
     """The files to predict, by name: the path below the folder that was given, or the file's own, without suffix; and a
-    sentence for each name that several files have, of which none is predicted.
+    sentence for each name that several files have, of which none is predicted, and for each link that is not followed.
 
     An input that is not there raises DataError; masks among the scenes raise ConfigError.
     """
     found: dict[str, set[Path]] = {}
+    astray: list[str] = []
     for text in inputs:
         path = Path(text)
         if path.is_dir():
             if out.resolve().is_relative_to(path.resolve()):
                 raise ConfigError(f"--out {out} lies in {path}, its masks would be taken for scenes; give another")
-            named = [(name, file) for name, files in by_name(path, path).items() for file in files]
-            if not named:
+            named = [(name, file) for name, files in by_name(path, path, astray).items() for file in files]
+            if not named and not astray:
                 raise DataError(f"{path}: holds no {', '.join(SUFFIXES)} file; name files of other kinds one by one")
         else:
             files = [path] if path.is_file() else map(Path, glob.glob(text, recursive=True))
@@ -47,7 +48,8 @@ def find_scenes(inputs: Sequence[str], out: Path) -> tuple[dict[str, Path], list
         raise ConfigError(f"{strange[0]!r}: has a control character in its name; rename it")
     shared = [", ".join(map(str, paths)) for paths in scenes.values() if len(paths) > 1]
     fix = "would have one mask file; rename them, or give another --out for each"
-    return {name: paths[0] for name, paths in scenes.items() if len(paths) == 1}, [f"{of}: {fix}" for of in shared]
+    alone = {name: paths[0] for name, paths in scenes.items() if len(paths) == 1}
+    return alone, [*astray, *(f"{of}: {fix}" for of in shared)]
 
 
 def open_folder(out: Path, weights: Path, options: Options, reading_rules: Mapping[str, object] | None = None) -> None:

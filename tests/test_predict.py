@@ -332,6 +332,15 @@ def test_two_scenes_of_one_name_fail_and_the_others_go_on(tmp_path: Path, weight
     assert files_of(tmp_path / "out") == {"predict.json", "summary.csv", "b_mask.tif"}
 
 
+def test_a_link_that_leads_out_fails_and_the_scenes_beside_it_go_on(tmp_path: Path, weights: Path) -> None:
+    write_scene(tmp_path / "scenes" / "a.tif", 80, 70)
+    write_scene(tmp_path / "other" / "b.tif", 80, 70)
+    (tmp_path / "scenes" / "far").symlink_to(tmp_path / "other")
+    with pytest.raises(DataError, match=r"1 of 2 scenes failed:\n  .*scenes/far: leads out of .* by a symbolic link"):
+        masks_of(weights, tmp_path / "out", tmp_path / "scenes")
+    assert files_of(tmp_path / "out") == {"predict.json", "summary.csv", "a_mask.tif"}
+
+
 def test_scenes_smaller_than_the_training_crop_are_noted(
     tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -435,12 +444,14 @@ def test_what_is_odd_about_a_scene_stands_in_the_summary_and_on_the_screen(
     unnamed = "the file does not name its bands, which are taken for red, green, blue, in this order"
     assert all(unnamed in row["notes"] for row in rows.values())
     assert "pixels hold 65535, far from all other values, and count as data" in rows["fill"]["notes"]
-    assert "a band has one value at every pixel (green 2000)" in rows["flat"]["notes"]
+    flat_note = "a band has one value at every pixel, expected many; is the file whole? (green 2000)"
+    assert flat_note in rows["flat"]["notes"]
     assert "all bands are about +1000 off those of training" in rows["two"]["notes"]
     assert float(rows["bright"]["outside_share"]) == pytest.approx((ground >= 2000).mean(), rel=1e-4)
     assert "most values lie outside the range" in rows["bright"]["notes"]
     printed = capsys.readouterr().out
-    assert f"note: bright: {unnamed}, and so 3 more\n" in printed and "set --nodata (0." in printed
+    assert f"note: bright: {unnamed}; if they are others, mend --bands, and so 3 more: fill, flat, two\n" in printed
+    assert "set --nodata (0." in printed
     assert "the domain's" not in printed and "see --offset" in printed
     old = "scene,cloud_share,valid_share,mean_entropy,seconds\na,0.5,1,0.25,3\n"
     (tmp_path / "old.csv").write_text(old)

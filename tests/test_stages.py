@@ -334,18 +334,11 @@ def test_a_decoder_that_the_backbone_cannot_feed_stops_before_anything_is_writte
     assert not (tmp_path / "run").exists()
 
 
-SWIN = "torch.export does not end within minutes over Swin's shifted windows of an image of any size"
-
-
 @pytest.mark.parametrize(
     ("backbone", "decoder"),
     [
         pytest.param("vit_tiny_patch16_224", "dpt", marks=pytest.mark.slow),
-        pytest.param(
-            "swin_tiny_patch4_window7_224",
-            "segformer",
-            marks=[pytest.mark.slow, pytest.mark.xfail(run=False, reason=SWIN)],
-        ),
+        pytest.param("swin_tiny_patch4_window7_224", "segformer", marks=pytest.mark.slow),
         ("convnext_atto", "unet"),
         pytest.param("resnet50", "fpn", marks=pytest.mark.slow),
         pytest.param("mobilenetv3_small_050", "upernet", marks=pytest.mark.slow),

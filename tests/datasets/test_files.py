@@ -236,8 +236,9 @@ def test_a_linked_folder_is_followed_or_refused_by_name(tmp_path: Path, make_dom
         "round": f"is a link to {root}, which holds the link; remove it",
         "nowhere": f"is a link to {root / 'images/gone'}, which does not exist; mend or remove it",
     }[leads]
-    message = fault_of(lambda: find_images(root, labels=False))
-    assert message.startswith(f"{root / 'images/sub'}: {says}")
+    found = find_images(root, labels=False)
+    assert [item.name for item in found.items] == ["scene_00"]
+    assert len(found.faults) == 1 and found.faults[0].startswith(f"{root / 'images/sub'}: {says}")
 
 
 # labels that are not wanted, and labels that may lack

@@ -66,7 +66,7 @@ def test_only_bytes_and_a_small_matrix_cross_the_border_of_a_process(stream: Bui
 def test_same_bytes_for_any_number_of_workers_with_and_without_cache(stream: Build) -> None:
     reference = list(stream().batches(3, 0, 4))
     assert len(reference) == 4
-    for workers, cached in ((2, False), (0, True), (2, True)):
+    for workers, cached in ((1, False), (2, False), (8, False), (0, True), (2, True)):
         other = list(stream(cached=cached).batches(3, 0, 4, workers))
         assert len(other) == 4 and all(same(a, b) for a, b in zip(reference, other, strict=True))
 

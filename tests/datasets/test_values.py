@@ -72,7 +72,7 @@ def test_nothing_but_fill_and_a_band_of_one_value(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(1, 255, (9, 9, 3)).astype(np.uint8)
     pixels[..., 1] = 7
     flat = seen(Decoder(RGB), item_of(raster(tmp_path / "flat.tif", pixels)))
-    assert flat.notes() == ["a band has one value at every pixel (green 7)"]
+    assert flat.notes() == ["a band has one value at every pixel, expected many; is the file whole? (green 7)"]
 
 
 def test_tags_of_scale_and_offset_make_the_values(tmp_path: Path) -> None:
@@ -134,4 +134,6 @@ def test_a_constant_of_all_bands_is_recognised() -> None:
 
 def test_notes_are_said_once() -> None:
     notes = [("a", "x; mend (1 %)"), ("b", "x; mend (2 %)"), ("a", "y")]
-    assert grouped(notes) == ["a: x; mend (1 %), and so 1 more", "a: y"]
+    assert grouped(notes) == ["a: x; mend (1 %), and so 1 more: b", "a: y"]
+    many = grouped([(str(i), "x") for i in range(30)])
+    assert many == [f"0: x, and so 29 more: {', '.join(map(str, range(1, 21)))}, ..."]

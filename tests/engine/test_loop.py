@@ -16,7 +16,7 @@ from torch import nn
 
 from config.schema import Config, LogConfig, OptimConfig, ReleasedConfig
 from engine import loop as engine
-from engine.build import device_of
+from engine.build import device_of, loader_processes
 from engine.layout import WARNINGS
 from engine.loop import fit
 from engine.schedule import asda_released, poly, set_rates, stage_length
@@ -454,3 +454,33 @@ def test_a_term_that_is_zero_until_an_interruption_and_after_it_is_reported(
     assert f"WARNING: {text.strip()}" in shown.out + shown.err
     train(FakeStage(), tmp_path / "sound")
     assert not (tmp_path / "sound" / WARNINGS).exists()
+
+
+@pytest.mark.parametrize(
+    ("usable", "sharing", "device", "workers"),
+    [
+        *((1, 1, "cpu", 0), (7, 1, "cpu", 0), (8, 1, "cpu", 1), (16, 8, "cpu", 0), (256, 1, "cpu", 8)),
+        *((1, 1, "cuda", 0), (2, 1, "cuda", 1), (16, 1, "cuda", 8), (32, 4, "cuda", 4), (256, 4, "cuda", 8)),
+    ],
+)
+def test_as_many_loader_processes_as_help(
+    usable: int, sharing: int, device: str, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(usable), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(sharing))
+    assert loader_processes(CONFIG, torch.device(device)) == workers
+    given = replace(CONFIG, data=replace(CONFIG.data, workers=3))
+    assert loader_processes(given, torch.device(device)) == 3
+
+
+def test_the_loaders_are_told_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches, told = FakeStream.batches, []
+
+    def listening(stream: FakeStream, batch: int, start: int, stop: int, *loader: int) -> Iterator[Any]:
+        told.append(loader)
+        return batches(stream, batch, start, stop, *loader)
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(24), raising=False)
+    monkeypatch.setattr(FakeStream, "batches", listening)
+    train(FakeStage(), tmp_path, steps=1)
+    assert told == [(3, CONFIG.data.timeout, 0, 1)] * 2  # of two streams

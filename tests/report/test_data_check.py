@@ -162,6 +162,29 @@ def test_values_that_look_like_mistakes_are_told(tmp_path: Path) -> None:
     assert any("most values lie outside" in problem for problem in report["source"]["problems"])
 
 
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_all_that_is_odd_is_one_list_a_line_for_each_file(tmp_path: Path) -> None:
+    """Links, orders of bands and units, in one pass; every line has its file, what was found and what was expected."""
+    for role in ("source", "target"):
+        deep_domain(tmp_path / role, lambda p: p)
+    images = tmp_path / "target/images"
+    deep_domain(tmp_path / "percent", lambda p: p // np.uint16(100))
+    deep_domain(tmp_path / "turned", lambda p: p, descriptions=("blue", "green", "red"))
+    for name in ("percent", "turned"):
+        (tmp_path / name / "images/0.tif").rename(images / f"{name}.tif")
+        (tmp_path / name / "labels/0.png").rename(tmp_path / f"target/labels/{name}.png")
+    (images / "far").symlink_to(tmp_path / "percent")
+    report = report_of(configured(tmp_path, "--target.bands=[red, green, blue]"))["target"]
+    link, turned = report["problems"]
+    assert link.startswith(f"{images / 'far'}: leads out of {tmp_path / 'target'} by a symbolic link; copy it there")
+    assert turned.startswith(f"{images / 'turned.tif'}: found the bands blue, green, red by the file itself, expected")
+    unit = "its values are of another order than those of most; if it is in another unit, give it scale and offset tags"
+    [note] = [note for note in report["notes"] if unit in note]
+    assert note.startswith("train: percent: ") and note.endswith("(found up to 89, expected 8998)")
+    [note] = [note for note in report["notes"] if "the file does not name its bands" in note]
+    assert note.endswith("mend the domain's bands, and so 2 more: 1, percent")
+
+
 def test_published_facts_are_compared(
     tmp_path: Path, make_tree: Callable[[str, Path], Path], make_domain: Make
 ) -> None:
