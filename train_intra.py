@@ -104,7 +104,8 @@ def train_intra(config: Config) -> None:
     steps, epoch_steps = intra_length(config, sum(len(part) for name, part in images.items() if name != "source"))
     metadata = data_record(config)
     stage = method(config, anchor)
-    streams = {name: training_stream(config, part, name, w.augment) for name, part in images.items()}
+    augment = {"source": config.teacher.augment}
+    streams = {name: training_stream(config, part, name, augment.get(name, w.augment)) for name, part in images.items()}
     fit(stage, streams, folder, config, batch=w.batch, steps=steps, epoch_steps=epoch_steps, weights_metadata=metadata)
     write_weights(weights, stage.exported, metadata)
 

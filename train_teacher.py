@@ -15,7 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
-from config.schema import Config
+from config.schema import AugmentConfig, Config
+from engine.batch_norm import estimate_statistics
 from engine.build import build_segmenter, device_of, require_network, training_stream
 from engine.cli import run
 from engine.domains import data_record, training_images
@@ -96,6 +97,8 @@ def train_teacher(config: Config) -> None:
     metadata = data_record(config)
     streams = {str(name): training_stream(config, part, name, w.augment) for name, part in images.items()}
     fit(stage, streams, folder, config, batch=w.batch, steps=steps, epoch_steps=epoch_steps, weights_metadata=metadata)
+    if w.batch_norm == "estimated":
+        estimate_statistics(stage.segmenter, training_stream(config, target, "target", AugmentConfig()), config)
     write_weights(weights, stage.exported, metadata)
 
 

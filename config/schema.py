@@ -107,6 +107,8 @@ class AugmentConfig:
     """hue shift is drawn from [-h, h] turns; three bands only"""
     gamma: float = within(0.0, 0, 2)
     """tone curve x^g before the other changes, ln g drawn from [-gamma, gamma]"""
+    cutout: float = share(0.0)
+    """probability that three squares of 0.3 of the side are blanked in the image, and in the label are not"""
 
 
 @dataclass(frozen=True)
@@ -228,9 +230,10 @@ class TeacherConfig:
     """weight of the auxiliary head's alignment; 0 aligns the main head alone"""
     options: dict[str, dict[str, int | float]] = field(default_factory=dict)
     """settings of the alignment that differ from its own defaults, such as {clan: {lambda_local: 10}}"""
-    batch_norm: Literal["both", "target"] = "both"
+    batch_norm: Literal["both", "target", "estimated"] = "both"
     """whose batches the running statistics of batch normalisation follow: both domains' in turn, as in AdvEnt, or the
-    target's alone (AdaBN); in training each domain has its own; source-only sees the source alone"""
+    target's alone; in training each domain has its own; without an alignment there is the source alone. estimated:
+    after the last step they are measured anew on the target (AdaBN)"""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """changes of both domains' samples"""
 
@@ -315,7 +318,7 @@ class IntraConfig:
     export: Literal["ema", "trainee"] = "ema"
     """which network becomes the student"""
     augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(jitter=0.5))
-    """changes of the easy and hard samples"""
+    """changes of the target's samples, easy or hard; those of the source are `teacher.augment`"""
 
 
 @dataclass(frozen=True)

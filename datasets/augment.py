@@ -8,6 +8,7 @@ import numpy as np
 
 from datasets.geometry import Raster
 
+SQUARES, SQUARE = 3, 0.3  # of a cut-out: how many, and their side as a share of the image's
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 # RGB to luma and two chromas (NTSC's I and Q), and back; a grey pixel has no chroma, to the last digit.
 TO_YIQ = np.vstack([LUMA, [0.596, -0.275, -0.321], [0.212, -0.523, 0.311]])
@@ -26,6 +27,7 @@ class Amounts(Protocol):
     saturation: float
     hue: float
     gamma: float
+    cutout: float
 
 
 def flip(raster: Raster, amounts: Amounts, rng: np.random.Generator) -> Raster:
@@ -60,6 +62,20 @@ def tone_change(image: np.ndarray, amounts: Amounts, rng: np.random.Generator) -
     if rng.random() >= amounts.jitter:
         return image
     return np.round(255 * (np.arange(256) / 255) ** exponent).astype(np.uint8)[image]
+
+
+def cut_out(image: np.ndarray, amounts: Amounts, rng: np.random.Generator) -> np.ndarray:
+    """Blank squares of an image (C, H, W), which may overlap; without `cutout` nothing is drawn.
+
+    Source: cutout (DeVries and Taylor, 2017).
+    """
+    if not amounts.cutout or rng.random() >= amounts.cutout:
+        return image
+    sides = np.array(image.shape[1:])
+    image, square = image.copy(), np.round(SQUARE * sides).astype(int)
+    for top, left in rng.integers(sides - square + 1, size=(SQUARES, 2)):
+        image[:, top : top + square[0], left : left + square[1]] = 0
+    return image
 
 
 def colour_change(raster: Raster, amounts: Amounts, rng: np.random.Generator) -> np.ndarray:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from datasets.augment import Amounts, colour_change, flip, tone_change
+from datasets.augment import Amounts, colour_change, cut_out, flip, tone_change
 from datasets.geometry import Raster, crop, fitted_size, letterbox, scale_to
 from datasets.images import ImageSet
 from utils.labels import IGNORE
@@ -86,7 +86,7 @@ class EndlessSamples(Dataset[Sample]):
         planes, valid = tone_change(planes, self.amounts, rng), np.array(valid)
         colour = colour_change(Raster(planes.transpose(1, 2, 0), label, valid), self.amounts, rng)
         sample: Sample = {
-            "image": torch.from_numpy(planes),
+            "image": torch.from_numpy(cut_out(planes, self.amounts, rng)),
             "colour": torch.from_numpy(colour),
             "box": torch.tensor(box or (0, 0, *valid.shape)),
             "valid": torch.from_numpy(valid),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torchvision.transforms.functional import adjust_saturation
 
 from config.schema import AugmentConfig
-from datasets.augment import LUMA, colour_change, flip, tone_change
+from datasets.augment import LUMA, colour_change, cut_out, flip, tone_change
 from datasets.files import Window
 from datasets.geometry import Raster
 
@@ -190,3 +190,19 @@ def test_tone_curve_without_gamma_draws_nothing_and_jitter_decides() -> None:
         not np.array_equal(tone_change(image, replace(NOTHING, gamma=1, jitter=0.25), rng), image) for _ in range(400)
     )
     assert 70 < changed_ones < 130
+
+
+def test_a_cut_out_blanks_three_squares_that_may_overlap() -> None:
+    image, amounts = np.full((2, 50, 60), 9, np.uint8), AugmentConfig(cutout=1)
+    shares = [(cut_out(image, amounts, np.random.default_rng(seed)) == 0).mean() for seed in range(200)]
+    one = 0.3**2
+    assert min(shares) >= one and max(shares) <= 3 * one + 1e-9 and np.mean(shares) > 2 * one
+    assert (image == 9).all()  # a copy is blanked
+
+
+def test_a_cut_out_is_as_frequent_as_asked_and_draws_nothing_where_it_is_off() -> None:
+    image, rng = np.ones((1, 20, 20), np.uint8), np.random.default_rng(0)
+    share = np.mean([(cut_out(image, AugmentConfig(cutout=0.25), rng) == 0).any() for _ in range(1000)])
+    assert abs(share - 0.25) < 0.05
+    before = rng.bit_generator.state
+    assert cut_out(image, AugmentConfig(), rng) is image and rng.bit_generator.state == before
