@@ -15,8 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from config.schema import AugmentConfig, Config
-from engine.batch_norm import estimate_statistics
+from config.schema import AUTO, Config
 from engine.build import build_segmenter, device_of, require_network, training_stream
 from engine.cli import run
 from engine.domains import data_record, training_images
@@ -26,6 +25,7 @@ from engine.optim import segmenter_optimizer
 from engine.run import make_generated, open_stage, uses_split, write_weights
 from engine.schedule import easy_count, stage_length
 from engine.stage import Batch, Losses, TrainingStage, entropies
+from engine.target_view import choose_view
 from losses.inputs import DomainOutputs, TrainingProgress
 from losses.segmentation import cross_entropy, focal, soft_jaccard
 from nets.segmenter import HEADS, logits_by_head, statistics_held
@@ -97,8 +97,9 @@ def train_teacher(config: Config) -> None:
     metadata = data_record(config)
     streams = {str(name): training_stream(config, part, name, w.augment) for name, part in images.items()}
     fit(stage, streams, folder, config, batch=w.batch, steps=steps, epoch_steps=epoch_steps, weights_metadata=metadata)
-    if w.batch_norm == "estimated":
-        estimate_statistics(stage.segmenter, training_stream(config, target, "target", AugmentConfig()), config)
+    if config.target.scaling == AUTO and w.supervise == "source":
+        choose_view(stage.segmenter, config)
+        metadata = data_record(config)
     write_weights(weights, stage.exported, metadata)
 
 

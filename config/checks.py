@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from config.fields import fault, faults, flatten
-from config.schema import LIKE_SOURCE, SHIFT8, Config, DomainConfig
+from config.schema import AUTO, LIKE_SOURCE, SHIFT8, Config, DomainConfig
 from datasets.readers import READERS
 
 
@@ -61,5 +61,5 @@ def _relations_of_domain(role: str, domain: DomainConfig) -> Iterator[tuple[str,
     if isinstance(scaling := domain.scaling, list):
         yield f"{role}.scaling", len(scaling) == 2 and scaling[0] < scaling[1], "[low, high] with low below high"
     else:
-        rules = ["train", *[LIKE_SOURCE] * (role == "target"), SHIFT8]
+        rules = ["train", *[LIKE_SOURCE, AUTO] * (role == "target"), SHIFT8]
         yield f"{role}.scaling", scaling is None or scaling in rules, f"{', '.join(rules)} or [low, high]"

@@ -15,7 +15,7 @@ PARTS = ("scores", "scenes", "masks", "entropy", "tsne", "gradcam", "report")
 DECODERS = ("fpn", "unet", "segformer", "upernet", "dpt", "deeplab_v2")
 NO_DATA = ("file", "none", "all_zero", "any_zero")  # beside a number and band:NAME; see datasets/decoder.py
 SHIFT8 = "shift8"
-LIKE_SOURCE = "source"
+LIKE_SOURCE, AUTO = "source", "auto"
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,9 @@ class DomainConfig:
     """names of the file's bands, in the file's order; null: the reader's, or what the file says, or red, green, blue"""
     scaling: str | list[float] | None = None
     """how values become 8 bits, once for the whole domain: train (the 0.5 and 99.5 percentiles of the training images,
-    for each band), source (of a target: each band gets the mean and deviation that it has in the source), [low, high],
-    or shift8 (16 bits without the lower 8, as released); null: files of 8 bits as they are, others train"""
+    for each band), source (of a target: each band gets the mean and deviation that it has in the source), auto (of a
+    target: the same until stage 1 is trained, which then chooses the target's colours and statistics), [low, high], or
+    shift8 (16 bits without the lower 8, as released); null: files of 8 bits as they are, others train"""
     gamma: float = positive(1.0)
     """tone curve of that scaling, x^(1/gamma): 1 leaves reflectance linear; about 2.2 makes it look like 8-bit
     pictures that are made for the eye, such as those of the other domain"""
@@ -230,10 +231,9 @@ class TeacherConfig:
     """weight of the auxiliary head's alignment; 0 aligns the main head alone"""
     options: dict[str, dict[str, int | float]] = field(default_factory=dict)
     """settings of the alignment that differ from its own defaults, such as {clan: {lambda_local: 10}}"""
-    batch_norm: Literal["both", "target", "estimated"] = "both"
+    batch_norm: Literal["both", "target"] = "both"
     """whose batches the running statistics of batch normalisation follow: both domains' in turn, as in AdvEnt, or the
-    target's alone; in training each domain has its own; without an alignment there is the source alone. estimated:
-    after the last step they are measured anew on the target (AdaBN)"""
+    target's alone; in training each domain has its own; without an alignment there is the source alone"""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """changes of both domains' samples"""
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from config.schema import LIKE_SOURCE, SHIFT8, Config, DomainConfig
+from config.schema import AUTO, LIKE_SOURCE, SHIFT8, Config, DomainConfig
 from datasets.cache import Cache
 from datasets.decode import size_of
 from datasets.decoder import Decoder
@@ -26,12 +26,14 @@ from utils.records import read_json, reading, write_json
 
 Role = Literal["source", "target"]
 SetName = Literal["train", "eval"]
+VIEW = "view.json"  # in the folder of stage 1: the colours of the target that it has chosen
 
 
-def training_images(config: Config, role: Role, *, labels: bool) -> ImageSet:
-    """The checked training images of a domain, large ones cut into tiles; without `labels` none is even looked for."""
+def training_images(config: Config, role: Role, *, labels: bool, chosen: bool = True) -> ImageSet:
+    """The checked training images of a domain, large ones cut into tiles; without `labels` none is even looked for, and
+    unless `chosen` those of a target have the colours that they had before stage 1 chose them."""
     items = listed(config, role, "train", labels=labels)
-    return _checked(config, role, role, items, config.data.tile, taught=labels)
+    return _checked(config, role, role, items, config.data.tile, taught=labels, chosen=chosen)
 
 
 def evaluation_images(config: Config, role: Role) -> ImageSet:
@@ -41,12 +43,19 @@ def evaluation_images(config: Config, role: Role) -> ImageSet:
 
 
 def _checked(
-    config: Config, role: Role, what: str, items: list[Item], tile: int | None = None, *, taught: bool = False
+    config: Config,
+    role: Role,
+    what: str,
+    items: list[Item],
+    tile: int | None = None,
+    *,
+    taught: bool = False,
+    chosen: bool = True,
 ) -> ImageSet:
     """The images, or a DataError that lists all files that cannot be used."""
     cache = None if config.data.cache is None else Cache(config.data.cache)
     what = f"{what} ({domain_of(config, role).root})"
-    return checked(items, decoder_of(config, role), what, cache, tile, taught=taught)
+    return checked(items, decoder_of(config, role, chosen=chosen), what, cache, tile, taught=taught)
 
 
 def domain_of(config: Config, role: Role) -> DomainConfig:
@@ -121,8 +130,9 @@ def rules_of(config: Config, role: Role) -> Decoder:
     )
 
 
-def decoder_of(config: Config, role: Role) -> Decoder:
-    """The same with its scaling; given weights bring that of the target that they were adapted to.
+def decoder_of(config: Config, role: Role, *, chosen: bool = True) -> Decoder:
+    """The same with its scaling; given weights bring that of the target that they were adapted to, and a view that
+    stage 1 has `chosen` (`engine.target_view`) its own.
 
     One that is measured is written to OUT/scaling_ROLE.json, or OUT/scaling_target_like_source.json, by the first stage
     that needs it, and read by the others.
@@ -130,7 +140,14 @@ def decoder_of(config: Config, role: Role) -> Decoder:
     decoder = rules_of(config, role)
     if role == "target" and config.eval.weights is not None:
         return with_scaling_of(config.eval.weights, decoder)
+    if chosen and role == "target" and config.target.scaling == AUTO and (view := view_path(config)).exists():
+        with reading(view, "a chosen view of the target", "restore it, or give another --out", ConfigError):
+            return replace(decoder, scaling=recorded_scaling(read_json(view)["scaling"], len(decoder.bands)))
     return replace(decoder, scaling=_stretch(config, role, decoder)) if decoder.scaling is None else decoder
+
+
+def view_path(config: Config) -> Path:
+    return Path(config.out, config.teacher.name, VIEW)
 
 
 def with_scaling_of(weights: str, decoder: Decoder) -> Decoder:
@@ -160,10 +177,11 @@ def _stretch(config: Config, role: Role, decoder: Decoder) -> Stretch | None:
     rule, gamma = domain.scaling, domain.gamma
     whose: dict[str, Any] = {"root": domain.root, "bands": list(decoder.bands)}  # what the record is tied to
     record = Path(config.out) / f"scaling_{role}.json"
-    if rule == LIKE_SOURCE:
+    like_source = rule in (LIKE_SOURCE, AUTO)
+    if like_source:
         whose |= {"like": config.source.root, "how": [gamma, config.source.scaling, config.source.gamma]}
         record = record.with_stem(f"{record.stem}_like_source")  # the baseline of the same run may have another
-    units = [one for of in (domain, config.source)[: 1 + (rule == LIKE_SOURCE)] for one in (of.scale, of.offset)]
+    units = [one for of in (domain, config.source)[: 1 + like_source] for one in (of.scale, of.offset)]
     whose |= {"units": units} if any(one is not None for one in units) else {}
     if record.exists():
         with reading(record, "a measured scaling", "restore it, or give another --out", ConfigError):
@@ -179,7 +197,7 @@ def _stretch(config: Config, role: Role, decoder: Decoder) -> Stretch | None:
         assert isinstance(stretch, Stretch)
         return stretch
     items = listed(config, role, "train", labels=False)
-    if rule == LIKE_SOURCE:
+    if like_source:
         other = listed(config, "source", "train", labels=False)
         stretch = matched_stretch(items, decoder, other, decoder_of(config, "source"), gamma)
     elif rule == "train" or not has_8_bits(items, decoder):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from report.repeatability import adaptation_warnings, kappa, repeatability
+from engine.repeatability import adaptation_warnings, kappa, repeatability
 
 
 def images(seed: int, number: int = 6, pixels: int = 2000) -> tuple[list[np.ndarray], list[np.ndarray]]:

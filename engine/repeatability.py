@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from engine.pixel_classifier import fit
-from report.metrics import confusion_matrix
 
 PARTS = 8  # of a domain's scenes, each predicted from the others; with two the score says less, see docs/results.md
 
@@ -44,7 +43,12 @@ def repeatability(
         here = part_of == part
         classifier = fit(seen[~here], taught[~here])
         predicted[here] = taught[~here].mean() > 0.5 if classifier is None else classifier.predict(seen[here])
-    return kappa(confusion_matrix(label=taught > 0.5, prediction=predicted))
+    return agreement(taught > 0.5, predicted)
+
+
+def agreement(one: np.ndarray, other: np.ndarray) -> float:
+    """Cohen's kappa of two masks, bool of one shape; 0 where both are of one class throughout."""
+    return kappa(np.bincount(2 * one.ravel() + other.ravel(), minlength=4).reshape(2, 2))
 
 
 def kappa(counts: np.ndarray) -> float:
