@@ -4,8 +4,8 @@ What the target looks like to a network decides more than any loss, and no one v
 target's batch statistics mend a target of other contrasts and spoil one whose few images say little. So stage 1 tries
 four views with the network that it has trained: the source's mean and deviation, band by band, or those of its clear
 and its cloudy pixels, which hold where the target has more cloud or less than the source; each with the statistics of
-batch normalisation that training left, and with the target's. It keeps the view whose masks agree best with themselves:
-across scales, and across images. docs/results.md has what that choice is worth.
+batch normalisation that training left, and with the target's. It keeps the view whose masks change least when the
+images are shown smaller: what a network knows it knows at both sizes. docs/results.md has what that choice is worth.
 """
 
 import copy
@@ -23,12 +23,11 @@ from datasets.geometry import filled
 from datasets.images import ImageSet
 from datasets.scaling import Stretch
 from engine import processes
+from engine.agreement import counts_of, kappa
 from engine.batch_norm import estimate_statistics
 from engine.build import training_stream
 from engine.domains import training_images, view_path
 from engine.inference import mean_over_scales
-from engine.pixel_classifier import drawn_places, pixel_features
-from engine.repeatability import agreement, repeatability
 from nets.segmenter import Segmenter
 from utils.labels import IGNORE
 from utils.records import write_json
@@ -47,14 +46,6 @@ class View(NamedTuple):
     statistics: str
 
 
-class Judged(NamedTuple):
-    """How far the masks of a view agree with those at another scale, and with what they say of one another: Cohen's
-    kappas, at most 1."""
-
-    scale: float
-    repeatability: float
-
-
 def choose_view(segmenter: Segmenter, config: Config) -> None:
     """Choose the view under which the segmenter sees the target best, leave its statistics in the segmenter, and write
     its colours to view.json beside its weights, where `engine.domains.decoder_of` finds them from then on."""
@@ -71,17 +62,17 @@ def choose_view(segmenter: Segmenter, config: Config) -> None:
         candidates[View(colours, "trained")] = scaling, segmenter
         candidates[View(colours, "target")] = scaling, other
     scores = {
-        view: judged(network, recoloured(images, scaling), judged_on, images, config)
+        view: scale_agreement(network, recoloured(images, scaling), judged_on, config)
         for view, (scaling, network) in candidates.items()
     }
-    best = max(scores, key=lambda view: np.nansum(scores[view]))
+    best = max(scores, key=lambda view: scores[view])
     scaling, network = candidates[best]
     for view, score in scores.items():
         mark = " <- chosen" * (view == best)
-        print(f"view: {view.colours}, {view.statistics} statistics: scale {score[0]:.3f}, repeat {score[1]:.3f}{mark}")
+        print(f"view: {view.colours}, {view.statistics} statistics: agreement over scales {score:.3f}{mark}")
     segmenter.load_state_dict(network.state_dict())
     if processes.is_first():
-        rows = [view._asdict() | score._asdict() for view, score in scores.items()]
+        rows = [view._asdict() | {"agreement": score} for view, score in scores.items()]
         write_json(view_path(config), {"chosen": best._asdict(), "scaling": list(scaling), "views": rows})
     processes.barrier()
 
@@ -163,21 +154,13 @@ def _predicted_sums(segmenter: Segmenter, images: ImageSet, config: Config, item
     return _sums(images.decoder.native(item)[0], decoded.placed(mask.astype(np.uint8), IGNORE))
 
 
-def judged(segmenter: Segmenter, seen: ImageSet, items: Sequence[Item], images: ImageSet, config: Config) -> Judged:
-    """How far a network's masks of the images as they are `seen` agree with themselves; the pixel classifier sees them
-    in the colours of `images`."""
-    found = processes.divided(
-        partial(_judged_pixels, segmenter, seen, images, len(items), config), items, desc="views", unit="image"
-    )
-    masks, at_scale, features, cloud = zip(*found, strict=True)
-    scale = agreement(np.concatenate(masks), np.concatenate(at_scale))
-    return Judged(scale, repeatability(features, cloud, [item.scene or item.name for item in items]))
+def scale_agreement(segmenter: Segmenter, images: ImageSet, items: Sequence[Item], config: Config) -> float:
+    """Cohen's kappa, at most 1, of a network's masks of images at full size and at `SCALE` of it."""
+    counts = partial(_scale_counts, segmenter, images, config)
+    return kappa(np.sum(processes.divided(counts, items, desc="views", unit="image"), axis=0))
 
 
-def _judged_pixels(
-    segmenter: Segmenter, seen: ImageSet, images: ImageSet, number: int, config: Config, item: Item
-) -> tuple[np.ndarray, ...]:
-    decoded, plain = seen.read(item), images.read(item)
-    cloud, other = (cloud_of(segmenter, decoded, config, scale)[decoded.valid] for scale in (1.0, SCALE))
-    places = drawn_places(item.name, len(cloud), number)
-    return cloud > 0.5, other > 0.5, pixel_features(plain.image, plain.valid, places), cloud[places]
+def _scale_counts(segmenter: Segmenter, images: ImageSet, config: Config, item: Item) -> np.ndarray:
+    decoded = images.read(item)
+    masks = (cloud_of(segmenter, decoded, config, scale)[decoded.valid] > 0.5 for scale in (1.0, SCALE))
+    return counts_of(*masks)

@@ -19,10 +19,10 @@ from engine.domains import Role
 from engine.inference import decide, decided, probabilities
 from engine.pictures import UNKNOWN, colour_entropy, colour_errors, colour_mask, write_png
 from engine.pixel_classifier import drawn_places, pixel_features
-from engine.repeatability import repeatability
 from losses.entropy import normalised_entropy
 from nets.segmenter import Segmenter
 from report.metrics import brightness_counts, calibration_bins, confusion_matrix
+from report.repeatability import repeatability
 from utils.labels import IGNORE
 
 

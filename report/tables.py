@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from config.schema import Config
-from engine.repeatability import adaptation_warnings
 from engine.run import versions
 from report.evaluation import Domain, DomainScores, ModelScores
 from report.metrics import CLASSES, best_threshold, bootstrap, calibration_error, interval, score_at, scores, trivial
+from report.repeatability import adaptation_warnings
 from utils.files import write_text
 
 TRIVIAL = {

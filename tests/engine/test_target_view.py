@@ -14,7 +14,7 @@ from config.schema import Config
 from datasets.scaling import Stretch, recorded_scaling
 from engine.data_record import images_of
 from engine.domains import training_images
-from engine.target_view import Judged, class_means, class_stretch, matched_classes
+from engine.target_view import class_means, class_stretch, matched_classes
 from nets.weights import load_weights
 from split_entropy import split_entropy
 from train_intra import train_intra
@@ -65,21 +65,21 @@ def test_later_stages_keep_to_the_view_that_stage_1_chose(
 ) -> None:
     asked: list[Config] = []
 
-    def scored(segmenter, seen, items, images, config):  # type: ignore[no-untyped-def]
+    def scored(segmenter, images, items, config):  # type: ignore[no-untyped-def]
         asked.append(config)
-        return Judged(0.9, 0.8) if len(asked) == 4 else Judged(0.5, 0.5)
+        return 0.9 if len(asked) == 4 else 0.5
 
     def shifted(*arguments):  # type: ignore[no-untyped-def]
         found = class_stretch(*arguments)
         return found._replace(low=tuple(low - 9 for low in found.low))
 
-    monkeypatch.setattr("engine.target_view.judged", scored)
+    monkeypatch.setattr("engine.target_view.scale_agreement", scored)
     monkeypatch.setattr("engine.target_view.class_stretch", shifted)
     config = load_config(tiny_arguments(tmp_path, "--target.scaling", "auto"))
     train_teacher(config)
     record = json.loads((tmp_path / "run" / "teacher" / "view.json").read_text())
     assert record["chosen"] == {"colours": "classes", "statistics": "target"}
-    assert [row["scale"] for row in record["views"]] == [0.5, 0.5, 0.5, 0.9]
+    assert [row["agreement"] for row in record["views"]] == [0.5, 0.5, 0.5, 0.9]
     split_entropy(config)
     train_intra(config)
     assert scaling_in(tmp_path / "run/teacher/teacher.safetensors") == recorded_scaling(record["scaling"], 3)

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from engine.agreement import counts_of, kappa
 from engine.pixel_classifier import fit
 
 PARTS = 8  # of a domain's scenes, each predicted from the others; with two the score says less, see docs/results.md
@@ -43,19 +44,7 @@ def repeatability(
         here = part_of == part
         classifier = fit(seen[~here], taught[~here])
         predicted[here] = taught[~here].mean() > 0.5 if classifier is None else classifier.predict(seen[here])
-    return agreement(taught > 0.5, predicted)
-
-
-def agreement(one: np.ndarray, other: np.ndarray) -> float:
-    """Cohen's kappa of two masks, bool of one shape; 0 where both are of one class throughout."""
-    return kappa(np.bincount(2 * one.ravel() + other.ravel(), minlength=4).reshape(2, 2))
-
-
-def kappa(counts: np.ndarray) -> float:
-    """Cohen's kappa of two classifications from their counts (2, 2); 0 where both are of one class throughout."""
-    shares = counts / counts.sum()
-    by_chance = float(shares.sum(0) @ shares.sum(1))
-    return 0.0 if by_chance == 1 else (float(np.trace(shares)) - by_chance) / (1 - by_chance)
+    return kappa(counts_of(taught > 0.5, predicted))
 
 
 def adaptation_warnings(scores: Mapping[str, float]) -> list[str]:

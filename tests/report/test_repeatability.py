@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from engine.repeatability import adaptation_warnings, kappa, repeatability
+from engine.agreement import kappa
+from report.repeatability import adaptation_warnings, repeatability
 
 
 def images(seed: int, number: int = 6, pixels: int = 2000) -> tuple[list[np.ndarray], list[np.ndarray]]:
