@@ -7,7 +7,7 @@ from config.schema import Config
 from datasets.samples import EndlessSamples
 from engine import processes
 from engine.batches import ready
-from engine.build import device_of
+from engine.build import device_of, loader_processes
 from engine.forward import forward_batch
 from nets.segmenter import Segmenter
 
@@ -26,7 +26,7 @@ def estimate_statistics(segmenter: Segmenter, stream: EndlessSamples, config: Co
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # PyTorch's word for the mean over all batches
-    loader = config.data.workers, config.data.timeout, processes.rank(), processes.size()
+    loader = loader_processes(config, device_of(config)), config.data.timeout, processes.rank(), processes.size()
     for batch in stream.batches(config.teacher.batch, 0, BATCHES, *loader):
         forward_batch(segmenter, ready(batch, device_of(config))["image"], without="features")
     for norm, momentum in zip(norms, momenta, strict=True):
