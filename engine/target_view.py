@@ -46,23 +46,20 @@ class View(NamedTuple):
     statistics: str
 
 
+class Candidate(NamedTuple):
+    """What a view is made of: the scaling of the target's files, and the network with its statistics."""
+
+    scaling: Stretch
+    segmenter: Segmenter
+
+
 def choose_view(segmenter: Segmenter, config: Config) -> None:
     """Choose the view under which the segmenter sees the target best, leave its statistics in the segmenter, and write
     its colours to view.json beside its weights, where `engine.domains.decoder_of` finds them from then on."""
     images = training_images(config, "target", labels=False, chosen=False)
-    judged_on = images.items[:: -(-len(images) // IMAGES)]
-    candidates: dict[View, tuple[Stretch, Segmenter]] = {}
-    moments = images.decoder.scaling
-    assert isinstance(moments, Stretch)
-    classes = class_stretch(segmenter, images, judged_on, config)
-    for colours, scaling in (("moments", moments), ("classes", classes)):
-        seen = recoloured(images, scaling)
-        other = copy.deepcopy(segmenter)
-        estimate_statistics(other, training_stream(config, seen, "target", AugmentConfig()), config)
-        candidates[View(colours, "trained")] = scaling, segmenter
-        candidates[View(colours, "target")] = scaling, other
+    candidates = candidate_views(segmenter, images, config)
     scores = {
-        view: scale_agreement(network, recoloured(images, scaling), judged_on, config)
+        view: scale_agreement(network, recoloured(images, scaling), config)
         for view, (scaling, network) in candidates.items()
     }
     best = max(scores, key=lambda view: scores[view])
@@ -77,7 +74,36 @@ def choose_view(segmenter: Segmenter, config: Config) -> None:
     processes.barrier()
 
 
-def recoloured(images: ImageSet, scaling: Stretch) -> ImageSet:
+def candidate_views(segmenter: Segmenter, images: ImageSet, config: Config) -> dict[View, Candidate]:
+    """The views of the target's training images, whose scaling is that of "moments"."""
+    moments = images.decoder.scaling
+    assert isinstance(moments, Stretch)
+    adapted = with_statistics_of(images, segmenter, config)
+    classes = class_stretch(segmenter, images, config)
+    adapted_classes = class_stretch(adapted, images, config)
+    return {
+        View("moments", "trained"): Candidate(moments, segmenter),
+        View("moments", "target"): Candidate(moments, adapted),
+        View("classes", "trained"): Candidate(classes, segmenter),
+        View("classes", "target"): Candidate(
+            adapted_classes, with_statistics_of(recoloured(images, adapted_classes), segmenter, config)
+        ),
+    }
+
+
+def with_statistics_of(images: ImageSet, segmenter: Segmenter, config: Config) -> Segmenter:
+    """A copy of the network with the statistics of images."""
+    adapted = copy.deepcopy(segmenter)
+    estimate_statistics(adapted, training_stream(config, images, "target", AugmentConfig()), config)
+    return adapted
+
+
+def judged_on(images: ImageSet) -> Sequence[Item]:
+    """About `IMAGES` of the images, from all over the domain."""
+    return images.items[:: -(-len(images) // IMAGES)]
+
+
+def recoloured(images: ImageSet, scaling: Stretch | str | None) -> ImageSet:
     """The same images under another scaling; what was decoded before is not used."""
     return replace(images, decoder=replace(images.decoder, scaling=scaling), cache=None)
 
@@ -89,7 +115,7 @@ def cloud_of(segmenter: Segmenter, decoded: Decoded, config: Config, scale: floa
     return found
 
 
-def class_stretch(segmenter: Segmenter, images: ImageSet, items: Sequence[Item], config: Config) -> Stretch:
+def class_stretch(segmenter: Segmenter, images: ImageSet, config: Config) -> Stretch:
     """The stretch that gives the target's predicted clear and cloudy pixels the mean colours of the source's.
 
     Moments of all pixels move with the share of cloud, those of a class do not; which pixels are cloud, the network
@@ -106,7 +132,10 @@ def class_stretch(segmenter: Segmenter, images: ImageSet, items: Sequence[Item],
     for _ in range(ROUNDS):
         seen = recoloured(images, scaling)
         sums = processes.divided(
-            partial(_predicted_sums, segmenter, seen, config), items, desc="colours of the target", unit="image"
+            partial(_predicted_sums, segmenter, seen, config),
+            judged_on(images),
+            desc="colours of the target",
+            unit="image",
         )
         scaling = matched_classes(scaling, class_means(sums), wanted)
     return scaling
@@ -154,10 +183,10 @@ def _predicted_sums(segmenter: Segmenter, images: ImageSet, config: Config, item
     return _sums(images.decoder.native(item)[0], decoded.placed(mask.astype(np.uint8), IGNORE))
 
 
-def scale_agreement(segmenter: Segmenter, images: ImageSet, items: Sequence[Item], config: Config) -> float:
+def scale_agreement(segmenter: Segmenter, images: ImageSet, config: Config) -> float:
     """Cohen's kappa, at most 1, of a network's masks of images at full size and at `SCALE` of it."""
     counts = partial(_scale_counts, segmenter, images, config)
-    return kappa(np.sum(processes.divided(counts, items, desc="views", unit="image"), axis=0))
+    return kappa(np.sum(processes.divided(counts, judged_on(images), desc="views", unit="image"), axis=0))
 
 
 def _scale_counts(segmenter: Segmenter, images: ImageSet, config: Config, item: Item) -> np.ndarray:

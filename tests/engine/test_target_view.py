@@ -65,7 +65,7 @@ def test_later_stages_keep_to_the_view_that_stage_1_chose(
 ) -> None:
     asked: list[Config] = []
 
-    def scored(segmenter, images, items, config):  # type: ignore[no-untyped-def]
+    def scored(segmenter, images, config):  # type: ignore[no-untyped-def]
         asked.append(config)
         return 0.9 if len(asked) == 4 else 0.5
 
