@@ -25,9 +25,10 @@ def estimate_statistics(segmenter: Segmenter, stream: EndlessSamples, config: Co
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # PyTorch's word for the mean over all batches
     loader = loader_processes(config, device_of(config)), config.data.timeout, processes.rank(), processes.size()
-    for batch in stream.batches(config.teacher.batch, 0, BATCHES, *loader):
+    for number, batch in enumerate(stream.batches(config.teacher.batch, 0, BATCHES, *loader), start=1):
+        for norm in norms:
+            norm.momentum = 1 / number  # the mean so far; with None PyTorch asks the device for the number
         forward_batch(segmenter, ready(batch, device_of(config))["image"], without="features")
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

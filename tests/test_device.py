@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import engine.target_view
 import eval as evaluation
 import nets.weights
 import report.evaluation
@@ -38,6 +39,7 @@ def gpu(mode: PretendGpu, monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendGp
         *((StudentStage, "__init__"), (loop, "_not_finite"), (loop, "_row"), (loop, "prediction_grid")),
         *((loop.Ledger, "silent"), (nets.weights, "save_weights")),
         *((split_entropy, "mean_over_scales"), (report.evaluation, "probabilities")),
+        (engine.target_view, "cloud_of"),
     ):
         monkeypatch.setattr(place, name, mode.reader(getattr(place, name)))
     monkeypatch.setattr(loop, "save_checkpoint", lambda *_: None)  # there are no numbers to save
