@@ -29,7 +29,7 @@ from engine.layout import best_model
 from engine.memory import keep_memory_flat, memory_explained
 from scenes import CloudNetwork, Options, Summary, load_network, predict_scene
 from scenes.folder import SUMMARY, Row, SummaryFile, open_folder, outputs_of, stamp_of
-from scenes.inputs import find_scenes
+from scenes.inputs import find_scenes, labels_of
 from scenes.predict import NOTES
 from utils.errors import AsdaError, ConfigError, DataError
 from utils.output import progress_bar
@@ -53,6 +53,7 @@ class Request(NamedTuple):
     quiet: bool
     reading: dict[str, Any]  # what was given of READING, the others None
     labels: dict[str, str]  # band -> what stands for {band} in a pattern
+    remote: bool
 
 
 def read_request(arguments: Sequence[str] | None = None, description: str | None = __doc__) -> Request:
@@ -78,6 +79,7 @@ def read_request(arguments: Sequence[str] | None = None, description: str | None
     add("--probability", action="store_true", help="write the probability of cloud, 0 to 1")
     add("--entropy", action="store_true", help="write its entropy: 0 certain, 1 undecided")
     add("--quicklook", action="store_true", help="write a small PNG of scene and mask")
+    add("--remote", action="store_true", help="let inputs be URLs (https, s3, gs, az), with --bands")
     add("--device", help="cpu, cuda or cuda:N; default: a GPU where there is one")
     add("--quiet", action="store_true", help="say nothing but what failed")
     given = parser.parse_args(arguments)
@@ -85,11 +87,13 @@ def read_request(arguments: Sequence[str] | None = None, description: str | None
     layers = ("mask", *(name for name in ON_REQUEST if getattr(given, name)))
     options = Options(**{option.name: getattr(given, option.name) for option in fields(Options)})
     reading = {name: getattr(given, name) for name in READING}
-    labels = dict(band.strip().split("=", 1) for band in given.bands or () if "=" in band)
+    labels = labels_of(given.bands or ())
     reading["bands"] = [*labels] or given.bands
     for sentence in faults(DomainConfig(**reading), "--"):
         raise ConfigError(sentence)
-    return Request(given.inputs, given.out, weights, given.device, layers, options, given.quiet, reading, labels)
+    return Request(
+        given.inputs, given.out, weights, given.device, layers, options, given.quiet, reading, labels, given.remote
+    )
 
 
 def _rule(text: str) -> str | float:
@@ -103,10 +107,10 @@ def predict(request: Request) -> None:
     """Predict every scene that is not finished; raises AsdaError if nothing can be predicted or, after all others, for
     the scenes that could not."""
     keep_memory_flat()
-    scenes, unclear = find_scenes(request.inputs, request.out, request.labels)
+    bands = request.reading["bands"] or ()
+    scenes, unclear = find_scenes(request.inputs, request.out, bands, request.labels, remote=request.remote)
     with processes.first_alone():
-        reading = request.reading | {"labels": request.labels or None}
-        open_folder(request.out, request.weights, request.options, reading)
+        open_folder(request.out, request.weights, request.options, request.reading | {"labels": request.labels or None})
     network = reading_as(request.reading, load_network(request.weights, request.device))
     summary = SummaryFile(request.out)
     failed = [*unclear] if processes.is_first() else []

@@ -155,7 +155,7 @@ def picture_kind(path: Path) -> str | None:
     return next((kind for magic, kind in PICTURES.items() if start.startswith(magic)), None)
 
 
-def require_room(path: Path, height: int, width: int, pixel_bytes: int, what: str = "the image") -> None:
+def require_room(path: object, height: int, width: int, pixel_bytes: int, what: str = "the image") -> None:
     """Raises DataError if what a header announces would take more memory than the limit."""
     given = os.environ.get(LIMIT_VARIABLE, str(LIMIT))
     if not given.isdecimal():

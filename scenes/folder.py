@@ -104,11 +104,11 @@ class SummaryFile:
 
 
 def stamp_of(scene: Path | Product) -> tuple[int, int]:
-    """Size in bytes and time of change (ns) of a scene's file, or the sum and the last of those of its files; raises
-    DataError if it is not there."""
+    """Size in bytes and time of change (ns) of a scene's file, or the sum and the last of those of its files, 0 where
+    they are on the network; raises DataError if it is not there."""
     try:
         if isinstance(scene, Product):
-            files = [file.path for file in {*scene.bands.values()}]
+            files = [file.path for file in {*scene.bands.values()} if isinstance(file.path, Path)]
         else:
             files = [file for file in below(scene, scene) if file.is_file()] if scene.is_dir() else [scene]
         found = [file.stat() for file in files]

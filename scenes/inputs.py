@@ -3,31 +3,63 @@
 import glob
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 from datasets.files import SUFFIXES, below
-from datasets.products import ARCHIVE, SAFE, Product, is_product, product_folders, product_of_files
+from datasets.products import (
+    ARCHIVE,
+    SAFE,
+    Product,
+    is_product,
+    is_remote,
+    product_folders,
+    product_of_files,
+    product_of_url,
+)
 from utils.errors import CONTROL, ConfigError, DataError
 
 FIELD = re.compile(r"{scene}|{band}")  # of a pattern
 
 
+def labels_of(bands: Sequence[str]) -> dict[str, str]:
+    """Of bands given as red=04 what stands for each in a pattern, by name; none of bands given by name alone. Raises
+    ConfigError for a mixture, and for a band or a label that comes twice."""
+    pairs = [(name.strip().lower(), label) for name, sign, label in (band.partition("=") for band in bands) if sign]
+    labels = dict(pairs)
+    if pairs and not len(bands) == len(labels) == len({*labels.values()}):
+        expected = "red,green,blue, or red=04,green=03,blue=02, each once"
+        raise ConfigError(f"--bands: found {','.join(bands)}, expected such as {expected}")
+    return labels
+
+
 def find_scenes(
-    inputs: Sequence[str], out: Path, labels: Mapping[str, str] | None = None
+    inputs: Sequence[str],
+    out: Path,
+    bands: Sequence[str] = (),
+    labels: Mapping[str, str] = MappingProxyType({}),
+    *,
+    remote: bool = False,
 ) -> tuple[dict[str, Path | Product], list[str]]:
     """The scenes to predict, by name: the path below the folder that was given, or the file's own, without suffix; and
     a sentence for each name that several have, and for each of a pattern that lacks a band: those are not predicted.
 
     A scene is a file, the folder or archive of a product, or what a pattern with {band} finds, whose names of bands are
-    those that `labels` gives to what stands in its place, else that itself. An input that is not there raises
-    DataError; masks among the scenes raise ConfigError.
+    those that `labels` gives to what stands in its place, else that itself. With `remote` it may be a URL, of a file of
+    `bands` or with {band}. An input that is not there raises DataError; masks among the scenes, or a URL without
+    `remote` or names of bands, raise ConfigError.
     """
     found: dict[str, set[Path]] = {}
-    by_pattern: dict[str, Product] = {}
+    by_pattern: dict[str, list[Product]] = {}
     for text in inputs:
         path = Path(text)
+        if is_remote(text):
+            name, product = _remote(text, bands, labels, remote)
+            by_pattern.setdefault(name, []).append(product)
+            continue
         if "{band}" in text:
-            by_pattern |= _by_pattern(text, labels or {})
+            for name, product in _by_pattern(text, labels).items():
+                by_pattern.setdefault(name, []).append(product)
             continue
         if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
             raise ConfigError(f"--out {out} lies in {path}, its masks would be taken for scenes; give another")
@@ -43,8 +75,8 @@ def find_scenes(
         for name, file in named:
             found.setdefault(name, set()).add(file)
     scenes: dict[str, list[Path | Product]] = {name: [*sorted(paths)] for name, paths in found.items()}
-    for name, product in by_pattern.items():
-        scenes.setdefault(name, []).append(product)
+    for name, products in by_pattern.items():
+        scenes.setdefault(name, []).extend(products)
     if strange := [str(paths[0]) for name, paths in scenes.items() if CONTROL.search(name)]:
         raise ConfigError(f"{strange[0]!r}: has a control character in its name; rename it")
     shared = [", ".join(map(str, paths)) for _, paths in sorted(scenes.items()) if len(paths) > 1]
@@ -68,6 +100,19 @@ def _in_folder(folder: Path) -> list[tuple[str, Path]]:
     files = [path for path in paths if path.suffix.lower() in SUFFIXES and path not in parts]
     named = [(path.relative_to(folder).parent / _stem(path), path) for path in [*whole, *files] if path not in parts]
     return [(name.as_posix(), path) for name, path in named]
+
+
+def _remote(url: str, bands: Sequence[str], labels: Mapping[str, str], allowed: bool) -> tuple[str, Product]:
+    """The name and the scene of a URL."""
+    if not allowed:
+        raise ConfigError(f"{url}: is on the network, where nothing is read without --remote; give that, or a copy")
+    if "{scene}" in url or not bands or ("{band}" in url and not labels):
+        expected = (
+            "--bands red,green,blue in the file's order, or with {band} in the URL --bands red=04,green=03,blue=02"
+        )
+        raise ConfigError(f"{url}: does not say which bands it has, expected {expected}; a URL takes no {{scene}}")
+    name = PurePosixPath(url.partition("?")[0].replace("{band}", "")).stem.strip("_.- ")
+    return name, product_of_url(url, bands, labels)
 
 
 def _by_pattern(text: str, labels: Mapping[str, str]) -> dict[str, Product]:

@@ -104,7 +104,7 @@ def slabs_of_product(
     product: Product, decoder: Decoder, grid: Grid, seen: Seen = lambda stored, values: None
 ) -> Iterator[Rows]:
     """As `slabs`, of a product; `decoder` is `product.decoder` of the network's."""
-    item = Item(product.path.name, (product.path,))
+    item = Item(str(product), (Path(str(product)),))
     with product.opened(decoder) as rasters:
         yield from _in_pieces(grid, lambda window: decoder.in_8_bits(decoder.by_rule(rasters.read(window)), item, seen))
 

@@ -7,7 +7,10 @@ import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import cv2
 import numpy as np
@@ -177,6 +180,58 @@ def test_a_pattern_a_vrt_and_jpeg_2000(tmp_path: Path) -> None:
         with rasterio.open(tmp_path / "scene.jp2", "w", **profile) as other:
             other.write(file.read())
     np.testing.assert_array_equal(mask_of(tmp_path / "scene.jp2", network, tmp_path), expected)
+
+
+class Ranges(SimpleHTTPRequestHandler):
+    """Answers requests for a part of a file, as stores do."""
+
+    def do_GET(self) -> None:
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_error(404)
+            return
+        content = path.read_bytes()
+        begin, end = 0, len(content)
+        if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            begin, end = int(asked[1]), min(end, int(asked[2]) + 1)
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(content)}")
+        else:
+            self.send_response(200)
+        self.send_header("Content-Length", str(end - begin))
+        self.end_headers()
+        self.wfile.write(content[begin:end])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_urls_are_read_where_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bands = sentinel2_bands("B04", "B03", "B02")
+    for name, pixels in bands.items():
+        write_band(tmp_path / "files" / f"x_{name}.tif", pixels, 10)
+    write_plain(tmp_path / "files" / "plain.tif", [*bands.values()])
+    weights = save_weights(tmp_path / "weights.safetensors")
+    monkeypatch.setenv("no_proxy", "localhost")
+    with ThreadingHTTPServer(("localhost", 0), partial(Ranges, directory=tmp_path / "files")) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://localhost:{server.server_port}"
+        with pytest.raises(ConfigError, match="without --remote"):
+            masks_of(weights, tmp_path / "out", f"{url}/plain.tif")
+        with pytest.raises(ConfigError, match="does not say which bands"):
+            masks_of(weights, tmp_path / "out", f"{url}/plain.tif", "--remote")
+        labels = "red=04,green=03,blue=02"
+        local = masks_of(weights, tmp_path / "local", tmp_path / "files" / "plain.tif")
+        one = masks_of(weights, tmp_path / "one", f"{url}/plain.tif", "--remote", "--bands", "red,green,blue")
+        many = masks_of(weights, tmp_path / "many", f"{url}/x_B{{band}}.tif", "--remote", "--bands", labels)
+        with pytest.raises(DataError, match=f"{url}/no.tif: cannot be read"):
+            masks_of(weights, tmp_path / "no", f"{url}/no.tif", "--remote", "--bands", "red,green,blue")
+        server.shutdown()
+    masks = []
+    for path in (local / "plain_mask.tif", one / "plain_mask.tif", many / "x_B_mask.tif"):
+        with rasterio.open(path) as file:
+            masks.append(file.read(1))
+    assert (masks[0] == masks[1]).all() and (masks[0] == masks[2]).all() and len(np.unique(masks[0])) > 1
 
 
 def virtual(sources: Sequence[str], relative: int = 1, **changes: str) -> str:
@@ -384,3 +439,6 @@ def test_a_folder_of_products_gives_a_scene_each(tmp_path: Path) -> None:
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}  # finished scenes are left
     with pytest.raises(ConfigError, match="other settings"):
         masks_of(weights, out, tmp_path / "scenes", "--bands", "red=04,green=03,blue=02")
+    for mixed in ("red=04,green,blue", "red=04,red=03", "red=04,green=04"):
+        with pytest.raises(ConfigError, match=f"--bands: found {mixed}"):
+            masks_of(weights, out, tmp_path / "scenes", "--bands", mixed)

@@ -4,13 +4,13 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from datasets.decode import DTYPES, Bands, joined_masks, require_room
+from datasets.decode import COLOURS, DTYPES, Bands, joined_masks, require_room
 from datasets.decoder import Decoder
 from datasets.drivers import ALONE
 from datasets.files import Window
@@ -27,16 +27,19 @@ class BandFile(NamedTuple):
     """The file of a band.
 
     Attributes:
-        path: to name it.
+        path: to name it; a URL where it is on the network.
         opened: GDAL's name of it; None where the product lacks it.
         added: what is added to stored numbers, so that they mean the same in all versions of the product.
         unit: (scale, offset) that make reflectance, or kelvin, of these; None where it has none, or is not known.
+        number, together: of the band in the file, from 1, and how many bands that has.
     """
 
-    path: Path
+    path: Path | str
     opened: str | None
     added: int = 0
     unit: tuple[float, float] | None = None
+    number: int = 1
+    together: int = 1
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Product:
         agency: whether `bands` and `nodata` tell what the numbers mean, and no configuration has to.
     """
 
-    path: Path
+    path: Path | str
     bands: Mapping[str, BandFile]
     nodata: int | None = None
     tags: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -82,13 +85,16 @@ class Product:
             if band.opened is None:
                 raise DataError(f"{band.path}: does not exist, so the band {name} of {self} is missing; {AGAIN}")
         with ExitStack() as stack:
-            datasets = []
+            files: dict[str | None, Any] = {}
             for name, band in zip(wanted, chosen, strict=True):
-                if (driver := DRIVERS.get(band.path.suffix.lower())) is None:
+                suffix = PurePosixPath(str(band.path).partition("?")[0]).suffix
+                if (driver := DRIVERS.get(suffix.lower())) is None:
                     raise DataError(f"{band.path}: cannot be read as a band, expected {', '.join(DRIVERS)}")
-                with _reading(band), rasterio.Env(**ALONE):
-                    datasets.append(stack.enter_context(rasterio.open(band.opened, driver=driver)))
-                _require_sound(band, name, datasets[-1])
+                if band.opened not in files:
+                    with _reading(band), rasterio.Env(**ALONE):
+                        files[band.opened] = stack.enter_context(rasterio.open(band.opened, driver=driver))
+                _require_sound(band, name, files[band.opened])
+            datasets = [files[band.opened] for band in chosen]
             finest = min(range(len(datasets)), key=lambda place: abs(datasets[place].transform.a))
             grid = datasets[finest]
             for place, (band, dataset) in enumerate(zip(chosen, datasets, strict=True)):
@@ -118,8 +124,10 @@ class Rasters(NamedTuple):
         for band, dataset in zip(self.bands, self.datasets, strict=True):
             require_room(band.path, window.height, window.width, 4 * len(self.bands), "a window of the image")
             with _reading(band), rasterio.Env(**ALONE):
-                plane = dataset.read(1, window=window.slices)
-                masks.append(plane != nodata if nodata is not None else dataset.read_masks(1, window=window.slices) > 0)
+                plane = dataset.read(band.number, window=window.slices)
+                masks.append(
+                    dataset.read_masks(band.number, window=window.slices) > 0 if nodata is None else plane != nodata
+                )
             if band.added:
                 top = np.iinfo(plane.dtype).max
                 plane = np.clip(plane.astype(np.int32) + band.added, 0, top).astype(plane.dtype)
@@ -128,7 +136,7 @@ class Rasters(NamedTuple):
         pixels = np.stack(planes, axis=2)
         if pixels.dtype == np.float64:
             pixels = pixels.astype(np.float32)
-        units = tuple(_tagged(dataset) for dataset in self.datasets)
+        units = tuple(_tagged(*pair) for pair in zip(self.bands, self.datasets, strict=True))
         if self.product.agency:
             pixels, units = self._as_measured(pixels)
         return Bands(pixels, self.wanted, joined_masks(np.stack(masks), tags), True, tags, units)
@@ -160,9 +168,12 @@ def _reading(band: BandFile) -> Iterator[None]:
 
 
 def _require_sound(band: BandFile, name: str, dataset: Any) -> None:
-    if dataset.count != 1 or dataset.dtypes[0] not in (*DTYPES, "float64"):
-        found = f"{dataset.count} band(s) of {dataset.dtypes[0]}"
-        raise DataError(f"{band.path}: found {found}, expected one of {', '.join(DTYPES)} for {name}; {AGAIN}")
+    if dataset.count != band.together or dataset.dtypes[0] not in (*DTYPES, "float64"):
+        found, fix = f"{dataset.count} band(s) of {dataset.dtypes[0]}", f"it is to hold {name}"
+        raise DataError(f"{band.path}: found {found}, expected {band.together} of {', '.join(DTYPES)}; {fix}")
+    told = (dataset.descriptions[band.number - 1] or "").strip().lower()
+    if told in COLOURS and told != name:
+        raise DataError(f"{band.path}: calls band {band.number} {told}, expected {name}; mend --bands")
     height, width = dataset.block_shapes[0]
     require_room(band.path, height, width, np.dtype(dataset.dtypes[0]).itemsize, "a block of the image")
 
@@ -174,7 +185,7 @@ def _require_same_place(band: BandFile, dataset: Any, other: BandFile, grid: Any
         apart = APART * max(abs(raster.transform.a) for raster in (dataset, grid))
         if all(abs(a - b) <= apart for a, b in zip(dataset.bounds, grid.bounds, strict=True)):
             return
-    raise DataError(f"{band.path}: lies at {found}, expected {expected} as {other.path.name}; is it of another scene?")
+    raise DataError(f"{band.path}: lies at {found}, expected {expected} as {other.path}; is it of another scene?")
 
 
 def _place(raster: Any) -> str:
@@ -195,9 +206,9 @@ def _resampled(dataset: Any, grid: Any, nodata: int | None) -> Any:
         return WarpedVRT(dataset, **lies, resampling=rasterio.enums.Resampling.bilinear, **empty)
 
 
-def _tagged(dataset: Any) -> tuple[float, float] | None:
-    scale, offset = float(dataset.scales[0]), float(dataset.offsets[0])
+def _tagged(band: BandFile, dataset: Any) -> tuple[float, float] | None:
+    scale, offset = (float(tags[band.number - 1]) for tags in (dataset.scales, dataset.offsets))
     if not (math.isfinite(scale) and math.isfinite(offset) and scale):
-        expected = "finite numbers, and a scale other than 0"
-        raise DataError(f"{dataset.name}: found the tags scale {scale:g} and offset {offset:g}, expected {expected}")
+        expected = "finite numbers, and a scale other than 0; mend or remove the tags"
+        raise DataError(f"{band.path}: found the tags scale {scale:g} and offset {offset:g}, expected {expected}")
     return None if (scale, offset) == (1, 0) else (scale, offset)
