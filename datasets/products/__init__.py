@@ -1,5 +1,6 @@
 """Scenes as agencies deliver them, each a folder or an archive with a file a band."""
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -62,7 +63,7 @@ def _is_metadata(name: str, kind: re.Pattern[str]) -> bool:
 def is_product(path: Path) -> bool:
     """Whether a path that was given is to be a product: any archive, a folder that is called one or holds metadata."""
     if path.is_dir():
-        return path.suffix.upper() == SAFE or any(_names_metadata(file.name) for file in path.iterdir())
+        return path.suffix.upper() == SAFE or any(map(_names_metadata, next(os.walk(path), ("", [], []))[2]))
     return path.suffix.lower() in (".zip", ".tar")
 
 

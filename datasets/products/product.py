@@ -19,7 +19,7 @@ from datasets.scaling import Stretch
 from utils.errors import DataError
 
 DRIVERS = {".jp2": "JP2OpenJPEG", ".tif": "GTiff", ".tiff": "GTiff"}
-BRIGHTEST = 10  # a scaling that ends below this is one of reflectance, in which the brightest cloud is about 1
+BRIGHTEST = 10  # a band whose scaling ends at this or below is one of reflectance, where the brightest cloud is about 1
 APART = 1.0  # pixels of the coarser band by which the corners of two bands may differ
 
 
@@ -117,7 +117,8 @@ class Rasters(NamedTuple):
 
     def read(self, window: Window) -> Bands:
         """The stored numbers of a window in the type, and with the units, that the network's scaling was measured on:
-        reflectance where that ends below 10, else the numbers themselves. Raises DataError if a file is damaged."""
+        reflectance where that of a band ends at 10 or below, else the numbers themselves. Raises DataError if a file is
+        damaged."""
         import rasterio
 
         nodata, planes, masks = self.product.nodata, [], []
@@ -143,7 +144,7 @@ class Rasters(NamedTuple):
 
     def _as_measured(self, pixels: np.ndarray) -> tuple[np.ndarray, tuple[tuple[float, float] | None, ...]]:
         known = self.scaling if isinstance(self.scaling, Stretch) else None
-        if known and max(known.high) <= BRIGHTEST:
+        if known and min(known.high) <= BRIGHTEST:
             for name, band in zip(self.wanted, self.bands, strict=True):
                 if band.unit is None:
                     raise DataError(f"{band.path}: has no reflectance, so {name} cannot be what the network has learnt")
