@@ -21,13 +21,15 @@ from typing import Any, NamedTuple
 
 from config.fields import faults
 from config.schema import DomainConfig
+from datasets.products import Product
 from datasets.values import grouped
 from engine import processes
 from engine.cli import configure, run
 from engine.layout import best_model
 from engine.memory import keep_memory_flat, memory_explained
 from scenes import CloudNetwork, Options, Summary, load_network, predict_scene
-from scenes.folder import SUMMARY, Row, SummaryFile, find_scenes, open_folder, outputs_of, stamp_of
+from scenes.folder import SUMMARY, Row, SummaryFile, open_folder, outputs_of, stamp_of
+from scenes.inputs import find_scenes, labels_of
 from scenes.predict import NOTES
 from utils.errors import AsdaError, ConfigError, DataError
 from utils.output import progress_bar
@@ -51,13 +53,15 @@ class Request(NamedTuple):
     options: Options
     quiet: bool
     reading: dict[str, Any]  # what was given of READING, the others None
+    labels: dict[str, str]  # band -> what stands for {band} in a pattern
+    remote: bool
 
 
 def read_request(arguments: Sequence[str] | None = None, description: str | None = __doc__) -> Request:
     parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
     add = parser.add_argument
     add("--version", action="version", version=f"asda {VERSION}", help="print the version, and end")
-    add("inputs", nargs="+", metavar="INPUT", help="file, folder (searched with its sub-folders) or glob")
+    add("inputs", nargs="+", metavar="INPUT", help="file, product, folder (with its sub-folders), glob or pattern")
     add("--out", type=Path, required=True, help="folder for the masks")
     whose = parser.add_mutually_exclusive_group(required=True)
     whose.add_argument("--run", type=Path, help="folder of a run: its student, else teacher, oracle, source-only")
@@ -68,19 +72,16 @@ def read_request(arguments: Sequence[str] | None = None, description: str | None
     add("--flips", action="store_true", help="mean over the mirror images; four times the work")
     add("--min-cloud", type=int, default=0, help="clear clouds of fewer pixels than this (0)")
     add("--buffer", type=int, default=0, help="widen clouds by so many pixels, after --min-cloud (0)")
-    add(
-        "--outside",
-        type=float,
-        default=0.9,
-        help="refuse scenes with more of their values out of range than this (0.9)",
-    )
-    add("--bands", type=lambda text: text.split(","), help="names of the scenes' bands, in their order: red,green,blue")
+    add("--outside", type=float, default=0.9, help="refuse scenes with more of their values out of range (0.9)")
+    names = "the scenes' bands, in their order: red,green; in a pattern red=04,green=03"
+    add("--bands", type=lambda text: text.split(","), help=names)
     add("--scale", type=float, help="of scenes without such a tag: a value is scale times what is stored, plus offset")
     add("--offset", type=float, help="see --scale; -1000 for Sentinel-2 since baseline 04.00")
     add("--nodata", type=_rule, help="pixels without data: file, none, all_zero, any_zero, band:NAME or a number")
     add("--probability", action="store_true", help="write the probability of cloud, 0 to 1")
     add("--entropy", action="store_true", help="write its entropy: 0 certain, 1 undecided")
     add("--quicklook", action="store_true", help="write a small PNG of scene and mask")
+    add("--remote", action="store_true", help="let inputs be URLs (https, s3, gs, az), with --bands")
     add("--device", help="cpu, cuda or cuda:N; default: a GPU where there is one")
     add("--quiet", action="store_true", help="say nothing but what failed")
     given = parser.parse_args(arguments)
@@ -88,9 +89,13 @@ def read_request(arguments: Sequence[str] | None = None, description: str | None
     layers = ("mask", *(name for name in ON_REQUEST if getattr(given, name)))
     options = Options(**{option.name: getattr(given, option.name) for option in fields(Options)})
     reading = {name: getattr(given, name) for name in READING}
+    labels = labels_of(given.bands or ())
+    reading["bands"] = [*labels] or given.bands
     for sentence in faults(DomainConfig(**reading), "--"):
         raise ConfigError(sentence)
-    return Request(given.inputs, given.out, weights, given.device, layers, options, given.quiet, reading)
+    return Request(
+        given.inputs, given.out, weights, given.device, layers, options, given.quiet, reading, labels, given.remote
+    )
 
 
 def _rule(text: str) -> str | float:
@@ -104,15 +109,16 @@ def predict(request: Request) -> None:
     """Predict every scene that is not finished; raises AsdaError if nothing can be predicted or, after all others, for
     the scenes that could not."""
     keep_memory_flat()
-    scenes, unclear = find_scenes(request.inputs, request.out)
+    bands = request.reading["bands"] or ()
+    scenes, unclear = find_scenes(request.inputs, request.out, bands, request.labels, remote=request.remote)
     with processes.first_alone():
-        open_folder(request.out, request.weights, request.options, request.reading)
+        open_folder(request.out, request.weights, request.options, request.reading | {"labels": request.labels or None})
     network = reading_as(request.reading, load_network(request.weights, request.device))
     summary = SummaryFile(request.out)
     failed = [*unclear] if processes.is_first() else []
     silent = request.quiet or not processes.is_first()
 
-    def attempt(scene: tuple[str, Path]) -> Row | str | None:
+    def attempt(scene: tuple[str, Path | Product]) -> Row | str | None:
         """The row of a scene, or what is wrong with it; None if it was finished before."""
         name, path = scene
         try:
@@ -171,13 +177,13 @@ def by_option(sentence: str) -> str:
     return re.sub(OF_DOMAIN, r"--\1", sentence.replace("the domain's scale and offset", "--scale and --offset"))
 
 
-def is_small(scene: Path) -> bool:
+def is_small(scene: Path | Product) -> bool:
     """Whether a scene is one of those of which several are predicted at once."""
-    return scene.is_file() and scene.stat().st_size < SMALL
+    return isinstance(scene, Path) and scene.is_file() and scene.stat().st_size < SMALL
 
 
 def predict_file(
-    network: CloudNetwork, path: Path, outputs: dict[str, Path], options: Options, silent: bool
+    network: CloudNetwork, path: Path | Product, outputs: dict[str, Path], options: Options, silent: bool
 ) -> Summary:
     """Predict a scene, with a bar over its windows unless `silent`."""
     doing = f"windows of {options.window or network.window or network.images.size} pixels"
@@ -186,7 +192,7 @@ def predict_file(
         bar.total = total
         bar.update(done - bar.n)
 
-    bar = progress_bar(desc=path.stem, unit="window", leave=False, delay=1, disable=silent)
+    bar = progress_bar(desc=Path(str(path)).stem, unit="window", leave=False, delay=1, disable=silent)
     with bar, memory_explained(path, doing, network.device, LESS_MEMORY):
         return predict_scene(network, path, outputs, options, tick=tick)
 

@@ -1,4 +1,5 @@
-"""From files to arrays: PNG, JPEG and BMP by OpenCV, labels by Pillow, every kind of TIFF and ENVI by GDAL (rasterio).
+"""From files to arrays: PNG, JPEG and BMP by OpenCV, labels by Pillow; all else by GDAL (rasterio): every kind of TIFF,
+JPEG 2000, VRT and ENVI.
 
 The first bytes tell the kind, not the name, and the header how large an image becomes, before any memory is taken.
 """
@@ -8,7 +9,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
+from datasets.drivers import ALONE, TIFF, driver_of, first_bytes
 from datasets.files import Window
 from utils.errors import DataError
 
@@ -27,7 +29,6 @@ RGB = ("red", "green", "blue")
 COLOURS = ("coastal", *RGB, "nir")  # what a band's description or colour interpretation may call it, in any file
 DTYPES = ("uint8", "uint16", "int16", "float32")
 UPRIGHT = 1  # EXIF orientation
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # and BigTIFF
 PICTURES = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"BM": "bmp"}
 # of Pillow, each for one kind alone
 HEADERS: dict[str, type[ImageFile]] = {"jpeg": JpegImageFile, "png": PngImageFile, "bmp": BmpImageFile}
@@ -154,7 +155,7 @@ def picture_kind(path: Path) -> str | None:
     return next((kind for magic, kind in PICTURES.items() if start.startswith(magic)), None)
 
 
-def require_room(path: Path, height: int, width: int, pixel_bytes: int, what: str = "the image") -> None:
+def require_room(path: object, height: int, width: int, pixel_bytes: int, what: str = "the image") -> None:
     """Raises DataError if what a header announces would take more memory than the limit."""
     given = os.environ.get(LIMIT_VARIABLE, str(LIMIT))
     if not given.isdecimal():
@@ -293,32 +294,28 @@ def _rasterio() -> Any:
 
 @contextmanager
 def open_raster(path: Path) -> Iterator[Any]:
-    """Open a TIFF, or an ENVI file that has its header, by GDAL, which reads no other file but those that belong to it:
-    .hdr, .aux.xml, and a mask, .msk, that is a TIFF. Raises DataError if it is nothing of this, or damaged, as far as
-    that is met while it is open."""
-    is_tiff = _is_tiff(path)
-    # GDAL is not left to guess: some of its formats, such as VRT, read other files than the one that is named.
-    if not is_tiff and not path.with_suffix(".hdr").is_file():
-        raise DataError(f"{path}: cannot be decoded as an image; expected PNG, JPEG, BMP, TIFF, or ENVI with its .hdr")
-    with _decoding(path), _rasterio().open(path, driver="GTiff" if is_tiff else "ENVI") as dataset:
-        for mask in (Path(f"{path}{end}") for end in (".msk", ".MSK")):
+    """Open a file by the driver of GDAL that its first bytes tell, which reads no other file but those that belong to
+    it: of a TIFF or ENVI file .hdr, .aux.xml, and a mask, .msk, that is a TIFF; of a VRT its TIFF and JPEG 2000 files,
+    at or below its folder. Raises DataError if it is nothing of this, or damaged, as far as that is met while it is
+    open."""
+    driver = driver_of(path)
+    beside = driver in ("GTiff", "ENVI")
+    with (
+        _decoding(path),
+        nullcontext() if beside else _rasterio().Env(**ALONE),
+        _rasterio().open(path, driver=driver) as dataset,
+    ):
+        for mask in (Path(f"{path}{end}") for end in (".msk", ".MSK") if beside):
             if mask.exists():
                 _require_mask(mask, dataset)
         yield dataset
-
-
-def _is_tiff(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        return file.read(4) in TIFF
 
 
 def _require_mask(path: Path, dataset: Any) -> None:
     """Refuse what GDAL would take for a mask by its name, and then open as whatever it is."""
     rasterio = _rasterio()
     try:
-        if not _is_tiff(path):
+        if not first_bytes(path).startswith(TIFF):
             raise ValueError("it is no TIFF")
         with rasterio.open(path, driver="GTiff") as mask:
             if mask.shape != dataset.shape:

@@ -12,6 +12,7 @@ import numpy as np
 
 from datasets.decode import Bands, band_order, joined_masks, place_of, read_bands, read_label
 from datasets.decoded import Decoded, trimmed
+from datasets.drivers import is_vrt, mosaic_files
 from datasets.files import Item
 from datasets.scaling import Stretch
 from utils.errors import DataError
@@ -64,7 +65,12 @@ class Decoder:
     def pixels(self, item: Item, seen: Seen = lambda stored, values: None) -> tuple[np.ndarray, np.ndarray]:
         """The bands in 8 bits, (H, W, C), 0 without data, and where they have data, (H, W) bool; nothing is cut off.
         `seen` gets the bands as they are stored, and their values."""
-        stored = self.stored(item)
+        return self.in_8_bits(self.stored(item), item, seen)
+
+    def in_8_bits(
+        self, stored: Bands, item: Item, seen: Seen = lambda stored, values: None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The same of bands that have been read, in the order of `bands`, with a mask by the rule of this domain."""
         values, valid = self.values(stored), stored.mask
         seen(stored, values)
         scaled = self.scaled(values, item)
@@ -84,9 +90,9 @@ class Decoder:
         return decoded._replace(label=np.where(decoded.valid, part, np.uint8(IGNORE)) if masked else part)
 
     def sources(self, item: Item) -> tuple[Path, ...]:
-        """The files that are read for an image: its one file, or those of the bands that are wanted."""
+        """The files that are read for an image: its one file, with those of a VRT, or those of the wanted bands."""
         if len(item.files) == 1:
-            return item.files
+            return (*item.files, *(mosaic_files(item.image) if is_vrt(item.image) else ()))
         names = self.file_bands or ()
         if len(names) != len(item.files):
             raise DataError(f"{item.image}: found {len(item.files)} files of bands, expected {len(names)} as in bands")
@@ -124,9 +130,13 @@ class Decoder:
             layers, named = np.dstack([file.pixels for file in read]), True
             tags, units = (tuple(one for file in read for one in getattr(file, of)) for of in ("tags", "units"))
             valid = joined_masks(np.stack([file.mask for file in read]), tags)
-        if len(wanted) > len(self.bands):
-            valid = layers[..., -1] != 0
-        pixels = layers[..., : len(self.bands)]
+        return self.by_rule(Bands(layers, wanted, valid, named, tags, units))
+
+    def by_rule(self, read: Bands) -> Bands:
+        """The bands in use, of those in `wanted`, with a mask by the rule of this domain in place of the files'."""
+        valid, pixels = read.mask, read.pixels[..., : len(self.bands)]
+        if len(read.names) > len(self.bands):
+            valid = read.pixels[..., -1] != 0
         if self.nodata == "none":
             valid = np.ones(valid.shape, bool)
         elif self.nodata in ("all_zero", 0):
@@ -138,7 +148,7 @@ class Decoder:
         if pixels.dtype.kind == "f":
             valid = valid & np.isfinite(pixels).all(2)
         count = len(self.bands)
-        return Bands(pixels, self.bands, valid, named, tags[:count], units[:count])
+        return Bands(pixels, self.bands, valid, read.named, read.tags[:count], read.units[:count])
 
     def scaled(self, pixels: np.ndarray, item: Item) -> np.ndarray:
         """Stored values (H, W, C), of a type that fits the scaling, in 8 bits."""

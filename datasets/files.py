@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from utils.errors import CONTROL, DataError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".jp2")
 
 
 class Window(NamedTuple):

@@ -1,7 +1,6 @@
-"""A folder of masks: the scenes that go in, the settings it was begun with, and the summary of what is finished."""
+"""A folder of masks: the settings it was begun with, and the summary of what is finished."""
 
 import csv
-import glob
 import hashlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,46 +9,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datasets.decode import picture_kind
-from datasets.files import SUFFIXES, by_name
+from datasets.files import below
+from datasets.products import Product, is_product
 from engine import processes
 from scenes.predict import Options, Summary
-from utils.errors import CONTROL, ConfigError, DataError, unwritable
+from utils.errors import ConfigError, DataError, unwritable
 from utils.files import write_text
 from utils.records import read_json, reading, write_json
 
 SETTINGS, SUMMARY = "predict.json", "summary.csv"
-
-
-def find_scenes(inputs: Sequence[str], out: Path) -> tuple[dict[str, Path], list[str]]:
-    """The files to predict, by name: the path below the folder that was given, or the file's own, without suffix; and a
-    sentence for each name that several files have, of which none is predicted, and for each link that is not followed.
-
-    An input that is not there raises DataError; masks among the scenes raise ConfigError.
-    """
-    found: dict[str, set[Path]] = {}
-    astray: list[str] = []
-    for text in inputs:
-        path = Path(text)
-        if path.is_dir():
-            if out.resolve().is_relative_to(path.resolve()):
-                raise ConfigError(f"--out {out} lies in {path}, its masks would be taken for scenes; give another")
-            named = [(name, file) for name, files in by_name(path, path, astray).items() for file in files]
-            if not named and not astray:
-                raise DataError(f"{path}: holds no {', '.join(SUFFIXES)} file; name files of other kinds one by one")
-        else:
-            files = [path] if path.is_file() else map(Path, glob.glob(text, recursive=True))
-            named = [(file.stem, file) for file in files]
-            if not named:
-                raise DataError(f"{text}: no such file, folder or glob")
-        for name, file in named:
-            found.setdefault(name, set()).add(file)
-    scenes = {name: sorted(paths) for name, paths in sorted(found.items())}
-    if strange := [str(paths[0]) for name, paths in scenes.items() if CONTROL.search(name)]:
-        raise ConfigError(f"{strange[0]!r}: has a control character in its name; rename it")
-    shared = [", ".join(map(str, paths)) for paths in scenes.values() if len(paths) > 1]
-    fix = "would have one mask file; rename them, or give another --out for each"
-    alone = {name: paths[0] for name, paths in scenes.items() if len(paths) == 1}
-    return alone, [*astray, *(f"{of}: {fix}" for of in shared)]
 
 
 def open_folder(out: Path, weights: Path, options: Options, reading_rules: Mapping[str, object] | None = None) -> None:
@@ -73,9 +41,10 @@ def open_folder(out: Path, weights: Path, options: Options, reading_rules: Mappi
         raise ConfigError(f"{out}: begun with other settings: {'; '.join(changed)}. Give the same, or another --out")
 
 
-def outputs_of(out: Path, layers: Sequence[str], name: str, scene: Path) -> dict[str, Path]:
+def outputs_of(out: Path, layers: Sequence[str], name: str, scene: Path | Product) -> dict[str, Path]:
     """The files of a scene, by layer."""
-    suffix = ".png" if picture_kind(scene) else ".tif"
+    whole = isinstance(scene, Product) or is_product(scene)
+    suffix = ".tif" if whole or not picture_kind(Path(str(scene))) else ".png"
     return {layer: out / f"{name}_{layer}{'.png' if layer == 'quicklook' else suffix}" for layer in layers}
 
 
@@ -134,13 +103,18 @@ class SummaryFile:
         return sorted(self.path.parent.glob(f"{self.path.stem}.*{self.path.suffix}"))
 
 
-def stamp_of(scene: Path) -> tuple[int, int]:
-    """Size in bytes and time of change (ns) of a file; raises DataError if it is not there."""
+def stamp_of(scene: Path | Product) -> tuple[int, int]:
+    """Size in bytes and time of change (ns) of a scene's file, or the sum and the last of those of its files, 0 where
+    they are on the network; raises DataError if it is not there."""
     try:
-        found = scene.stat()
+        if isinstance(scene, Product):
+            files = [file.path for file in {*scene.bands.values()} if isinstance(file.path, Path)]
+        else:
+            files = [file for file in below(scene, scene) if file.is_file()] if scene.is_dir() else [scene]
+        found = [file.stat() for file in files]
     except OSError as error:
         raise DataError(f"{scene}: cannot be read ({error.strerror})") from None
-    return found.st_size, found.st_mtime_ns
+    return sum(file.st_size for file in found), max((file.st_mtime_ns for file in found), default=0)
 
 
 def read_summary(path: Path) -> dict[str, Row]:

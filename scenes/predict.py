@@ -18,11 +18,23 @@ import numpy as np
 from config.fields import at_least, faults, share, within
 from datasets.decode import Bands
 from datasets.files import Item
+from datasets.products import Product, is_product, open_product
 from datasets.values import LIMIT, Values
 from engine.windows import Plan, PredictBatch, Rows, blended, plan
 from scenes.masks import CLOUD, dilated, without_small
 from scenes.network import CloudNetwork
-from scenes.rasters import MASK, SHARE, Output, Thumbnail, grid_of, slabs, write_quicklook, writing
+from scenes.rasters import (
+    MASK,
+    SHARE,
+    Output,
+    Thumbnail,
+    grid_of,
+    grid_of_product,
+    slabs,
+    slabs_of_product,
+    write_quicklook,
+    writing,
+)
 from scenes.streams import ahead
 from utils.errors import ConfigError, DataError
 from utils.labels import IGNORE
@@ -137,7 +149,7 @@ def predict_array(
 
 def predict_scene(
     network: CloudNetwork,
-    path: str | Path,
+    path: str | Path | Product,
     outputs: Mapping[str, Path],
     options: Options | None = None,
     *,
@@ -146,7 +158,8 @@ def predict_scene(
     """The masks of a scene in a file, written to files. Reading, computing and writing overlap in time.
 
     Args:
-        path: whatever the project reads: a GeoTIFF or another raster of GDAL, or a PNG, JPEG or BMP.
+        path: whatever the project reads: a GeoTIFF or another raster of GDAL, a PNG, JPEG or BMP, or the folder or
+            archive of a product, whose reflectance the network gets if it learnt from reflectance.
         outputs: where to write which layer; "mask", "probability" and "entropy" as cloud-optimised GeoTIFF on the
             scene's own grid, or as PNG, by the name's end; "quicklook" as PNG. The mask is put in place last. A folder
             .NAME.part beside it holds what is not finished; one that an earlier attempt left is removed.
@@ -157,17 +170,23 @@ def predict_scene(
     """
     import rasterio
 
-    options, path, began = options or Options(), Path(path), time.perf_counter()
-    grid = grid_of(path)
+    options, began, decoder = options or Options(), time.perf_counter(), network.images.decoder
+    product = path if isinstance(path, Product) else open_product(Path(path)) if is_product(Path(path)) else None
+    if product is None:
+        path = Path(str(path))
+        grid, read = grid_of(path), partial(slabs, path)
+    else:
+        decoder = product.decoder(decoder)
+        grid, read = grid_of_product(product, decoder), partial(slabs_of_product, product)
     try:
         windows = options.plan(grid.height, grid.width, network)
     except ConfigError as error:
         raise DataError(f"{path}: {error}") from None
-    image_small, mask_small, values = Thumbnail(grid), Thumbnail(grid), Values(network.images.decoder)
+    image_small, mask_small, values = Thumbnail(grid), Thumbnail(grid), Values(decoder)
     sums: dict[str, float] = defaultdict(float)
 
     def scene() -> Iterator[Rows]:
-        for slab in slabs(path, network.images.decoder, grid, values.add):
+        for slab in read(decoder, grid, values.add):
             image_small.add(slab.layer)
             yield slab
 
@@ -182,8 +201,8 @@ def predict_scene(
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         # Without a limit GDAL keeps what it read and wrote in up to a twentieth of the machine's memory.
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE))
-        read = stack.enter_context(ahead(scene(), AHEAD))
-        strips = stack.enter_context(ahead(_clouds(network, read, windows, options.flips, tick), AHEAD))
+        decoded = stack.enter_context(ahead(scene(), AHEAD))
+        strips = stack.enter_context(ahead(_clouds(network, decoded, windows, options.flips, tick), AHEAD))
         layers = {}
         for name, kind in (("probability", SHARE), ("entropy", SHARE), ("mask", MASK)):
             if name in outputs:
@@ -193,7 +212,7 @@ def predict_scene(
             mask_small.add(strip)
         _require_range(values, path, options)
         if "quicklook" in outputs:
-            write_quicklook(outputs["quicklook"], image_small, mask_small, network.images.decoder.bands, scratch)
+            write_quicklook(outputs["quicklook"], image_small, mask_small, decoder.bands, scratch)
         for layer in layers.values():
             layer.finish()
     valid, seconds = sums["valid"] or float("nan"), time.perf_counter() - began

@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from datasets.decode import open_raster, picture_kind, require_room, size_of
 from datasets.decoder import Decoder, Seen
 from datasets.files import Item, Window
+from datasets.products import Product
 from engine.memory import ran_out
 from engine.pictures import MASK_COLOURS
 from engine.windows import Rows
@@ -76,6 +77,16 @@ def grid_of(path: Path) -> Grid:
         return Grid(height, width, place | {"rpcs": dataset.rpcs}, dataset.block_shapes[0], tags)
 
 
+def grid_of_product(product: Product, decoder: Decoder) -> Grid:
+    """Where the bands of a product lie that a decoder wants, on the grid of the finest of them."""
+    with product.opened(decoder) as rasters:
+        grid = rasters.grid
+        for rows, columns in ((ROWS, grid.width), (grid.height, ROWS)):
+            require_room(product.path, rows, columns, STRIP, "a strip of the scene")
+        place = {"transform": grid.transform, "crs": grid.crs}
+        return Grid(grid.height, grid.width, place, grid.block_shapes[0], product.tags)
+
+
 def slabs(path: Path, decoder: Decoder, grid: Grid, seen: Seen = lambda stored, values: None) -> Iterator[Rows]:
     """The 8-bit bands (h, W, C) of a scene and where it has data, from the top down, each pixel decoded once; `seen`
     gets what is stored and its values, piece by piece.
@@ -86,14 +97,28 @@ def slabs(path: Path, decoder: Decoder, grid: Grid, seen: Seen = lambda stored, 
     if grid.blocks is None:
         yield Rows(*decoder.pixels(Item(path.name, (path,)), seen))
         return
+    yield from _in_pieces(grid, lambda window: decoder.pixels(Item(path.name, (path,), window=window), seen))
+
+
+def slabs_of_product(
+    product: Product, decoder: Decoder, grid: Grid, seen: Seen = lambda stored, values: None
+) -> Iterator[Rows]:
+    """As `slabs`, of a product; `decoder` is `product.decoder` of the network's."""
+    item = Item(str(product), (Path(str(product)),))
+    with product.opened(decoder) as rasters:
+        yield from _in_pieces(grid, lambda window: decoder.in_8_bits(decoder.by_rule(rasters.read(window)), item, seen))
+
+
+def _in_pieces(grid: Grid, read: Callable[[Window], tuple[np.ndarray, np.ndarray]]) -> Iterator[Rows]:
+    """The slabs of a scene, each put together from what is `read` of its windows."""
+    assert grid.blocks is not None
     block_rows, block_columns = grid.blocks
     rows = min(block_rows * -(-ROWS // block_rows), max(ROWS, PIECE // block_columns))
     columns = block_columns * max(1, PIECE // (rows * block_columns))
     for top in range(0, grid.height, rows):
         height = min(rows, grid.height - top)
         windows = [Window(top, left, height, min(columns, grid.width - left)) for left in range(0, grid.width, columns)]
-        parts = [decoder.pixels(Item(path.name, (path,), window=window), seen) for window in windows]
-        yield Rows(*(np.concatenate(part, axis=1) for part in zip(*parts, strict=True)))
+        yield Rows(*(np.concatenate(part, axis=1) for part in zip(*map(read, windows), strict=True)))
 
 
 class Output:

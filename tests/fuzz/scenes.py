@@ -23,7 +23,7 @@ from datasets.images import checked
 from datasets.scaling import Stretch
 from engine.signals import terminable
 from scenes import CloudNetwork, Images, predict_scene
-from scenes.folder import find_scenes
+from scenes.inputs import find_scenes
 from tests.fuzz.runner import Case, Try
 from utils.errors import DataError, Interrupted
 from utils.output import guard_streams, progress_bar
