@@ -29,7 +29,7 @@ from engine.layout import best_model
 from engine.memory import keep_memory_flat, memory_explained
 from scenes import CloudNetwork, Options, Summary, load_network, predict_scene
 from scenes.folder import SUMMARY, Row, SummaryFile, open_folder, outputs_of, stamp_of
-from scenes.inputs import find_scenes, labels_of
+from scenes.inputs import find_scenes, labels_of, nodata_rule
 from scenes.predict import NOTES
 from utils.errors import AsdaError, ConfigError, DataError
 from utils.output import progress_bar
@@ -77,7 +77,7 @@ def read_request(arguments: Sequence[str] | None = None, description: str | None
     add("--bands", type=lambda text: text.split(","), help=names)
     add("--scale", type=float, help="of scenes without such a tag: a value is scale times what is stored, plus offset")
     add("--offset", type=float, help="see --scale; -1000 for Sentinel-2 since baseline 04.00")
-    add("--nodata", type=_rule, help="pixels without data: file, none, all_zero, any_zero, band:NAME or a number")
+    add("--nodata", type=nodata_rule, help="pixels without data: file, none, all_zero, any_zero, band:NAME or a number")
     add("--probability", action="store_true", help="write the probability of cloud, 0 to 1")
     add("--entropy", action="store_true", help="write its entropy: 0 certain, 1 undecided")
     add("--quicklook", action="store_true", help="write a small PNG of scene and mask")
@@ -96,13 +96,6 @@ def read_request(arguments: Sequence[str] | None = None, description: str | None
     return Request(
         given.inputs, given.out, weights, given.device, layers, options, given.quiet, reading, labels, given.remote
     )
-
-
-def _rule(text: str) -> str | float:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def predict(request: Request) -> None:

@@ -33,6 +33,14 @@ def labels_of(bands: Sequence[str]) -> dict[str, str]:
     return labels
 
 
+def nodata_rule(text: str) -> str | float:
+    """A rule of pixels without data, as `--nodata` has it: a number, or a name."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def find_scenes(
     inputs: Sequence[str],
     out: Path,

@@ -166,7 +166,8 @@ def test_a_step_of_the_student_with_ema_prototypes_and_bank(runs: dict[str, Path
 
 
 def test_a_step_on_mixed_and_masked_images(runs: dict[str, Path]) -> None:
-    require_close(runs["mic_one"] / "intra", runs["mic_two"] / "intra")
+    # Its gradient passes batch normalisation over the few pixels that no block hides.
+    require_close(runs["mic_one"] / "intra", runs["mic_two"] / "intra", 1e-3)
 
 
 def test_a_loss_on_parameters_counts_once(runs: dict[str, Path]) -> None:

@@ -206,7 +206,7 @@ def test_loader_process_that_dies_or_hangs_is_named_with_its_image(stream: Build
     trouble.__class__, trouble.how = Trouble, how
     began, error = time.monotonic(), None
     try:
-        for _ in trouble.batches(2, 0, 8, workers, timeout=2):
+        for _ in trouble.batches(2, 0, 8, workers, timeout=4):
             pass
     except RuntimeError as caught:
         error = caught
