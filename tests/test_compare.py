@@ -183,7 +183,8 @@ def test_an_oracle_without_held_back_images_is_cross_validated(tmp_path: Path, c
         list(cross_validation(job.config, 7))
 
 
-@pytest.mark.parametrize("methods", [["source_only"], pytest.param(["source_only", "asda"], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("methods", [["source_only"], ["source_only", "asda"]])
 def test_selection_without_and_with_labels(methods: list[str], tmp_path: Path, comparison: Callable[..., Path]) -> None:
     path = comparison(methods, protocol={"log": {"snapshots": 2}}, best_on_labels=True, selection="entropy")
     config = config_of(path)

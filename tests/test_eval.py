@@ -160,6 +160,7 @@ def test_another_view_than_in_training_is_refused(arguments: list[str], tmp_path
         evaluation.evaluate(load_config([*arguments, "--eval.weights", weights]))
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_says_why_and_is_forgotten_when_it_works(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +235,7 @@ def test_images_are_not_shown_in_another_way_than_in_training(change: str, argum
         evaluation.evaluate(load_config([*arguments, change]))
 
 
+@pytest.mark.slow
 def test_each_model_sees_the_target_with_the_scaling_that_it_was_trained_with(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
