@@ -98,7 +98,7 @@ def train_teacher(config: Config) -> None:
     streams = {str(name): training_stream(config, part, name, w.augment) for name, part in images.items()}
     fit(stage, streams, folder, config, batch=w.batch, steps=steps, epoch_steps=epoch_steps, weights_metadata=metadata)
     if config.target.scaling == AUTO and w.supervise == "source":
-        choose_view(stage.segmenter, config)
+        choose_view(stage.segmenter, images["source"], config)
         metadata = data_record(config)
     write_weights(weights, stage.exported, metadata)
 

@@ -43,10 +43,11 @@ def views_of(run: Path) -> tuple[dict[View, float], dict[View, float]]:
     folder = run / "source_only"
     config = load_config(["--config", str(folder / "config.yaml"), "--out", str(run)])
     segmenter = load_segmenter(folder / "source_only.safetensors").eval()
-    images, scored = training_images(config, "target", labels=False), evaluation_images(config, "target")
+    source, scored = training_images(config, "source", labels=True), evaluation_images(config, "target")
+    images = training_images(config, "target", labels=False)
     plain = rules_of(config, "target").scaling
     found, agreement = {OWN: miou(segmenter, recoloured(scored, plain), config)}, {}
-    for view, (scaling, network) in candidate_views(segmenter, images, config).items():
+    for view, (scaling, network) in candidate_views(segmenter, source, images, config).items():
         found[view] = miou(network, recoloured(scored, scaling), config)
         agreement[view] = scale_agreement(network, recoloured(images, scaling), config)
     return found, agreement

@@ -53,11 +53,14 @@ class Candidate(NamedTuple):
     segmenter: Segmenter
 
 
-def choose_view(segmenter: Segmenter, config: Config) -> None:
+def choose_view(segmenter: Segmenter, source: ImageSet, config: Config) -> None:
     """Choose the view under which the segmenter sees the target best, leave its statistics in the segmenter, and write
-    its colours to view.json beside its weights, where `engine.domains.decoder_of` finds them from then on."""
+    its colours to view.json beside its weights, where `engine.domains.decoder_of` finds them from then on.
+
+    `source` has the labelled images that it was trained on.
+    """
     images = training_images(config, "target", labels=False, chosen=False)
-    candidates = candidate_views(segmenter, images, config)
+    candidates = candidate_views(segmenter, source, images, config)
     scores = {
         view: scale_agreement(network, recoloured(images, scaling), config)
         for view, (scaling, network) in candidates.items()
@@ -74,13 +77,16 @@ def choose_view(segmenter: Segmenter, config: Config) -> None:
     processes.barrier()
 
 
-def candidate_views(segmenter: Segmenter, images: ImageSet, config: Config) -> dict[View, Candidate]:
-    """The views of the target's training images, whose scaling is that of "moments"."""
+def candidate_views(segmenter: Segmenter, source: ImageSet, images: ImageSet, config: Config) -> dict[View, Candidate]:
+    """The views of the target's training `images`, whose scaling is that of "moments"."""
     moments = images.decoder.scaling
     assert isinstance(moments, Stretch)
     adapted = with_statistics_of(images, segmenter, config)
-    classes = class_stretch(segmenter, images, config)
-    adapted_classes = class_stretch(adapted, images, config)
+    sums = partial(_label_sums, source)
+    chosen = spread(source, 4 * IMAGES)
+    wanted = class_means(processes.divided(sums, chosen, desc="colours of the source", unit="image"))
+    classes = class_stretch(segmenter, images, wanted, config)
+    adapted_classes = class_stretch(adapted, images, wanted, config)
     return {
         View("moments", "trained"): Candidate(moments, segmenter),
         View("moments", "target"): Candidate(moments, adapted),
@@ -98,9 +104,9 @@ def with_statistics_of(images: ImageSet, segmenter: Segmenter, config: Config) -
     return adapted
 
 
-def judged_on(images: ImageSet) -> Sequence[Item]:
-    """About `IMAGES` of the images, from all over the domain."""
-    return images.items[:: -(-len(images) // IMAGES)]
+def spread(images: ImageSet, most: int = IMAGES) -> Sequence[Item]:
+    """At most so many of the images, from all over the domain."""
+    return images.items[:: -(-len(images) // most)]
 
 
 def recoloured(images: ImageSet, scaling: Stretch | str | None) -> ImageSet:
@@ -115,8 +121,9 @@ def cloud_of(segmenter: Segmenter, decoded: Decoded, config: Config, scale: floa
     return found
 
 
-def class_stretch(segmenter: Segmenter, images: ImageSet, config: Config) -> Stretch:
-    """The stretch that gives the target's predicted clear and cloudy pixels the mean colours of the source's.
+def class_stretch(segmenter: Segmenter, images: ImageSet, wanted: np.ndarray, config: Config) -> Stretch:
+    """The stretch that gives the target's predicted clear and cloudy pixels the mean colours `wanted` (2, C), those of
+    the source's, 8-bit levels.
 
     Moments of all pixels move with the share of cloud, those of a class do not; which pixels are cloud, the network
     says, of the target as the last stretch shows it. A band keeps its stretch where cloud and clear are not told apart.
@@ -125,15 +132,11 @@ def class_stretch(segmenter: Segmenter, images: ImageSet, config: Config) -> Str
     """
     scaling = images.decoder.scaling
     assert isinstance(scaling, Stretch)
-    source = training_images(config, "source", labels=True)
-    chosen = source.items[:: -(-len(source) // (4 * IMAGES))]
-    levels = partial(_label_sums, source)
-    wanted = class_means(processes.divided(levels, chosen, desc="colours of the source", unit="image"))
     for _ in range(ROUNDS):
         seen = recoloured(images, scaling)
         sums = processes.divided(
             partial(_predicted_sums, segmenter, seen, config),
-            judged_on(images),
+            spread(images),
             desc="colours of the target",
             unit="image",
         )
@@ -186,7 +189,7 @@ def _predicted_sums(segmenter: Segmenter, images: ImageSet, config: Config, item
 def scale_agreement(segmenter: Segmenter, images: ImageSet, config: Config) -> float:
     """Cohen's kappa, at most 1, of a network's masks of images at full size and at `SCALE` of it."""
     counts = partial(_scale_counts, segmenter, images, config)
-    return kappa(np.sum(processes.divided(counts, judged_on(images), desc="views", unit="image"), axis=0))
+    return kappa(np.sum(processes.divided(counts, spread(images), desc="views", unit="image"), axis=0))
 
 
 def _scale_counts(segmenter: Segmenter, images: ImageSet, config: Config, item: Item) -> np.ndarray:
